@@ -1,0 +1,166 @@
+"""Settings as plain data: typed sections, read from YAML, TOML or JSON, with errors that name the right key."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import msgspec
+import yaml
+
+from farthing.errors import ConfigError, nearest
+
+SectionT = TypeVar("SectionT")
+MAX_BYTES = 16 << 20
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every settings and manifest type: immutable, checked, unknown keys refused.
+
+    Subclasses repeat ``frozen=True`` and ``kw_only=True`` so that type checkers see them too.
+    """
+
+
+def read(path: Path, kind: type[SectionT]) -> SectionT:
+    """Read a settings file (``.yaml``, ``.yml``, ``.json`` or ``.toml``) into ``kind``.
+
+    ``${NAME}`` in a value is replaced by the environment variable of that name.
+
+    Raises:
+        ConfigError: no such file, not readable as its suffix says, an unknown key (the nearest right
+            one is named), a wrong type, or an environment variable that is not set.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_BYTES >> 20} MiB: not a settings file")
+    return convert(_resolve(parse(raw, path.suffix, str(path)), str(path)), kind, str(path))
+
+
+def parse(raw: bytes, suffix: str, where: str) -> Any:
+    """Decode YAML, JSON or TOML bytes to plain data.
+
+    Raises:
+        ConfigError: the bytes are not what the suffix says, or the suffix is none of these.
+    """
+    try:
+        if suffix in {".yaml", ".yml"}:
+            return yaml.load(raw, Loader=_Loader)
+        if suffix == ".json":
+            return msgspec.json.decode(raw)
+        if suffix == ".toml":
+            return tomllib.loads(raw.decode())
+    except (yaml.YAMLError, msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{where} is not valid {suffix[1:].upper()}: {error}") from error
+    raise ConfigError(f"{where}: settings are read from .yaml, .json or .toml, not {suffix or 'a file without suffix'!r}")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, and aliases (an alias bomb expands without bound)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in settings")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=True)
+        if len(mapping) != len(node.value):
+            raise yaml.YAMLError(f"a key is given twice, line {node.start_mark.line + 1}")
+        return mapping
+
+
+def _resolve(data: Any, where: str) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _resolve(value, where) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_resolve(value, where) for value in data]
+    if isinstance(data, str):
+        return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], where), data)
+    return data
+
+
+def _variable(name: str, where: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise ConfigError(f"{where} uses ${{{name}}}, but the environment variable {name} is not set")
+    return value
+
+
+def convert(data: Any, kind: type[SectionT], where: str) -> SectionT:
+    """Turn plain data into ``kind``; ``where`` names the source in error messages.
+
+    Raises:
+        ConfigError: an unknown key (with its place and the nearest right one), a missing key or a wrong type.
+    """
+    try:
+        return msgspec.convert(data, kind, strict=True, dec_hook=_path_hook)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(str(error), kind)}") from error
+
+
+def _path_hook(kind: type[Any], value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError
+
+
+def _explain(message: str, kind: Any) -> str:
+    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$(.*)`)?$", message)
+    if not unknown:
+        return message
+    place = unknown[2] or ""
+    known = _fields_at(kind, [part for part in place.split(".") if part])
+    at = f" at {place.lstrip('.')}" if place else ""
+    return f"unknown key {unknown[1]!r}{at}; {nearest(unknown[1], known)}"
+
+
+def _fields_at(kind: Any, place: list[str]) -> list[str]:
+    """Names of the fields of the section found by following ``place`` from ``kind``."""
+    for section in _sections(kind):
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(section)}
+        if not place:
+            return list(fields)
+        name = re.sub(r"\[.*\]$", "", place[0])
+        if name in fields:
+            return _fields_at(fields[name], place[1:])
+    return []
+
+
+def _sections(kind: Any) -> list[Any]:
+    """The section types that ``kind`` is or holds (in an optional, a tuple or a mapping)."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return [kind]
+    return [section for part in get_args(kind) for section in _sections(part)]
+
+
+def plain(section: object) -> Any:
+    """A section as plain data (maps, lists, numbers, text), ready for JSON or YAML."""
+    return msgspec.to_builtins(section, enc_hook=_plain_hook)
+
+
+def _plain_hook(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} is not plain data")
+
+
+def to_yaml(section: object) -> str:
+    """A section as YAML text, keys in their declared order."""
+    return yaml.safe_dump(plain(section), sort_keys=False, allow_unicode=True, width=110)
+
+
+def canonical(section: object) -> bytes:
+    """A section as canonical JSON (sorted keys, no spaces): what digests are taken over."""
+    return msgspec.json.encode(plain(section), order="sorted")
+
+
+def schema(kind: type[Any]) -> dict[str, Any]:
+    """The JSON schema of a section type."""
+    return msgspec.json.schema(kind, schema_hook=lambda part: {"type": "string"})

@@ -1,0 +1,1 @@
+"""One file per runtime; `farthing.engines.base` says what an engine is."""

@@ -1,0 +1,128 @@
+"""Every error Farthing raises on purpose, in one tree.
+
+    FarthingError                      exit code 2
+    ├── ConfigError                    a setting, budget, recipe or file of settings that cannot be understood
+    ├── PluginError                    no engine, pass, task or metric of that name
+    ├── NotInstalled                   an optional package is missing; the message names the extra
+    ├── ModelError                     not a model, damaged, or not what its manifest says
+    │   ├── UnsupportedError           an operator, opset or feature that this part cannot handle
+    │   └── ConversionError            the converted model does not compute what its source computes
+    ├── TaskError                      data set or metric unusable: empty, NaN, labels out of range, wrong shapes
+    ├── TargetError                    no target of that name, or one that cannot be used
+    ├── EngineError                    an engine could not load or run a model
+    │   └── FeedError                  tensors given to run() do not fit the model's inputs
+    ├── AssetError                     a file out of a package could not be fetched, or is not the pinned one
+    ├── StorageError                   a directory is busy, read-only, full, or an archive is unsafe
+    └── MeasurementError               a measurement could not be taken
+
+A message says what was wrong, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+__all__ = [
+    "AssetError",
+    "ConfigError",
+    "ConversionError",
+    "EngineError",
+    "FarthingError",
+    "FeedError",
+    "MeasurementError",
+    "ModelError",
+    "NotInstalled",
+    "PluginError",
+    "StorageError",
+    "TargetError",
+    "TaskError",
+    "UnsupportedError",
+    "nearest",
+    "require",
+]
+
+
+class FarthingError(Exception):
+    """Root of the tree: catch this to catch everything Farthing raises on purpose."""
+
+
+class ConfigError(FarthingError):
+    """A setting, budget, recipe or configuration file cannot be understood."""
+
+
+class PluginError(FarthingError):
+    """No plugin of that kind and name is known."""
+
+
+class NotInstalled(FarthingError):
+    """An optional package is missing; the message names the extra that brings it."""
+
+
+class ModelError(FarthingError):
+    """Not a model, a damaged one, or one that is not what its manifest says."""
+
+
+class UnsupportedError(ModelError):
+    """An operator, opset or feature that this part of Farthing cannot handle."""
+
+
+class ConversionError(ModelError):
+    """A converted model does not compute what its source computes."""
+
+
+class TaskError(FarthingError):
+    """A data set or metric cannot be used: empty, NaN, labels out of range, shapes that do not fit."""
+
+
+class TargetError(FarthingError):
+    """No target of that name, or one that cannot be used."""
+
+
+class EngineError(FarthingError):
+    """An engine could not load or run a model."""
+
+
+class FeedError(EngineError):
+    """Tensors given to ``run`` do not fit the model's inputs."""
+
+
+class AssetError(FarthingError):
+    """A file out of a package could not be fetched, or is not the pinned one."""
+
+
+class StorageError(FarthingError):
+    """A directory is busy, read-only or full, or an archive is unsafe."""
+
+
+class MeasurementError(FarthingError):
+    """A measurement could not be taken."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence for an error message: the nearest right name, and all of them.
+
+    >>> nearest("acuracy_drop", ["accuracy_drop", "size_mb"])
+    "did you mean 'accuracy_drop'? Known: accuracy_drop, size_mb"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names) or 'none'}"
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional module, or say which extra brings it.
+
+    Raises:
+        NotInstalled: the module, or one it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = error.name or module
+        raise NotInstalled(
+            f"this needs the Python package {missing!r}, which is not installed: pip install 'farthing[{extra}]'"
+        ) from error

@@ -1,0 +1,229 @@
+"""Measurement: never a bare number. The statistics that turn samples into a figure, a bound or "cannot tell"."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from farthing.config import Section
+from farthing.errors import MeasurementError
+from farthing.target import BUDGET_NAMES, Budget
+
+Floats = NDArray[np.float64]
+Verdict = Literal["better", "worse", "same", "cannot tell"]
+Scenario = Literal["single_stream", "offline"]
+
+
+class Interval(Section, frozen=True, kw_only=True):
+    """A 95 % confidence interval around a value."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ({self.low:.4g}..{self.high:.4g})"
+
+
+class Measurement(Section, frozen=True, kw_only=True):
+    """What was measured, where and how often. None means not measured or unavailable, never zero.
+
+    Attributes:
+        model: digest of the model.
+        engine, engine_version, threads: what ran it.
+        machine: description of the machine.
+        scenario: MLPerf scenario (https://github.com/mlcommons/inference): ``single_stream`` feeds one sample
+            at a time, ``offline`` feeds batches as fast as they are taken.
+        batch: samples per call.
+        runs: timed calls; ``seconds`` they took together.
+        p50_ms, p90_ms, p99_ms: latency of one call, milliseconds, engine only.
+        p90_bound_ms: upper 95 % confidence bound of p90; None if there were too few calls for one.
+        throughput: samples per second.
+        load_ms: time to load the model.
+        prepare_ms: time to preprocess one sample, beside the latency, not in it.
+        peak_memory_mb: peak resident memory of a process that loads and runs the model, MB of 10^6 bytes;
+            ``memory_mb`` is what it adds to the bare process.
+        size_mb: model files, MB of 10^6 bytes.
+        energy_mj: energy of one sample, millijoules; ``energy_source`` names the meter, or says "unavailable".
+        accuracy: the task's metric with its interval; ``metric``, ``split`` and ``samples`` say which.
+        when: time of the measurement, ISO 8601, UTC.
+    """
+
+    model: str
+    engine: str
+    engine_version: str
+    threads: int
+    machine: str
+    scenario: Scenario
+    batch: int = 1
+    runs: int
+    seconds: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p90_bound_ms: float | None = None
+    throughput: float
+    load_ms: float | None = None
+    prepare_ms: float | None = None
+    peak_memory_mb: float | None = None
+    memory_mb: float | None = None
+    size_mb: float
+    energy_mj: float | None = None
+    energy_source: str = "unavailable"
+    accuracy: Interval | None = None
+    metric: str = ""
+    split: str = ""
+    samples: int = 0
+    when: str = ""
+
+    def merged(self, **figures: Any) -> Measurement:
+        """A copy with more figures filled in."""
+        return msgspec.structs.replace(self, **figures)
+
+
+class Figures(Section, frozen=True, kw_only=True):
+    """The figures a budget limits, gathered from one or more measurements of a model; None = not measured."""
+
+    accuracy: float | None = None
+    accuracy_drop: float | None = None
+    latency_ms: float | None = None
+    throughput: float | None = None
+    peak_memory_mb: float | None = None
+    size_mb: float | None = None
+    energy_mj: float | None = None
+
+
+_FIGURE_OF = {"accuracy_min": "accuracy", "throughput_min": "throughput"}
+
+
+def violations(figures: Figures, budget: Budget) -> tuple[str, ...]:
+    """The limits of a budget that figures exceed, a sentence each; a limited figure nobody measured is one too.
+
+    >>> violations(Figures(size_mb=1.5), Budget(size_mb=1))
+    ('size_mb is 1.5, the budget is size_mb<=1',)
+    """
+    found = []
+    for name in BUDGET_NAMES:
+        limit = getattr(budget, name)
+        if limit is None:
+            continue
+        value = getattr(figures, _FIGURE_OF.get(name, name))
+        wanted = Budget(**{name: limit})
+        if value is None:
+            found.append(f"{name} could not be measured here, the budget is {wanted}")
+        elif not within(value, limit, least=name.endswith("_min")):
+            found.append(f"{_FIGURE_OF.get(name, name)} is {value:.4g}, the budget is {wanted}")
+    return tuple(found)
+
+
+def within(value: float, limit: float, least: bool) -> bool:
+    """Whether a figure keeps a limit; a millionth of slack absorbs rounding. NaN keeps none."""
+    slack = 1e-6 * max(1.0, abs(limit))
+    return value >= limit - slack if least else value <= limit + slack
+
+
+def percentile(samples: Floats, share: float) -> float:
+    """The ``share`` quantile as an observed value (nearest rank, as MLPerf's LoadGen takes it)."""
+    if samples.size == 0:
+        raise MeasurementError("no samples were taken: measure longer")
+    ranked = np.sort(samples)
+    return float(ranked[min(len(ranked) - 1, math.ceil(share * len(ranked)) - 1)])
+
+
+def percentile_bound(samples: Floats, share: float, confidence: float = 0.95) -> float | None:
+    """Upper confidence bound of a quantile by order statistics, distribution-free; None if too few samples.
+
+    The r-th of n ranked values exceeds the quantile q with probability P(Binomial(n, q) < r)
+    (Hahn and Meeker, Statistical Intervals, 1991, section 5.2); the normal approximation of the binomial is used.
+    """
+    n = samples.size
+    rank = math.ceil(n * share + 1.645 * math.sqrt(n * share * (1 - share)) + 0.5)
+    if confidence != 0.95:
+        raise MeasurementError("only the 95 % bound is offered")
+    return None if rank > n else float(np.sort(samples)[rank - 1])
+
+
+def bootstrap(values: Floats, statistic: Any, rounds: int = 2000, seed: int = 0) -> Interval:
+    """Percentile bootstrap (Efron 1979) of a statistic over the first axis of ``values``.
+
+    Args:
+        values: samples along the first axis; columns are resampled together, which keeps pairs together.
+        statistic: function of an array ``(rounds, n, ...)`` that reduces axis 1.
+        rounds: resamples.
+        seed: of the generator: the same samples give the same interval.
+    """
+    generator = np.random.default_rng(seed)
+    n = len(values)
+    draws = []
+    for start in range(0, rounds, 200):
+        picks = generator.integers(0, n, (min(200, rounds - start), n))
+        draws.append(statistic(values[picks]))
+    spread = np.concatenate(draws)
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return Interval(value=float(statistic(values[None])[0]), low=float(low), high=float(high))
+
+
+def ratio_of_medians(pairs: Floats) -> Interval:
+    """How many times faster: median of the first column over median of the second, with its interval.
+
+    Args:
+        pairs: shape (rounds, 2): times of both candidates in the same interleaved round.
+    """
+
+    def statistic(draws: Floats) -> Floats:
+        medians = np.median(draws, axis=1)
+        return np.asarray(medians[..., 0] / medians[..., 1])
+
+    return bootstrap(np.asarray(pairs, np.float64), statistic)
+
+
+def compare(ratio: Interval, margin: float = 0.02) -> Verdict:
+    """Read a speed ratio: above 1 is better; an interval that holds both sides of 1 cannot tell.
+
+    ``margin`` is the difference that is called the same: an interval within 1 +- margin.
+    """
+    if ratio.low > 1:
+        return "better"
+    if ratio.high < 1:
+        return "worse"
+    return "same" if ratio.low >= 1 - margin and ratio.high <= 1 + margin else "cannot tell"
+
+
+def mean_interval(values: Sequence[float] | Floats) -> Interval:
+    """Mean of per-sample scores with its 95 % interval (normal approximation; Wilson's for 0/1 scores).
+
+    Wilson, J. Am. Stat. Assoc. 22 (1927), keeps the interval honest at 0 and 100 %.
+    """
+    scores = np.asarray(values, np.float64)
+    n, mean = len(scores), float(np.mean(scores))
+    if not np.isin(scores, (0.0, 1.0)).all():
+        half = 1.96 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+        return Interval(value=mean, low=mean - half, high=mean + half)
+    z2 = 1.96**2
+    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = 1.96 * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return Interval(value=mean, low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+
+def paired_difference(first: Floats, second: Floats) -> Interval:
+    """Mean of ``first - second`` over the same samples with its 95 % interval.
+
+    The half width has a floor of one changed sample either way, so that equal answers on few samples do
+    not read as certainty.
+    """
+    gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    n, mean = len(gaps), float(np.mean(gaps))
+    spread = float(np.std(gaps, ddof=1)) if n > 1 else math.inf
+    half = max(1.96 * spread / math.sqrt(n), 1.0 / n)
+    return Interval(value=mean, low=mean - half, high=mean + half)
+
+
+def machine_name(cpu: str, cores: int | None) -> str:
+    """One line that says where a figure comes from."""
+    return f"{cpu or platform.machine()}, {cores or '?'} cores, {platform.system()} {platform.release()}"

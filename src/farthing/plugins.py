@@ -1,0 +1,97 @@
+"""Names to objects: built-in parts from a literal table, third-party ones by ``register`` or entry point.
+
+Nothing is imported before it is asked for. A package announces its parts under the entry-point groups
+``farthing.engine``, ``farthing.pass``, ``farthing.task`` and ``farthing.metric``; a script calls `register`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal, TypeVar
+
+from farthing.errors import PluginError, nearest
+
+Kind = Literal["engine", "pass", "task", "metric"]
+PartT = TypeVar("PartT")
+
+BUILTIN: dict[Kind, dict[str, str]] = {
+    "engine": {
+        "onnxruntime": "farthing.engines.onnxruntime:OnnxRuntimeEngine",
+        "fake": "farthing.engines.fake:FakeEngine",
+    },
+    "pass": {
+        "graph.fuse.v1": "farthing.forge.fuse:Fuse",
+        "graph.compact.v1": "farthing.forge.fuse:Compact",
+        "quantize.static.v1": "farthing.forge.quantize.static:StaticInt8",
+        "quantize.dynamic.v1": "farthing.forge.quantize.dynamic:DynamicInt8",
+        "quantize.float16.v1": "farthing.forge.quantize.float16:Float16",
+    },
+    "task": {
+        "mnist-5k": "farthing.tasks:mnist_5k",
+        "digits": "farthing.tasks:digits",
+    },
+    "metric": {
+        "top1": "farthing.metrics:TOP1",
+        "top5": "farthing.metrics:TOP5",
+        "macro_f1": "farthing.metrics:MACRO_F1",
+        "auc": "farthing.metrics:AUC",
+        "map": "farthing.metrics:MEAN_AVERAGE_PRECISION",
+        "cosine": "farthing.metrics:MEAN_COSINE",
+        "error": "farthing.metrics:MEAN_ABSOLUTE_ERROR",
+        "agreement": "farthing.metrics:AGREEMENT",
+    },
+}
+_registered: dict[tuple[Kind, str], Any] = {}
+
+
+def register(kind: Kind, name: str, part: Any) -> None:
+    """Make a part known under a name, for the life of this process.
+
+    Args:
+        kind: what it is: ``engine``, ``pass``, ``task`` or ``metric``.
+        name: its name; a pass carries a version, as in ``prune.mine.v1``, because recipes store it.
+        part: the object itself: an engine class, a pass (class or function), a function that returns a Task, a Metric.
+
+    Raises:
+        PluginError: the name is already taken by another part.
+    """
+    if name in BUILTIN[kind] or _registered.get((kind, name), part) is not part:
+        raise PluginError(f"the {kind} name {name!r} is already taken: choose another")
+    _registered[kind, name] = part
+
+
+def names(kind: Kind) -> list[str]:
+    """All names of a kind, sorted, those of installed entry points included."""
+    announced = {entry.name for entry in _entry_points(kind)}
+    return sorted(announced | set(BUILTIN[kind]) | {name for k, name in _registered if k == kind})
+
+
+def get(kind: Kind, name: str) -> Any:
+    """The part of that kind and name, imported if need be.
+
+    Raises:
+        PluginError: no such name (the nearest right one is suggested), or its entry point does not load.
+        NotInstalled: the part's module needs a package that is not installed.
+    """
+    if (kind, name) in _registered:
+        return _registered[kind, name]
+    if name in BUILTIN[kind]:
+        module, _, attribute = BUILTIN[kind][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    for entry in _entry_points(kind):
+        if entry.name == name:
+            return _load(entry, kind)
+    raise PluginError(f"no {kind} is called {name!r}; {nearest(name, names(kind))}")
+
+
+def _load(entry: Any, kind: Kind) -> Any:
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"the {kind} {entry.name!r} of entry point {entry.value!r} does not load: {error}") from error
+
+
+def _entry_points(kind: Kind) -> Any:
+    from importlib.metadata import entry_points  # costs some 50 ms to import: only for names we do not know
+
+    return entry_points(group=f"farthing.{kind}")
