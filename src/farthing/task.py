@@ -1,0 +1,276 @@
+"""Task: what the data is and what "accuracy" means. No framework; arrays, picture files and a metric."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farthing import plugins
+from farthing.errors import PluginError, TaskError, nearest, require
+from farthing.files import digest, file_digest
+from farthing.metrics import Metric
+from farthing.model import Manifest
+
+Array = NDArray[Any]
+SplitName = Literal["train", "calibration", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "calibration", "validation", "test")
+CLASS_METRICS = {"top1", "top5", "macro_f1"}
+CALIBRATION_SAMPLES = 256
+
+
+class Split:
+    """Samples in memory.
+
+    Args:
+        inputs: input name -> array with samples along the first axis; the name ``""`` stands for the
+            model's only data input.
+        labels: one per sample along the first axis, or None.
+    """
+
+    def __init__(self, inputs: Mapping[str, Array], labels: Array | None = None) -> None:
+        self.inputs = dict(inputs)
+        self.labels = labels
+        sizes = {len(array) for array in [*self.inputs.values(), *([] if labels is None else [labels])]}
+        if len(sizes) != 1:
+            raise TaskError(f"inputs and labels differ in their number of samples: {sorted(sizes) or 'no inputs'}")
+        self._size = sizes.pop()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def take(self, picks: Sequence[int] | Array) -> dict[str, Any]:
+        """The inputs of some samples: name -> array (or, for picture files, a list of uint8 arrays)."""
+        return {name: array[np.asarray(picks, np.int64)] for name, array in self.inputs.items()}
+
+    def subset(self, picks: Sequence[int] | Array) -> Split:
+        """A split of some samples."""
+        picks = np.asarray(picks, np.int64)
+        return type(self)(
+            {name: array[picks] for name, array in self.inputs.items()},
+            None if self.labels is None else self.labels[picks],
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, types, shapes and values."""
+        arrays = [*sorted(self.inputs.items()), *([] if self.labels is None else [("labels", self.labels)])]
+        parts = [f"{name} {array.dtype} {array.shape} {_digest_of(array)}" for name, array in arrays]
+        return digest("\n".join(parts).encode())
+
+    def check(self, where: str) -> None:
+        """Refuse an empty split and NaN.
+
+        Raises:
+            TaskError: naming the split and the first bad sample.
+        """
+        if not len(self):
+            raise TaskError(f"{where} is empty: give it samples")
+        for name, array in self.inputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(1))[0, 0])
+                raise TaskError(f"{where}: input {name or 'data'} of sample {row} holds NaN or infinity: clean the data")
+            if array.dtype.kind not in "fiub":
+                raise TaskError(f"{where}: input {name or 'data'} is {array.dtype}, not numbers")
+
+
+class ImageFiles(Split):
+    """Pictures on disk, decoded when taken. ``inputs[""]`` is an array of paths."""
+
+    def take(self, picks: Sequence[int] | Array) -> dict[str, Any]:
+        return {"": [read_image(Path(path)) for path in self.inputs[""][np.asarray(picks, np.int64)]]}
+
+    @cached_property
+    def digest(self) -> str:
+        parts = [file_digest(Path(path)) for path in self.inputs[""]]
+        labels = "" if self.labels is None else _digest_of(self.labels)
+        return digest("\n".join([*parts, labels]).encode())
+
+    def check(self, where: str) -> None:
+        if not len(self):
+            raise TaskError(f"{where} has no pictures: give it some")
+
+
+def read_image(path: Path) -> Array:
+    """Decode a picture file to uint8, (height, width, 3) RGB or (height, width) grey.
+
+    Raises:
+        NotInstalled: Pillow is missing.
+        TaskError: not a picture, damaged, or larger than Pillow's limit on pixels.
+    """
+    pillow = require("PIL.Image", "image")
+    exif = require("PIL.ImageOps", "image")
+    try:
+        with pillow.open(path) as image:
+            upright = exif.exif_transpose(image)
+            return np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        raise TaskError(f"{path} is not a picture that can be read: {error}") from error
+
+
+def _digest_of(array: Array) -> str:
+    return digest(np.ascontiguousarray(array).tobytes())
+
+
+class Task:
+    """Data in four splits, and a metric.
+
+    Search looks at ``validation`` only; ``test`` is scored once, for the winner and the baseline.
+
+    Args:
+        name: of the task.
+        splits: by name; ``calibration`` defaults to the first samples of ``train``.
+        metric: a Metric or the name of one.
+        labels: class names in the order of the model's output; empty if there are none.
+        form: ``image`` for pictures, which the model's manifest says how to preprocess; ``tensor`` for
+            arrays that are fed as they are.
+        licence: of the data.
+
+    Raises:
+        TaskError: a split is empty, holds NaN, or has labels that the metric or ``labels`` rule out.
+        PluginError: no metric of that name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        splits: Mapping[str, Split],
+        metric: Metric | str,
+        *,
+        labels: Sequence[str] = (),
+        form: Literal["image", "tensor"] = "tensor",
+        licence: str = "",
+    ) -> None:
+        self.name = name
+        self.metric: Metric = plugins.get("metric", metric) if isinstance(metric, str) else metric
+        self.labels = tuple(labels)
+        self.form = form
+        self.licence = licence
+        self.splits = dict(splits)
+        for key in self.splits:
+            if key not in SPLITS:
+                raise TaskError(f"task {name}: no split is called {key!r}; {nearest(key, SPLITS)}")
+        if "calibration" not in self.splits and "train" in self.splits:
+            train = self.splits["train"]
+            self.splits["calibration"] = train.subset(range(min(CALIBRATION_SAMPLES, len(train))))
+        for key, split in self.splits.items():
+            self._check(split, f"task {name}: the {key} split")
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{key} {len(split)}" for key, split in self.splits.items())
+        return f"Task({self.name!r}, {self.metric.name}, {sizes})"
+
+    def split(self, name: SplitName) -> Split:
+        """A split by name.
+
+        Raises:
+            TaskError: the task has none of that name; the message says how to give it one.
+        """
+        try:
+            return self.splits[name]
+        except KeyError:
+            raise TaskError(f"task {self.name} has no {name} split: add one to its file, or give its share") from None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the data of all splits, the metric and the labels."""
+        parts = [f"{key} {split.digest}" for key, split in sorted(self.splits.items())]
+        return digest("\n".join([self.metric.name, self.form, *self.labels, *parts]).encode())
+
+    def check(self, manifest: Manifest) -> None:
+        """Hold the task against a model.
+
+        Raises:
+            TaskError: inputs the model lacks, shapes that do not fit, more classes than outputs, or pictures
+                for a model whose manifest does not say how to preprocess them.
+        """
+        split = next(iter(self.splits.values()))
+        inputs = {spec.name: spec for spec in manifest.data_inputs}
+        if self.form == "image":
+            if manifest.preprocess is None:
+                raise TaskError(
+                    f"task {self.name} has pictures, but the manifest of {manifest.name} does not say how to "
+                    "preprocess them: add `preprocess` to its manifest, or run `farthing init`"
+                )
+        else:
+            self._check_shapes(split, inputs, manifest.name)
+        self._check_classes(manifest)
+
+    def _check_shapes(self, split: Split, inputs: Mapping[str, Any], model: str) -> None:
+        for name, array in split.inputs.items():
+            if name == "" and len(inputs) != 1:
+                raise TaskError(f"model {model} has {len(inputs)} inputs: name each in task {self.name}: {list(inputs)}")
+            if name not in inputs and name:
+                raise TaskError(f"task {self.name} feeds {name!r}, which model {model} lacks; {nearest(name, inputs)}")
+            spec = inputs[name] if name else next(iter(inputs.values()))
+            inner = spec.shape[1:] if spec.batch_axis == 0 else spec.shape
+            if len(inner) != array.ndim - 1 or any(
+                isinstance(a, int) and a != b for a, b in zip(inner, array.shape[1:], strict=False)
+            ):
+                raise TaskError(
+                    f"task {self.name}: samples of shape {list(array.shape[1:])} do not fit input "
+                    f"{spec.name!r} of model {model}, which takes {list(inner)} each"
+                )
+
+    def _check_classes(self, manifest: Manifest) -> None:
+        if self.metric.name not in CLASS_METRICS or not manifest.outputs:
+            return
+        classes = manifest.outputs[0].shape[-1] if manifest.outputs[0].shape else 0
+        for key, split in self.splits.items():
+            highest = -1 if split.labels is None else int(split.labels.max())
+            if isinstance(classes, int) and highest >= classes:
+                raise TaskError(
+                    f"task {self.name}: the {key} split has label {highest}, but model {manifest.name} has {classes} "
+                    f"outputs (labels 0..{classes - 1})"
+                )
+
+    def _check(self, split: Split, where: str) -> None:
+        split.check(where)
+        labels = split.labels
+        if labels is None:
+            if self.metric.needs == "labels":
+                raise TaskError(f"{where} has no labels, which metric {self.metric.name} needs; or use 'agreement'")
+            return
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise TaskError(f"{where}: a label is NaN or infinite: clean the data")
+        if self.metric.name in CLASS_METRICS:
+            if labels.dtype.kind not in "iu" or labels.ndim != 1:
+                raise TaskError(f"{where}: labels must be whole numbers, one a sample, for metric {self.metric.name}")
+            outside = labels[(labels < 0) | (labels >= len(self.labels) if self.labels else labels < 0)]
+            if outside.size:
+                raise TaskError(f"{where}: label {int(outside[0])} is out of range 0..{len(self.labels) - 1}")
+
+
+def find_task(name: str) -> Task:
+    """A task by built-in or registered name, by the path of its YAML, TOML or JSON file, or as ``module:function``.
+
+    Raises:
+        TaskError: no such task, or one that cannot be used.
+    """
+    if Path(name).suffix in {".yaml", ".yml", ".toml", ".json"}:
+        from farthing.taskfile import read_task
+
+        return read_task(Path(name))
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            made = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise TaskError(f"no task at {name!r}: {error}") from error
+        return _as_task(made, name)
+    try:
+        return _as_task(plugins.get("task", name), name)
+    except PluginError as error:
+        raise TaskError(f"{error}; or give the path of a task file (.yaml), or module:function") from error
+
+
+def _as_task(made: Any, name: str) -> Task:
+    task = made if isinstance(made, Task) else made()
+    if not isinstance(task, Task):
+        raise TaskError(f"{name} gives a {type(task).__name__}, not a Task")
+    return task
