@@ -101,19 +101,8 @@ def lowest() -> None:
     python = environment("lowest", [*pinned, *TEST_TOOLS], [*pinned, *others])
     install_farthing(python)
     print("lowest versions:", ", ".join(pinned), flush=True)
-    ignored = [f"--ignore={path}" for path in WORKSTATION]
-    run(
-        str(python),
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "filterwarnings=",
-        "tests",
-        *ignored,
-    )
+    options = ["-q", "-p", "no:cacheprovider", "-o", "filterwarnings=", "-m", "not slow and not browser"]
+    run(str(python), "-m", "pytest", *options, "tests", *[f"--ignore={path}" for path in WORKSTATION])
 
 
 def main() -> int:
