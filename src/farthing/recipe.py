@@ -81,10 +81,11 @@ class Candidate(Section, frozen=True, kw_only=True):
         name: short, as in ``int8 percentile``.
         number: 0 is the baseline.
         steps: passes that made it from the input model.
-        model: digest; ``path`` its directory.
+        model: digest of the artefact; empty if it could not be made.
+        nodes: operators in its graph, None if the format has none.
         figures: what the budget is held against; ``latency_ms`` is p90, single stream, batch 1.
-        drop: accuracy lost against the baseline on validation, with its interval.
-        speedup: baseline p50 / its p50, interleaved, single stream.
+        accuracy, drop: the metric on validation, and what it lost against the baseline, with intervals.
+        speedup: best baseline's p50 / its p50, interleaved, single stream; ``offline_speedup`` in batches.
         measurements: what the figures come from, by scenario.
         status, verdict: how it ended, and why in a few words.
     """
@@ -95,14 +96,57 @@ class Candidate(Section, frozen=True, kw_only=True):
     engine: str
     threads: int
     model: str = ""
-    path: str = ""
+    nodes: int | None = None
     figures: Figures = Figures()
+    accuracy: Interval | None = None
     drop: Interval | None = None
     speedup: Interval | None = None
     offline_speedup: Interval | None = None
     measurements: dict[str, Measurement] = {}
     status: Status = "rejected"
     verdict: str = ""
+
+
+class TestScores(Section, frozen=True, kw_only=True):
+    """The one look at the test split."""
+
+    baseline: Interval
+    winner: Interval
+    drop: Interval
+    samples: int
+
+
+class Summary(Section, frozen=True, kw_only=True):
+    """What a search found, as plain data (``result.json``); the report is drawn from it.
+
+    Attributes:
+        model_name, task_name, metric: what was optimised, and by which metric.
+        sentence, met, violations, notes: as in `Result`.
+        budget: the limits in words.
+        winner: number of the winning candidate.
+        candidates: all, the baseline first.
+        test: the metric of baseline and winner on the untouched test split, and the drop; None without one.
+        samples: size of each split.
+        machine, versions, command, when, seconds: how to make sense of the figures, and to repeat them.
+    """
+
+    model_name: str
+    task_name: str
+    metric: str
+    sentence: str
+    met: bool
+    violations: tuple[str, ...]
+    notes: tuple[str, ...]
+    budget: str
+    winner: int
+    candidates: tuple[Candidate, ...]
+    test: TestScores | None = None
+    samples: dict[str, int] = {}
+    machine: str = ""
+    versions: dict[str, str] = {}
+    command: str = ""
+    when: str = ""
+    seconds: float = 0.0
 
 
 class Result:
@@ -114,34 +158,21 @@ class Result:
         violations: the limits it exceeds, a sentence each.
         candidates: all that were tried, the baseline first.
         recipe: how to make the winner again.
-        sentence: the verdict in one sentence.
-        notes: what a reader must know beside it.
+        summary: all of it as plain data, with the verdict in one sentence.
         directory: where all of it was written.
     """
 
-    def __init__(
-        self,
-        *,
-        winner: Model,
-        met: bool,
-        violations: tuple[str, ...],
-        candidates: tuple[Candidate, ...],
-        recipe: Recipe,
-        sentence: str,
-        notes: tuple[str, ...],
-        directory: Path,
-    ) -> None:
+    def __init__(self, winner: Model, recipe: Recipe, summary: Summary, directory: Path) -> None:
         self.winner = winner
-        self.met = met
-        self.violations = violations
-        self.candidates = candidates
         self.recipe = recipe
-        self.sentence = sentence
-        self.notes = notes
+        self.summary = summary
         self.directory = directory
+        self.met = summary.met
+        self.violations = summary.violations
+        self.candidates = summary.candidates
 
     def __repr__(self) -> str:
-        return f"Result({self.sentence!r}, met={self.met})"
+        return f"Result({self.summary.sentence!r}, met={self.met})"
 
 
 class Progress(Section, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""Post-training quantization of ONNX files, one file a scheme."""

@@ -1,0 +1,111 @@
+"""Static int8: weights and activations in 8 bits, scales fixed from calibration data, as QDQ nodes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from farthing.engines.onnxruntime import runtime
+from farthing.errors import UnsupportedError, require
+from farthing.forge import graph
+from farthing.forge.quantize.calibrate import Calibrator, quiet, ranges
+from farthing.model import Model, Quantization, checked
+from farthing.recipe import PassSection
+from farthing.target import Target
+from farthing.task import Task
+
+VNNI = "vnni"
+
+
+class StaticInt8(PassSection, frozen=True, kw_only=True):
+    """Quantize weights and activations to 8 bits (Jacob et al., 2018, https://arxiv.org/abs/1712.05877).
+
+    What is left None is chosen from the target's instruction set: on x86 uint8 activations and int8 weights,
+    whose products VNNI sums without saturation; without VNNI the weights keep 7 bits (``reduce_range``), because
+    ``vpmaddubsw`` adds pairs of products in 16 bits; on ARM both are int8.
+
+    Attributes:
+        calibrator: ``minmax``, ``percentile`` or ``entropy``.
+        percentile: per cent of values that ``percentile`` keeps.
+        samples: most calibration samples used.
+        activations, weights: ``uint8`` or ``int8``.
+        per_channel: a scale for each output channel of a weight.
+        reduce_range: 7-bit weights.
+        exclude: names of nodes that stay float.
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
+
+    calibrator: Calibrator = "minmax"
+    percentile: float = 99.99
+    samples: int = 256
+    activations: Literal["uint8", "int8"] | None = None
+    weights: Literal["uint8", "int8"] = "int8"
+    per_channel: bool = True
+    reduce_range: bool | None = None
+    exclude: tuple[str, ...] = ()
+
+    def resolved(self, target: Target) -> StaticInt8:
+        """The same pass with every option fixed for a target."""
+        arm = target.arch.startswith(("arm", "aarch"))
+        activations = self.activations or ("int8" if arm else "uint8")
+        saturates = not arm and not target.vnni and activations == "uint8"
+        reduce_range = self.reduce_range if self.reduce_range is not None else saturates
+        return msgspec.structs.replace(self, activations=activations, reduce_range=reduce_range)
+
+    def __call__(self, model: Model, target: Target, task: Task) -> Model:
+        """Raises UnsupportedError if nothing in the graph can be quantized, TaskError for unusable data."""
+        fixed = self.resolved(target)
+        found = ranges(model, task, self.calibrator, self.percentile, self.samples, fixed.activations == "int8")
+        quantized = _quantize(graph.load(model.file), found, fixed)
+        before = {node.op_type for node in quantized.graph.node}
+        if "QuantizeLinear" not in before and "DequantizeLinear" not in before:
+            raise UnsupportedError(f"{model.manifest.name} has no operator that can be quantized to int8")
+        manifest = checked(
+            model.manifest,
+            quantization=Quantization(
+                scheme="static",
+                weights=fixed.weights,
+                activations=fixed.activations or "",
+                per_channel=fixed.per_channel,
+                reduce_range=bool(fixed.reduce_range),
+                calibrator=self.calibrator,
+                excluded=self.exclude,
+            ),
+            requires=_requires(fixed, target),
+        )
+        return Model.create(manifest, {"model.onnx": graph.save_bytes(quantized)})
+
+
+def _requires(fixed: StaticInt8, target: Target) -> tuple[str, ...]:
+    """Full-range u8s8 saturates on an x86 CPU without VNNI: say so in the manifest."""
+    unsafe = fixed.activations == "uint8" and fixed.weights == "int8" and not fixed.reduce_range
+    return (VNNI,) if unsafe and target.arch == "x86_64" else ()
+
+
+def _quantize(model: Any, found: Any, options: StaticInt8) -> Any:
+    runtime()
+    tools = require("onnxruntime.quantization", "forge")
+    qdq = require("onnxruntime.quantization.qdq_quantizer", "forge")
+    registry = require("onnxruntime.quantization.registry", "forge")
+    types = {"uint8": tools.QuantType.QUInt8, "int8": tools.QuantType.QInt8}
+    source = copy.deepcopy(model)
+    graph.name_nodes(source)
+    operators = sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
+    with quiet():
+        quantizer = qdq.QDQQuantizer(
+            graph.inferred(source),
+            options.per_channel,
+            bool(options.reduce_range),
+            types[options.weights],
+            types[options.activations or "uint8"],
+            found,
+            [],
+            list(options.exclude),
+            operators,
+            {"ActivationSymmetric": options.activations == "int8", "WeightSymmetric": options.weights == "int8"},
+        )
+        quantizer.quantize_model()
+    return quantizer.model.model

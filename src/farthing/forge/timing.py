@@ -1,0 +1,105 @@
+"""Time candidates against the baseline, interleaved, and keep the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import numpy as np
+
+from farthing import bench
+from farthing.bench import Rule, Tick
+from farthing.config import Section
+from farthing.engines.base import EngineOptions, open_engine
+from farthing.forge.cache import Cache, key_of
+from farthing.measure import Interval, Measurement, Scenario, ratio_of_medians
+from farthing.model import Model
+from farthing.target import Target
+from farthing.task import Task
+
+
+class Variant(Section, frozen=True, kw_only=True):
+    """What is timed: a model, by digest, with so many threads."""
+
+    model: str
+    threads: int
+
+
+class Lap(Section, frozen=True, kw_only=True):
+    """A variant's figures in a race: its measurement, and how many times faster than the best baseline variant it is."""
+
+    variant: Variant
+    measurement: Measurement
+    speedup: Interval
+
+
+class Clock:
+    """Races variants of models of one task in one engine on this machine.
+
+    Args:
+        again: measure even what the cache knows.
+    """
+
+    def __init__(
+        self, task: Task, target: Target, engine: str, version: str, cache: Cache, again: bool = False
+    ) -> None:
+        self._task = task
+        self._target = target
+        self._engine = engine
+        self._version = version
+        self._cache = cache
+        self._again = again
+
+    def race(
+        self,
+        baselines: Sequence[tuple[Variant, Model]],
+        rivals: Sequence[tuple[Variant, Model]],
+        scenario: Scenario,
+        rule: Rule,
+        tick: Tick | None = None,
+    ) -> list[Lap]:
+        """Time all of them together; the baselines' laps come first.
+
+        Raises:
+            EngineError: one of them does not load or run.
+        """
+        entrants = [*baselines, *rivals]
+        key = key_of(
+            "race", scenario, [variant for variant, _ in entrants], len(baselines), rule, self._target, self._task.digest,
+            self._engine, self._version,
+        )  # fmt: skip
+        return self._cache.value(
+            key, list[Lap], lambda: self._time(entrants, len(baselines), scenario, rule, tick), self._again
+        )
+
+    def _time(
+        self, entrants: Sequence[tuple[Variant, Model]], bases: int, scenario: Scenario, rule: Rule, tick: Tick | None
+    ) -> list[Lap]:
+        wanted = 1 if scenario == "single_stream" else bench.OFFLINE_BATCH
+        with ExitStack() as stack:
+            opened = []
+            for variant, model in entrants:
+                options = EngineOptions(threads=variant.threads)
+                engine = stack.enter_context(open_engine(model, self._engine, options))
+                opened.append((engine, bench.sample_feeds(model.manifest, wanted, self._task)))
+            timed = bench.race(opened, rule, tick)
+            best = min(range(bases), key=lambda i: float(np.median(timed[i].calls)))
+            laps = []
+            for (variant, model), (engine, _), times in zip(entrants, opened, timed, strict=True):
+                size = bench.batch_size(model.manifest, wanted)
+                measured = bench.summarise(
+                    model, engine, EngineOptions(threads=variant.threads), scenario, size, times
+                )
+                pairs = np.column_stack([timed[best].rounds, times.rounds])
+                laps.append(Lap(variant=variant, measurement=measured, speedup=ratio_of_medians(pairs)))
+        return laps
+
+    def memory(self, variant: Variant, model: Model) -> tuple[float, float]:
+        """Peak memory of a process that runs the variant, as `farthing.bench.peak_memory` gives it."""
+        key = key_of("memory", variant, self._target, self._engine, self._version)
+        return self._cache.value(
+            key,
+            tuple[float, float],
+            lambda: bench.peak_memory(model, self._engine, EngineOptions(threads=variant.threads)),
+            self._again,
+        )

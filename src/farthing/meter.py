@@ -1,0 +1,34 @@
+"""Energy meters of the machine; a machine without one says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class Rapl:
+    """Energy counters of the powercap interface (Linux, Documentation/power/powercap): whole packages, microjoules."""
+
+    source = "RAPL package counters"
+
+    def __init__(self, zones: list[Path]) -> None:
+        self._zones = zones
+        self._ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in zones]
+
+    def read(self) -> list[int]:
+        """The counters now, microjoules, one a package."""
+        return [int((zone / "energy_uj").read_text()) for zone in self._zones]
+
+    def spent(self, start: list[int], end: list[int]) -> float:
+        """Millijoules between two readings, one wrap of each counter allowed for."""
+        return sum((b - a) % (limit + 1) for a, b, limit in zip(start, end, self._ranges, strict=True)) / 1000
+
+
+def find_meter(root: Path = Path("/")) -> Rapl | None:
+    """The machine's energy meter below ``root``; None if there is none or it may not be read."""
+    zones = sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]"))
+    try:
+        meter = Rapl(zones)
+        meter.read()
+    except (OSError, ValueError):
+        return None
+    return meter if zones else None
