@@ -45,6 +45,7 @@ def explained(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only: choose another directory",
             errno.EACCES: "permission denied: choose a directory you may write to",
             errno.EPERM: "not permitted: choose a directory you may write to",
+            errno.EEXIST: "a file stands where a directory is needed: choose another path",
             errno.ENOTDIR: "a file stands where a directory is needed: choose another path",
             errno.EISDIR: "a directory stands where a file is needed: choose another path",
         }
