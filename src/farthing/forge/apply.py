@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import farthing
 from farthing import files, plugins
 from farthing.config import Section, convert, plain
 from farthing.errors import ConfigError, ModelError
+from farthing.forge import graph
 from farthing.forge.cache import Cache, key_of
 from farthing.model import Model, checked
 from farthing.recipe import Pass, Recipe, Step
@@ -50,7 +52,7 @@ def apply(steps: Sequence[Step], model: Model, target: Target, task: Task, cache
     done: list[Step] = []
     for step in steps:
         made, step = build(step, target)
-        key = key_of(model.digest, step, target, _read_by(made, task), versions(step.use))
+        key = key_of(model.digest, step, target, _read_by(made, task), versions(step.use), _code_of(step.use))
         model = cache.model(key, lambda made=made, model=model, step=step: _run(made, model, target, task, step))  # type: ignore[misc]
         done.append(step)
     return model, tuple(done)
@@ -60,6 +62,8 @@ def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Mo
     result = made(model, target, task)
     if not isinstance(result, Model):
         raise ModelError(f"{step.use} gives a {type(result).__name__}: a step of a search must give a Model")
+    if result.manifest.format == "onnx":
+        graph.load(result.file)  # a pass that writes a broken graph fails here, and nothing broken is cached
     lineage = (*model.manifest.lineage, str(step))
     content = {name: result.path / name for name in result.manifest.files}
     return Model.create(checked(result.manifest, lineage=lineage), content)
@@ -72,22 +76,22 @@ def _read_by(made: Pass, task: Task) -> list[str]:
 
 
 def versions(use: str) -> dict[str, str]:
-    """What decides a pass's result beside its options: versions of libraries, or the source of a user's own pass."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    part = plugins.get("pass", use)
+    """Versions of Farthing and of the libraries that decide a pass's result."""
     found = {"farthing": farthing.__version__}
-    for name in getattr(part, "libraries", ()):
+    for name in getattr(plugins.get("pass", use), "libraries", ()):
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             found[name] = "absent"
-    if use not in plugins.BUILTIN["pass"]:
-        try:
-            found["source"] = files.digest(inspect.getsource(part).encode())
-        except (OSError, TypeError):
-            found["source"] = "unknown"
     return found
+
+
+def _code_of(use: str) -> str:
+    """SHA-256 of the module a pass is written in: changed code is not answered from the cache."""
+    try:
+        return files.digest(inspect.getsource(inspect.getmodule(plugins.get("pass", use)) or inspect).encode())
+    except (OSError, TypeError):
+        return "unknown"
 
 
 def replay(recipe: Recipe, model: Model, task: Task, cache: Cache) -> Model:

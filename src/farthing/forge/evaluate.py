@@ -39,8 +39,8 @@ class Judge:
         self._cache = cache
         self._outputs: dict[tuple[SplitName, int | None], Outputs] = {}
 
-    def score(self, model: Model, split: SplitName, limit: int | None = None) -> Score:
-        """The score on a split, or on ``limit`` samples spread over it.
+    def score(self, model: Model, split: SplitName, limit: int | None = None, again: bool = False) -> Score:
+        """The score on a split, or on ``limit`` samples spread over it; ``again`` runs the model in any case.
 
         Raises:
             TaskError: outputs are NaN, or the task does not fit.
@@ -49,7 +49,7 @@ class Judge:
         key = key_of(
             "score", model.digest, self._baseline.digest, self._task.digest, split, limit or 0, self._engine, self._version
         )
-        return self._cache.value(key, Score, lambda: self._compute(model, split, limit))
+        return self._cache.value(key, Score, lambda: self._compute(model, split, limit), again)
 
     def _compute(self, model: Model, split: SplitName, limit: int | None) -> Score:
         data = self._task.split(split)

@@ -40,7 +40,7 @@ class Fuse(PassSection, frozen=True, kw_only=True):
             options.log_severity_level = 4
             try:
                 ort.InferenceSession(str(model.file), options, providers=[CPU])
-            except (RuntimeError, ValueError, *graph.runtime_errors()) as error:
+            except graph.failures() as error:
                 raise UnsupportedError(f"{model.file} cannot be fused: {error}") from error
             fused = graph.load(place)
         return Model.create(model.manifest, {"model.onnx": graph.save_bytes(fused)})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ class _Reader:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the quantization tools' advice on the root logger for a while: we have taken or rejected it."""
+    """Silence ONNX Runtime's quantization tools for a while: they print, and give advice on the root logger."""
     root = logging.getLogger()
 
     def drop(record: logging.LogRecord) -> bool:
@@ -92,6 +93,7 @@ def quiet() -> Iterator[None]:
 
     root.addFilter(drop)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.removeFilter(drop)

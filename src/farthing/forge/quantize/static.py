@@ -108,4 +108,5 @@ def _quantize(model: Any, found: Any, options: StaticInt8) -> Any:
             {"ActivationSymmetric": options.activations == "int8", "WeightSymmetric": options.weights == "int8"},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
     return quantizer.model.model

@@ -1,0 +1,90 @@
+"""Verdicts in words: why a candidate stays or goes, which one wins, and what the whole search found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farthing.forge.evaluate import Score
+from farthing.measure import Interval, within
+from farthing.metrics import Metric
+from farthing.recipe import Candidate
+from farthing.target import Budget
+
+HARM = 0.97
+ALIKE = 0.97
+
+
+def points(value: float, metric: Metric) -> str:
+    """A difference of the metric for people: points (hundredths) where it is a share, plain where it is an error."""
+    return f"{value * 100:+.2f} points" if metric.higher_is_better else f"{value:+.4g} {metric.name}"
+
+
+def accuracy_refusal(score: Score, budget: Budget, metric: Metric) -> str:
+    """Why the budget's accuracy limits rule a score out; empty if they do not."""
+    if budget.accuracy_drop is not None and not within(score.drop.value, budget.accuracy_drop, least=False):
+        sign = -1.0 if metric.higher_is_better else 1.0
+        return f"rejected: {points(sign * score.drop.value, metric)} (limit {points(sign * budget.accuracy_drop, metric)})"
+    if budget.accuracy_min is not None and not within(score.accuracy.value, budget.accuracy_min, least=True):
+        return f"rejected: {metric.name} {score.accuracy.value:.4f} (limit {budget.accuracy_min:g})"
+    return ""
+
+
+def hopeless(score: Score, budget: Budget) -> bool:
+    """Whether a score on a few samples already rules a candidate out, its whole interval beyond the limit."""
+    beyond_drop = budget.accuracy_drop is not None and score.drop.low > budget.accuracy_drop
+    beneath = budget.accuracy_min is not None and score.accuracy.high < budget.accuracy_min
+    return beyond_drop or beneath
+
+
+def unresolved(samples: int, budget: Budget, metric: Metric) -> str:
+    """A sentence if so few samples cannot show a drop as small as the limit; empty if they can."""
+    limit = budget.accuracy_drop
+    if limit is None or metric.name == "error" or samples * max(limit, 1e-9) >= 1 or limit == 0:
+        return ""
+    return (
+        f"cannot tell whether accuracy_drop<={limit:g} holds: one of {samples} samples is "
+        f"{100 / samples:.2f} points; give the task at least {int(1 / limit) + 1} validation samples"
+    )
+
+
+def harmless(speedup: Interval | None) -> bool:
+    """Do no harm: the lower 95 % bound of baseline / candidate p50 is at least 0.97."""
+    return speedup is not None and speedup.low >= HARM
+
+
+def speed_words(speedup: Interval) -> str:
+    """A ratio of p50s as people say it, or that it cannot be told from 1."""
+    if speedup.low <= 1 <= speedup.high:
+        return f"cannot tell from the baseline's speed ({speedup.low:.2f}x..{speedup.high:.2f}x)"
+    return f"{speedup.value:.2f}x"
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """The fastest by p50; among those within 3 % of it, the smallest, then the most accurate."""
+    fastest = max(candidate.speedup.value for candidate in candidates if candidate.speedup)
+    close = [c for c in candidates if c.speedup and c.speedup.value >= ALIKE * fastest]
+    return min(close, key=lambda c: (c.figures.size_mb or 0, c.figures.accuracy_drop or 0, -_speed(c)))
+
+
+def _speed(candidate: Candidate) -> float:
+    return candidate.speedup.value if candidate.speedup else 0.0
+
+
+def sentence(
+    baseline: Candidate, winner: Candidate, drop: Interval | None, split: str, metric: Metric, violations: Sequence[str]
+) -> str:
+    """The verdict in one sentence."""
+    end = "the budget is met" if not violations else f"the budget is not met ({'; '.join(violations)})"
+    if winner.number == baseline.number or winner.status == "baseline":
+        return f"Nothing tried beats the model as it is: it is returned unchanged; {end}."
+    ratio = (baseline.figures.size_mb or 0) / max(winner.figures.size_mb or 1e-9, 1e-9)
+    parts = [f"{winner.name} with {winner.threads} thread{'s' * (winner.threads > 1)}"]
+    if winner.speedup:
+        words = speed_words(winner.speedup)
+        parts.append(f"{words} as fast" if words.endswith("x") else words)
+    parts.append(f"{ratio:.2f}x smaller")
+    if drop is not None:
+        sign = -1.0 if metric.higher_is_better else 1.0
+        low, high = sorted((sign * drop.low, sign * drop.high))
+        parts.append(f"{metric.name} {points(sign * drop.value, metric)} on {split} ({points(low, metric)} to {points(high, metric)})")
+    return f"{', '.join(parts)}: {end}."
