@@ -1,0 +1,84 @@
+"""The command line: parse, call, print. One module per group of commands, imported when its command is used."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import farthing
+from farthing.errors import FarthingError
+
+COMMANDS = {
+    "convert": (
+        "making",
+        "bring a trained network into the form Farthing works on, checked against its source",
+    ),
+    "init": ("making", "write a task and a manifest from your data and a model, asking what it cannot know"),
+    "inspect": ("making", "show a model's tensors, operators, parameters, MACs, size and placement"),
+    "optimize": ("searching", "find the best measured artefact for a task, a device and a budget"),
+    "bench": ("measuring", "measure latency, throughput, load time, memory and energy of a model"),
+    "evaluate": ("measuring", "score a model on a split of a task"),
+    "predict": ("measuring", "label pictures or arrays with a model"),
+    "demo": ("searching", "train a small network on real digits and optimise it for this machine"),
+    "cache": ("searching", "show or clear what searches and downloads have kept"),
+    "plugins": ("searching", "list the engines, passes, tasks and metrics that are known"),
+}
+EPILOG = """\
+A first look:            farthing demo
+Your own model:          farthing convert model.onnx --out model
+                         farthing init model --data photos/ --out work
+                         farthing optimize work/model --task work/task.yaml --budget "accuracy_drop<=0.01" --out best
+                         farthing predict best photo.jpg
+
+Exit codes: 0 done, 1 the budget is not met (the best found is saved), 2 bad input, 130 interrupted.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(words)
+    if not words:
+        parser.print_help()
+        return 0
+    parsed = parser.parse_args(words)
+    try:
+        code: int = parsed.run(parsed)
+    except FarthingError as error:
+        print(f"farthing: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "farthing: interrupted; finished steps are kept, run the same command again to go on",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return code
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """All commands by name and help; only the one that is asked for is imported."""
+    parser = argparse.ArgumentParser(
+        prog="farthing",
+        description="From a trained network to the best measured artefact for a small device.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"farthing {farthing.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    asked = next((word for word in words if not word.startswith("-")), "")
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if name == asked:
+            part = importlib.import_module(f"farthing.cli.{module}")
+            getattr(part, f"{name}_arguments")(command)
+            command.set_defaults(run=getattr(part, name))
+    return parser

@@ -1,0 +1,185 @@
+"""``farthing optimize``, ``farthing demo``, ``farthing cache`` and ``farthing plugins``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from farthing.cli import options, show
+
+BUDGETS = """\
+budgets, separated by commas:
+  accuracy_drop<=0.01    most the task's metric may lose (0.01 is one point); assumed if no accuracy limit is given
+  accuracy_min>=0.9      least value of the metric
+  latency_ms<=5          p90, single stream, batch 1, engine only, on this machine
+  throughput_min>=1000   samples a second, offline
+  size_mb<=1             model files, 10^6 bytes
+  peak_memory_mb<=100    a process that loads and runs it
+  energy_mj<=2           an inference; needs a machine with a meter
+
+The output directory holds model/ (with a stand-alone predict.py), report.html, recipe.yaml and result.json.
+Interrupted? Run the same command again: what was done is kept. The same search once more takes seconds.
+
+example: farthing optimize work/model --task work/task.yaml --budget "accuracy_drop<=0.01, size_mb<=1" --out best
+"""
+
+
+def optimize_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing optimize``."""
+    parser.epilog = BUDGETS
+    parser.add_argument("model", help="model directory, zip, or ONNX file: the baseline")
+    parser.add_argument(
+        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="output directory: new, empty, or an earlier result"
+    )
+    parser.add_argument(
+        "--target", default="this", metavar="NAME", help="this machine, or a file that describes a device"
+    )
+    parser.add_argument(
+        "--budget", default="accuracy_drop<=0.01", metavar="LIMITS", help="see below (default: %(default)s)"
+    )
+    parser.add_argument("--engine", default="onnxruntime", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument(
+        "--threads", default="", metavar="N,N", help="thread counts to try (default: 1 and all cores)"
+    )
+    parser.add_argument(
+        "--allow-slower", action="store_true", help="let a slower model win if the budget asks for it"
+    )
+    parser.add_argument("--again", action="store_true", help="measure again, even what is cached")
+    parser.add_argument(
+        "--recipe", metavar="FILE", help="make the artefact of a recipe.yaml again; measures nothing"
+    )
+    options.add_json(parser)
+
+
+def optimize(parsed: argparse.Namespace) -> int:
+    """Run ``farthing optimize``."""
+    from farthing.forge.optimize import optimize as search
+    from farthing.task import find_task
+
+    if parsed.recipe:
+        return _replay(parsed)
+    command = shlex.join(["farthing", *sys.argv[1:]])
+    with show.progress(parsed.json) as listener:
+        result = search(
+            options.open_model(parsed.model),
+            find_task(parsed.task),
+            parsed.target,
+            parsed.budget,
+            Path(parsed.out),
+            engine=parsed.engine,
+            threads=_counts(parsed.threads),
+            allow_slower=parsed.allow_slower,
+            cache=options.cache_directory(),
+            measure_again=parsed.again,
+            listener=listener,
+            command=command,
+        )
+    if parsed.json:
+        print(show.as_json({"event": "result", "directory": str(result.directory), **_plain(result.summary)}))
+    else:
+        print(show.summary(result.summary))
+        print(f"\nReport: {result.directory / 'report.html'}\nModel:  {result.directory / 'model'}")
+    return 0 if result.met else 1
+
+
+def _plain(summary: object) -> dict[str, object]:
+    from farthing.config import plain
+
+    return dict(plain(summary))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    from farthing.engines.base import make_options
+    from farthing.errors import ConfigError
+
+    try:
+        return tuple(make_options(int(part)).threads for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"--threads {text!r} is not a list of numbers, as in 1,2") from error
+
+
+def _replay(parsed: argparse.Namespace) -> int:
+    from farthing.config import read
+    from farthing.errors import StorageError
+    from farthing.forge.apply import replay
+    from farthing.forge.cache import Cache
+    from farthing.recipe import Recipe
+    from farthing.task import find_task
+
+    out = Path(parsed.out)
+    if out.exists() and any(out.iterdir()):
+        raise StorageError(f"{out} is not empty: a replay writes a model into a new directory")
+    recipe = read(Path(parsed.recipe), Recipe)
+    made = replay(
+        recipe, options.open_model(parsed.model), find_task(parsed.task), Cache(options.cache_directory())
+    )
+    made.save(out / "model")
+    print(f"{out / 'model'}: {made.digest}" + (", as recorded" if recipe.artefact else ""))
+    return 0
+
+
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing demo``."""
+    parser.add_argument(
+        "--out", default="farthing-demo", metavar="DIR", help="output directory (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the training (default: %(default)s)"
+    )
+    options.add_json(parser)
+
+
+def demo(parsed: argparse.Namespace) -> int:
+    """Run ``farthing demo``."""
+    from farthing.apps.demo import run
+
+    with show.progress(parsed.json) as listener:
+        shown = run(Path(parsed.out), cache=options.cache_directory(), seed=parsed.seed, listener=listener)
+    if parsed.json:
+        print(show.as_json({"event": "result", **_plain(shown.result.summary)}))
+        return 0 if shown.result.met else 1
+    print(show.summary(shown.result.summary))
+    print("\nPredictions of the optimised model on test pictures it has never seen:")
+    rows = [[name, truth, f"{label} ({score:.2f})"] for name, truth, label, score in shown.predictions]
+    print(show.table(["picture", "truth", "predicted"], rows))
+    print(f"\nReport: {shown.result.directory / 'report.html'}")
+    print(f"Try:    farthing predict {shown.result.directory} {shown.pictures[0]}")
+    print("demo: " + ("the budget is met" if shown.result.met else "the budget is not met"))
+    return 0 if shown.result.met else 1
+
+
+def cache_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing cache``."""
+    parser.add_argument("--clear", action="store_true", help="remove the results of passes and measurements")
+
+
+def cache(parsed: argparse.Namespace) -> int:
+    """Run ``farthing cache``."""
+    from farthing.forge.cache import Cache
+
+    kept = Cache(options.cache_directory())
+    if parsed.clear:
+        kept.clear()
+    print(f"{kept.root}: {show.megabytes(kept.size_bytes() / 1e6)}")
+    return 0
+
+
+def plugins_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing plugins``."""
+    parser.epilog = "Packages add their own by entry points: farthing.engine, farthing.pass, farthing.task, farthing.metric."
+
+
+def plugins(parsed: argparse.Namespace) -> int:
+    """Run ``farthing plugins``."""
+    from typing import get_args
+
+    from farthing.plugins import Kind, names
+
+    for kind in get_args(Kind):
+        print(f"{kind:<8} {', '.join(names(kind))}")
+    return 0
