@@ -1,0 +1,1 @@
+"""Whole jobs, one file each, made only of the parts below."""

@@ -1,0 +1,142 @@
+"""The demo: train a small network on real digits, optimise it for this machine, and let the winner read digits."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from farthing import files
+from farthing.bench import feeds
+from farthing.device.predict import Predictor, load
+from farthing.errors import require
+from farthing.forge.cache import Cache, key_of
+from farthing.forge.convert import convert
+from farthing.forge.nets import digits_cnn
+from farthing.forge.optimize import optimize
+from farthing.forge.train import Epoch, fit
+from farthing.model import Manifest, Model, TensorSpec
+from farthing.recipe import Listener, Progress, Result, ignore
+from farthing.task import Task
+from farthing.tasks import MNIST_PREPROCESS, mnist_5k
+
+EPOCHS = 10
+BUDGET = "accuracy_drop<=0.01"
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo shows.
+
+    Attributes:
+        result: of the search.
+        predictions: picture, true label, predicted label, score.
+        pictures: the pictures as files, to try the model on.
+    """
+
+    result: Result
+    predictions: list[tuple[str, str, str, float]]
+    pictures: list[Path]
+
+
+def run(out: Path, *, cache: Path, seed: int = 0, epochs: int = EPOCHS, listener: Listener = ignore) -> Demo:
+    """Train, convert, optimise under one point of accuracy, predict.
+
+    Args:
+        out: output directory of the search; pictures to try go beside it, into ``<out>-pictures``.
+        cache: where the data, the trained network and the search's results are kept.
+        seed: of the training.
+        epochs: passes over the training data.
+        listener: called with progress.
+
+    Raises:
+        AssetError: the digits are not cached and cannot be fetched.
+        FarthingError: see `farthing.forge.optimize.optimize`.
+    """
+    listener(Progress(stage="data", text="5,000 real handwritten digits (MNIST), fetched once"))
+    task = mnist_5k(cache)
+    model = Cache(cache).model(
+        key_of("demo", task.digest, seed, epochs, 1), lambda: train(task, seed, epochs, listener)
+    )
+    result = optimize(
+        model,
+        task,
+        "this",
+        BUDGET,
+        out,
+        cache=cache,
+        listener=listener,
+        command=f"farthing demo --out {out} --seed {seed}",
+    )
+    pictures = _pictures(task, out.with_name(f"{out.name}-pictures"))
+    truth = task.split("test").labels
+    with load(out) as predictor:
+        shown = [
+            _row(path, str(truth[i]) if truth is not None else "", predictor)
+            for i, path in enumerate(pictures)
+        ]
+    return Demo(result, shown, pictures)
+
+
+def train(task: Task, seed: int, epochs: int, listener: Listener) -> Model:
+    """The user's part: a small convolutional network, trained on the task's train split and converted to ONNX."""
+    torch = require("torch", "forge")
+    torch.manual_seed(seed)
+    module = digits_cnn()
+    blank = manifest("digits-cnn", task)
+    split = task.split("train")
+    inputs = feeds(task, split, blank, range(len(split)))["image"]
+
+    def tell(epoch: Epoch) -> None:
+        text = f"epoch {epoch.number}/{epoch.total}: loss {epoch.loss:.3f}, {epoch.accuracy:.1%} right"
+        listener(Progress(stage="train", text=text, done=epoch.number, total=epoch.total))
+
+    fit(module, inputs, _labels(split.labels), epochs=epochs, seed=seed, bf16=True, on_epoch=tell)
+    check = task.split("validation")
+    samples = feeds(task, check, blank, range(8))
+    return convert(module, name="digits-cnn", example=inputs[:2], samples=samples, manifest=blank).model
+
+
+def manifest(name: str, task: Task) -> Manifest:
+    """What a runner must know about a classifier of the digits."""
+    return Manifest(
+        name=name,
+        format="onnx",
+        inputs=(
+            TensorSpec(
+                name="image", dtype="float32", shape=("batch", 1, 28, 28), batch_axis=0, layout="NCHW"
+            ),
+        ),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 10), batch_axis=0, layout="NC"),),
+        preprocess=MNIST_PREPROCESS,
+        task=task.name,
+        decode="logits",
+        labels=task.labels,
+        licence="Apache-2.0",
+    )
+
+
+def _labels(labels: Any) -> Any:
+    return np.asarray(labels, np.int64)
+
+
+def _pictures(task: Task, directory: Path) -> list[Path]:
+    """The first test pictures as PNG files."""
+    pillow = require("PIL.Image", "image")
+    paths = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, pixels in enumerate(next(iter(task.split("test").take(range(PICTURES)).values()))):
+            draft = Path(folder) / "digit.png"
+            pillow.fromarray(pixels).save(draft)
+            files.write(directory / f"digit-{i}.png", draft.read_bytes())
+            paths.append(directory / f"digit-{i}.png")
+    return paths
+
+
+def _row(path: Path, truth: str, predictor: Predictor) -> tuple[str, str, str, float]:
+    found: Any = predictor(path, top=1)
+    return str(path), truth, found.labels[0], float(found.scores[0])
