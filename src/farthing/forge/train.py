@@ -40,7 +40,7 @@ def fit(
     *,
     epochs: int,
     batch: int = 128,
-    lr: float = 2e-3,
+    lr: float = 3e-3,
     weight_decay: float = 0.01,
     seed: int = 0,
     augment: bool = False,
