@@ -17,6 +17,7 @@ from farthing.errors import FarthingError, ModelError, StorageError
 
 MANIFEST = "manifest.json"
 BUNDLE = "bundle.json"
+INNER = "model"  # where a search puts its winner, below its report
 MAX_MANIFEST_BYTES = 16 << 20
 
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
@@ -183,7 +184,7 @@ class Model:
 
     @classmethod
     def open(cls, path: Path | str) -> Model:
-        """Open a model directory, or a zip of one, and check every file against its hash.
+        """Open a model directory, a zip of one, or the output of a search, and check every file against its hash.
 
         Raises:
             ModelError: no manifest there, one that cannot be read, or files that are missing or changed.
@@ -195,6 +196,8 @@ class Model:
             keep = tempfile.TemporaryDirectory(prefix="farthing-")
             files.unpack(path, Path(keep.name))
             path = Path(keep.name)
+        if not (path / MANIFEST).exists() and (path / INNER / MANIFEST).is_file():
+            path = path / INNER
         model = cls(path, read_manifest(path), keep)
         model.verify()
         return model

@@ -53,6 +53,14 @@ class Target(Section, frozen=True, kw_only=True):
         """Whether x86 8-bit dot products accumulate in 32 bits (AVX512-VNNI or AVX-VNNI)."""
         return bool({"avx512_vnni", "avx_vnni"} & set(self.isa))
 
+    def lacks(self, requires: tuple[str, ...]) -> tuple[str, ...]:
+        """The instruction sets of a manifest's ``requires`` that this target does not have.
+
+        ``vnni`` stands for either form of it on x86, and is no concern on other architectures.
+        """
+        have = {*self.isa, *(("vnni",) if self.vnni or self.arch != "x86_64" else ())}
+        return tuple(name for name in requires if name not in have)
+
     @classmethod
     def find(cls, name: str) -> Target:
         """The present machine for ``this``, else the target described in a YAML, TOML or JSON file.
