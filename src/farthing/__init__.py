@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from farthing.bench import bench as benchmark
     from farthing.bench import evaluate
+    from farthing.bundle import Bundle
     from farthing.device.predict import Predictor, load
     from farthing.engines.base import Engine, EngineOptions, open_engine
     from farthing.errors import FarthingError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from farthing.forge.optimize import optimize
     from farthing.measure import Measurement
     from farthing.metrics import Metric
-    from farthing.model import Bundle, Manifest, Model, Preprocess, Resize, TensorSpec
+    from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
     from farthing.ops.decode import Prediction
     from farthing.plugins import register
     from farthing.recipe import Recipe, Result, Step
@@ -44,7 +45,7 @@ _PLACES = {
     "optimize": "farthing.forge.optimize:optimize",
     "Measurement": "farthing.measure:Measurement",
     "Metric": "farthing.metrics:Metric",
-    "Bundle": "farthing.model:Bundle",
+    "Bundle": "farthing.bundle:Bundle",
     "Manifest": "farthing.model:Manifest",
     "Model": "farthing.model:Model",
     "Preprocess": "farthing.model:Preprocess",
@@ -62,8 +63,8 @@ _PLACES = {
     "find_task": "farthing.task:find_task",
 }
 __all__ = [
-    "Bundle",
     "Budget",
+    "Bundle",
     "Engine",
     "EngineOptions",
     "FarthingError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -15,7 +16,7 @@ import yaml
 from farthing.errors import ConfigError, nearest
 
 SectionT = TypeVar("SectionT")
-MAX_BYTES = 16 << 20
+MAX_BYTES = 4 << 20  # YAML is read at some 0.1 MB/s
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,30 +36,47 @@ def read(path: Path, kind: type[SectionT]) -> SectionT:
             one is named), a wrong type, or an environment variable that is not set.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_BYTES >> 20} MiB: not a settings file")
-    return convert(_resolve(parse(raw, path.suffix, str(path)), str(path)), kind, str(path))
+    return convert(_resolve(parse(raw, path.suffix.lower(), str(path)), str(path)), kind, str(path))
 
 
 def parse(raw: bytes, suffix: str, where: str) -> Any:
     """Decode YAML, JSON or TOML bytes to plain data.
 
     Raises:
-        ConfigError: the bytes are not what the suffix says, or the suffix is none of these.
+        ConfigError: the bytes are not what the suffix says, a key is given twice, or the suffix is none of these.
     """
     try:
         if suffix in {".yaml", ".yml"}:
             return yaml.load(raw, Loader=_Loader)
         if suffix == ".json":
+            json.loads(raw, object_pairs_hook=_once)  # msgspec would take the last of two equal keys
             return msgspec.json.decode(raw)
         if suffix == ".toml":
             return tomllib.loads(raw.decode())
-    except (yaml.YAMLError, msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deeply for a settings file") from None
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML lets inner errors out
         raise ConfigError(f"{where} is not valid {suffix[1:].upper()}: {error}") from error
-    raise ConfigError(f"{where}: settings are read from .yaml, .json or .toml, not {suffix or 'a file without suffix'!r}")
+    found = repr(suffix) if suffix else "a file without suffix"
+    raise ConfigError(f"{where}: settings are read from .yaml, .json or .toml, not {found}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return mapping
+
+
+_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+"""1e-3: a number to all but YAML 1.1, which wants a point in it."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,8 +90,18 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=True)
         if len(mapping) != len(node.value):
-            raise yaml.YAMLError(f"a key is given twice, line {node.start_mark.line + 1}")
+            raise yaml.YAMLError(
+                f"a key is given twice in the map that begins in line {node.start_mark.line + 1}"
+            )
         return mapping
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the text ``1e3``, because `_Loader` would read a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def _resolve(data: Any, where: str) -> Any:
@@ -112,9 +140,9 @@ def _path_hook(kind: type[Any], value: Any) -> Any:
 
 
 def _explain(message: str, kind: Any) -> str:
-    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$(.*)`)?$", message)
+    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$(.*)`)?$", message, re.S)
     if not unknown:
-        return message
+        return message.replace("`$.", "`")
     place = unknown[2] or ""
     known = _fields_at(kind, [part for part in place.split(".") if part])
     at = f" at {place.lstrip('.')}" if place else ""
@@ -153,7 +181,7 @@ def _plain_hook(value: Any) -> Any:
 
 def to_yaml(section: object) -> str:
     """A section as YAML text, keys in their declared order."""
-    return yaml.safe_dump(plain(section), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(plain(section), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def canonical(section: object) -> bytes:

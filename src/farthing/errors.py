@@ -117,12 +117,16 @@ def require(module: str, extra: str) -> ModuleType:
     """Import an optional module, or say which extra brings it.
 
     Raises:
-        NotInstalled: the module, or one it needs, is not installed.
+        NotInstalled: the module, or one it needs, is not installed, or is installed but does not load.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         missing = error.name or module
+        if not isinstance(error, ModuleNotFoundError):
+            raise NotInstalled(
+                f"{missing!r} is installed but does not load: {error}; install it again"
+            ) from error
         raise NotInstalled(
             f"this needs the Python package {missing!r}, which is not installed: pip install 'farthing[{extra}]'"
         ) from error

@@ -1,7 +1,7 @@
 """Files that are whole or absent: atomic writes, digests, locks and archives that cannot escape.
 
 A reader never sees half a file: everything is written beside its destination, flushed to the disk and
-renamed over it. A killed writer leaves at most a hidden ``.tmp-*`` entry, which the next writer removes.
+renamed over it. A killed writer leaves at most a hidden ``.tmp-*`` entry beside it, which `sweep` removes.
 """
 
 from __future__ import annotations
@@ -9,17 +9,34 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from farthing.errors import StorageError
 
 TEMPORARY = ".tmp-"
+MAX_MEMBERS = 10_000
+_REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another directory",
+    errno.EDQUOT: "the disk quota is used up: free some space or choose another directory",
+    errno.EROFS: "the file system is read-only: choose another directory",
+    errno.EACCES: "permission denied: choose a directory you may write to",
+    errno.EPERM: "not permitted: choose a directory you may write to",
+    errno.EEXIST: "a file stands where a directory is needed: choose another path",
+    errno.ENOTDIR: "a file stands where a directory is needed: choose another path",
+    errno.EISDIR: "a directory stands where a file is needed: choose another path",
+    errno.EFBIG: "the file would be larger than this process or file system allows: choose another directory",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
 
 
 def digest(data: bytes) -> str:
@@ -39,19 +56,8 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full: free some space or choose another directory",
-            errno.EDQUOT: "the disk quota is used up: free some space or choose another directory",
-            errno.EROFS: "the file system is read-only: choose another directory",
-            errno.EACCES: "permission denied: choose a directory you may write to",
-            errno.EPERM: "not permitted: choose a directory you may write to",
-            errno.EEXIST: "a file stands where a directory is needed: choose another path",
-            errno.ENOTDIR: "a file stands where a directory is needed: choose another path",
-            errno.EISDIR: "a directory stands where a file is needed: choose another path",
-        }
-        reason = reasons.get(error.errno or 0)
-        if reason is None:
-            raise
+        about = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}{about}")
         raise StorageError(f"cannot write {path}: {reason}") from error
 
 
@@ -62,62 +68,90 @@ def write(path: Path, data: bytes | str) -> None:
         StorageError: the disk is full, read-only, or the place may not be written to.
     """
     content = data.encode() if isinstance(data, str) else data
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+    with explained(path), _replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path``, flushed and renamed over it when the block ends well, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=_suffix(path), dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make a directory whole or not at all: ``fill`` writes into a hidden sibling that is then renamed.
+    """Make a directory whole or not at all: ``fill`` writes into a hidden sibling that then takes its place.
 
-    A directory already at ``path`` is replaced; it stays untouched until the new one is complete.
+    A directory already at ``path`` is replaced, in one step where the kernel can exchange two names
+    (``renameat2``); it stays untouched until the new one is complete. A link is followed; a file is not replaced.
 
     Raises:
         StorageError: the disk is full, read-only, or the place may not be written to.
     """
     with explained(path):
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
-        old = fresh.with_name(fresh.name + ".old")
+        fresh = Path(tempfile.mkdtemp(prefix=TEMPORARY, suffix=_suffix(path), dir=path.parent))
         try:
             fill(fresh)
-            sync_tree(fresh)
             fresh.chmod(0o755)
-            if path.exists():
-                path.rename(old)
+            sync_tree(fresh)
+            _take_place(fresh, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)  # what was there before, or what failed
+
+
+def _take_place(fresh: Path, path: Path) -> None:
+    """Rename ``fresh`` to ``path``; a directory that was there goes by the name ``fresh`` afterwards."""
+    if not path.exists():
+        fresh.rename(path)
+    elif not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    elif not _exchange(fresh, path):
+        old = fresh.with_name(f"{fresh.name}.old")
+        path.rename(old)
+        try:
             fresh.rename(path)
         except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            shutil.rmtree(fresh, ignore_errors=True)
+            old.rename(path)
             raise
-        shutil.rmtree(old, ignore_errors=True)
-        _sync_directory(path.parent)
+        old.rename(fresh)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step; False where the C library, kernel or file system cannot."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_working_directory, exchange = -100, 2
+    return rename is not None and not rename(
+        at_working_directory, os.fsencode(first), at_working_directory, os.fsencode(second), exchange
+    )
+
+
+def _suffix(path: Path) -> str:
+    return f"-{path.name[-100:]}"
 
 
 def sync_tree(root: Path) -> None:
     """Flush every file and directory below ``root`` to the disk."""
     for path in [*root.rglob("*"), root]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(path)
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -125,13 +159,20 @@ def _sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(directory: Path) -> None:
-    """Remove what killed writers left behind in ``directory``; call it only while holding its lock."""
-    for path in directory.glob(f"{TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+def sweep(path: Path) -> None:
+    """Remove what killed writers of ``path`` left beside it; call it only while holding the lock of that path.
+
+    A directory that was moved aside and not yet replaced is put back.
+    """
+    name = f"{TEMPORARY}????????{glob.escape(_suffix(path))}"
+    for old in path.parent.glob(f"{name}.old"):
+        if not path.exists():
+            old.rename(path)
+    for left in [*path.parent.glob(name), *path.parent.glob(f"{name}.old")]:
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -139,7 +180,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
     """Hold an exclusive lock file for the length of a ``with`` block; the kernel drops it if we are killed.
 
     Raises:
-        StorageError: another process holds it; ``what`` says which work is under way.
+        StorageError: another process (or thread) holds it; ``what`` says which work is under way.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,28 +197,24 @@ def lock(path: Path, what: str) -> Iterator[None]:
         os.close(handle)
 
 
-def pack(directory: Path, archive: Path) -> None:
-    """Zip a directory's files under sorted names with fixed times: the same content gives the same bytes."""
-    with explained(archive):
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=archive.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as zipped:
-                for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-                    member = zipfile.ZipInfo(path.relative_to(directory).as_posix(), (1980, 1, 1, 0, 0, 0))
-                    member.compress_type = zipfile.ZIP_DEFLATED
-                    member.external_attr = 0o644 << 16
-                    zipped.writestr(member, path.read_bytes())
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(archive)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(archive.parent)
+def pack(directory: Path, names: Iterable[str], archive: Path) -> None:
+    """Zip some files of a directory under sorted names with fixed times: the same content gives the same bytes.
+
+    Raises:
+        StorageError: the archive cannot be written, or a file is missing.
+    """
+    with (
+        explained(archive),
+        _replacing(archive) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as zipped,
+    ):
+        for name in sorted(names):
+            member = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.external_attr = (stat.S_IFREG | 0o644) << 16
+            member.file_size = (directory / name).stat().st_size  # lets zipfile foresee more than 4 GiB
+            with (directory / name).open("rb") as source, zipped.open(member, "w") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
 
 
 def unpack(archive: Path, directory: Path, limit: int = 4 << 30) -> None:
@@ -189,40 +226,61 @@ def unpack(archive: Path, directory: Path, limit: int = 4 << 30) -> None:
         limit: most bytes the content may have, unpacked.
 
     Raises:
-        StorageError: not a zip, damaged, absolute or ``..`` names, links, duplicates, or more than ``limit`` bytes.
+        StorageError: not a zip, damaged, absolute or ``..`` names, links, duplicates, more than ``limit`` bytes
+            or `MAX_MEMBERS` members, or the disk is full.
     """
     try:
-        with zipfile.ZipFile(archive) as zipped:
-            members = zipped.infolist()
-            _refuse_unsafe(archive, members, limit)
-            for member in members:
-                if member.is_dir():
-                    continue
-                place = directory / member.filename
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with zipped.open(member) as source, place.open("wb") as file:
-                    _copy_limited(source, file, member.file_size, archive)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise StorageError(f"{archive} is not a sound zip archive ({error}): fetch or pack it again") from error
+        zipped = zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise StorageError(
+            f"{archive} is not a sound zip archive ({error}): fetch or pack it again"
+        ) from error
+    with zipped, explained(directory):
+        members = zipped.infolist()
+        _refuse_unsafe(archive, members, limit)
+        for member in members:
+            if member.is_dir():
+                continue
+            place = directory / member.filename
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as file:
+                _extract(zipped, member, file, archive)
 
 
 def _refuse_unsafe(archive: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
-    names = [member.filename for member in members]
-    if len(set(names)) != len(names):
-        raise StorageError(f"{archive} names a file twice: refused")
+    if len(members) > MAX_MEMBERS:
+        raise StorageError(f"{archive} holds more than {MAX_MEMBERS} members: refused")
     if sum(member.file_size for member in members) > limit:
-        raise StorageError(f"{archive} would unpack to more than {limit >> 20} MiB: refused")
+        raise StorageError(f"{archive} would unpack to more than {limit} bytes: refused")
+    places = set()
     for member in members:
+        if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise StorageError(f"{archive} is compressed in a way other than deflate: pack it again")
         pure = PurePosixPath(member.filename)
-        link = (member.external_attr >> 16) & 0o170000 == 0o120000
-        if pure.is_absolute() or ".." in pure.parts or "\\" in member.filename or link:
-            raise StorageError(f"{archive} holds the unsafe name {member.filename!r}: refused")
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        odd = kind not in {0, stat.S_IFREG, stat.S_IFDIR} or not pure.parts or "\\" in member.filename
+        if pure.is_absolute() or ".." in pure.parts or odd:
+            raise StorageError(f"{archive} holds the unsafe name or link {member.filename!r}: refused")
+        if pure in places:
+            raise StorageError(f"{archive} names the file {member.filename!r} twice: refused")
+        places.add(pure)
 
 
-def _copy_limited(source: object, file: object, size: int, archive: Path) -> None:
-    left = size
-    while chunk := source.read(1 << 20):  # type: ignore[attr-defined]
+def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, file: IO[bytes], archive: Path) -> None:
+    left = member.file_size
+    for chunk in _chunks(zipped, member, archive):
         left -= len(chunk)
         if left < 0:
             raise StorageError(f"{archive} unpacks to more than it declares: refused")
-        file.write(chunk)  # type: ignore[attr-defined]
+        file.write(chunk)
+
+
+def _chunks(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) -> Iterator[bytes]:
+    try:
+        with zipped.open(member) as source:
+            while chunk := source.read(1 << 20):
+                yield chunk
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise StorageError(
+            f"{archive} is not a sound zip archive ({error}): fetch or pack it again"
+        ) from error

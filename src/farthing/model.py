@@ -1,10 +1,12 @@
-"""Model: a directory with a ``manifest.json`` that says all a runner must know. Bundle: several of them."""
+"""Model: a directory with a ``manifest.json`` that says all a runner must know."""
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,12 +15,17 @@ import msgspec
 
 from farthing import files
 from farthing.config import Section, SectionT, canonical, convert, parse, plain
-from farthing.errors import FarthingError, ModelError, StorageError
+from farthing.errors import ConfigError, ModelError, StorageError, nearest
 
 MANIFEST = "manifest.json"
 BUNDLE = "bundle.json"
 INNER = "model"  # where a search puts its winner, below its report
+_CONVERT = "give the directory that `farthing convert` or `farthing optimize` wrote"
 MAX_MANIFEST_BYTES = 16 << 20
+DTYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
+    "float16 bfloat16 float32 float64 complex64 complex128 str".split()
+)
 
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 
@@ -28,7 +35,7 @@ class TensorSpec(Section, frozen=True, kw_only=True):
 
     Attributes:
         name: its name in the model file.
-        dtype: numpy name of its element type, as in ``float32`` or ``uint8``.
+        dtype: numpy name of its element type, as in ``float32`` or ``uint8``; ``str`` for text.
         shape: sizes; a free axis is its name, as in ``("batch", 3, 224, 224)``.
         role: ``data``, ``state`` (kept by a session between calls; the i-th state output feeds the
             i-th state input) or ``parameter`` (a setting such as a threshold or sample rate).
@@ -42,6 +49,20 @@ class TensorSpec(Section, frozen=True, kw_only=True):
     role: Literal["data", "state", "parameter"] = "data"
     batch_axis: int | None = None
     layout: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"tensor {self.name}: no dtype is called {self.dtype!r}; {nearest(self.dtype, DTYPES)}"
+            )
+        if any(size == "" or (isinstance(size, int) and size < 0) for size in self.shape):
+            raise ValueError(
+                f"tensor {self.name}: sizes are whole numbers from 0 or names, not {list(self.shape)}"
+            )
+        if self.batch_axis is not None and not 0 <= self.batch_axis < len(self.shape):
+            raise ValueError(
+                f"tensor {self.name}: batch_axis {self.batch_axis} is outside {list(self.shape)}"
+            )
 
     def sized(self, batch: int, free: int = 1) -> tuple[int, ...]:
         """The shape with ``batch`` at a free batch axis and ``free`` at every other free axis."""
@@ -72,6 +93,12 @@ class Resize(Section, frozen=True, kw_only=True):
     mode: Literal["stretch", "cover", "letterbox"] = "stretch"
     fill: int = 0
 
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"height and width must be from 1, not {self.height} x {self.width}")
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"fill must be from 0 to 255, not {self.fill}")
+
 
 class Preprocess(Section, frozen=True, kw_only=True):
     """What turns a picture into the model's input: resize, centre crop, colour order, ``(x * scale - mean) / std``.
@@ -95,9 +122,15 @@ class Preprocess(Section, frozen=True, kw_only=True):
         channels = 1 if self.colour == "GRAY" else 3
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in {1, channels}:
-                raise ValueError(f"{name} has {len(values)} values, but {self.colour} has {channels} channels")
-        if not all(value > 0 for value in self.std) or not self.scale > 0:
+                raise ValueError(
+                    f"{name} has {len(values)} values, but {self.colour} has {channels} channels"
+                )
+        if not all(0 < value < math.inf for value in (self.scale, *self.std)):
             raise ValueError("scale and every std must be above 0")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError("every mean must be a number, not NaN or infinity")
+        if self.crop and min(self.crop) < 1:
+            raise ValueError(f"crop must be from 1, not {self.crop[0]} x {self.crop[1]}")
 
 
 class Quantization(Section, frozen=True, kw_only=True):
@@ -150,18 +183,27 @@ class Manifest(Section, frozen=True, kw_only=True):
             if len({spec.name for spec in specs}) != len(specs):
                 raise ValueError(f"two {group} have the same name")
         for name, sha in self.files.items():
-            if not re.fullmatch(r"[\w.+-]+", name) or name in {MANIFEST, BUNDLE, ".", ".."}:
+            if not is_plain(name):
                 raise ValueError(f"{name!r} is not a plain file name")
             if not re.fullmatch(r"[0-9a-f]{64}", sha):
                 raise ValueError(f"the hash of {name} is not a SHA-256")
-        for spec in (*self.inputs, *self.outputs):
-            if spec.batch_axis is not None and not 0 <= spec.batch_axis < len(spec.shape):
-                raise ValueError(f"tensor {spec.name}: batch_axis {spec.batch_axis} is outside its shape")
+        kept = [[spec for spec in specs if spec.role == "state"] for specs in (self.inputs, self.outputs)]
+        if [(spec.dtype, len(spec.shape)) for spec in kept[0]] != [
+            (spec.dtype, len(spec.shape)) for spec in kept[1]
+        ]:
+            names = [[spec.name for spec in specs] for specs in kept]
+            raise ValueError(f"state outputs {names[1]} do not feed the state inputs {names[0]} one by one")
 
     @property
     def data_inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs a caller feeds: not state."""
         return tuple(spec for spec in self.inputs if spec.role != "state")
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is one of a file in the model's own directory, and not one we write there ourselves."""
+    match = re.fullmatch(r"[\w+-][\w.+-]*", name, re.ASCII) and len(name) <= 128
+    return bool(match) and name not in {MANIFEST, BUNDLE}
 
 
 class Model:
@@ -190,12 +232,9 @@ class Model:
             ModelError: no manifest there, one that cannot be read, or files that are missing or changed.
             StorageError: an unsafe or damaged zip.
         """
-        path = Path(path)
-        keep = None
+        path, keep = Path(path), None
         if path.is_file():
-            keep = tempfile.TemporaryDirectory(prefix="farthing-")
-            files.unpack(path, Path(keep.name))
-            path = Path(keep.name)
+            path, keep = _unpacked(path)
         if not (path / MANIFEST).exists() and (path / INNER / MANIFEST).is_file():
             path = path / INNER
         model = cls(path, read_manifest(path), keep)
@@ -203,21 +242,27 @@ class Model:
         return model
 
     @classmethod
-    def create(cls, manifest: Manifest, content: Mapping[str, bytes | Path], path: Path | None = None) -> Model:
+    def create(
+        cls, manifest: Manifest, content: Mapping[str, bytes | Path], path: Path | None = None
+    ) -> Model:
         """Write a new model; the manifest's ``files`` are computed from ``content``.
 
         Args:
             manifest: all but its ``files``.
             content: file name -> bytes, or a file to copy; the first is the one an engine opens.
-            path: its directory; None makes a temporary one that lives as long as the returned object.
+            path: its directory, absent, empty or an earlier model, which is replaced; None makes a temporary one
+                that lives as long as the returned object.
 
         Raises:
-            StorageError: it cannot be written there.
+            ModelError: no files, or names that are not plain file names.
+            StorageError: it cannot be written there, or the directory holds something else.
         """
+        _check_content(content)
         keep = None
         if path is None:
             keep = tempfile.TemporaryDirectory(prefix="farthing-")
             path = Path(keep.name) / "model"
+        refuse_foreign(path, MANIFEST)
         hashes: dict[str, str] = {}
 
         def fill(fresh: Path) -> None:
@@ -235,8 +280,8 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the manifest, and through its hashes over every file."""
-        return files.digest(canonical(self.manifest))
+        """SHA-256 over the manifest, through its hashes over every file, and over which file comes first."""
+        return files.digest(canonical(self.manifest) + next(iter(self.manifest.files), "").encode())
 
     @property
     def file(self) -> Path:
@@ -259,17 +304,59 @@ class Model:
         for name, sha in self.manifest.files.items():
             place = self.path / name
             if not place.is_file() or place.is_symlink():
-                raise ModelError(f"{self.path} lacks the file {name} that its manifest names: copy the model again")
-            if files.file_digest(place) != sha:
-                raise ModelError(f"{place} is not the file its manifest was written for (SHA-256 differs): copy it again")
+                raise ModelError(
+                    f"{self.path} lacks the file {name} that its manifest names: copy the model again"
+                )
+            try:
+                found = files.file_digest(place)
+            except OSError as error:
+                raise ModelError(f"cannot read {place}: {error.strerror or error}") from error
+            if found != sha:
+                raise ModelError(
+                    f"{place} is not the file its manifest names (SHA-256 differs): copy it again"
+                )
 
     def save(self, path: Path) -> Model:
-        """Copy the model to a directory, whole or not at all."""
+        """Copy the model to a directory, whole or not at all; the copy is checked against the manifest.
+
+        Raises:
+            ModelError: a file changed since the model was opened.
+            StorageError: it cannot be written there.
+        """
+        self.verify()
         return Model.create(self.manifest, {name: self.path / name for name in self.manifest.files}, path)
 
     def pack(self, archive: Path) -> None:
-        """Write the model as one zip file; the same model gives the same bytes."""
-        files.pack(self.path, archive)
+        """Write the model as one zip file; the same model gives the same bytes. Other files beside it are left out."""
+        files.pack(self.path, (MANIFEST, *self.manifest.files), archive)
+
+
+def _check_content(content: Mapping[str, bytes | Path]) -> None:
+    if not content:
+        raise ModelError("a model has at least one file")
+    for name, source in content.items():
+        if not is_plain(name):
+            raise ModelError(f"{name!r} is not a plain name for a model file")
+        if isinstance(source, Path) and not source.is_file():
+            raise ModelError(f"there is no file {source} to copy into the model")
+
+
+def refuse_foreign(path: Path, marker: str) -> None:
+    """Replace only what Farthing wrote: nobody's other files vanish because a path was mistyped."""
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+        raise StorageError(f"{path} is not empty and holds no {marker}: choose another directory")
+
+
+def _unpacked(archive: Path) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
+    """What a zip of a model unpacks to, and the temporary directory to keep while it is in use."""
+    if not zipfile.is_zipfile(archive):
+        raise ModelError(f"{archive} is neither a model directory nor a zip of one; {_CONVERT}")
+    keep = tempfile.TemporaryDirectory(prefix="farthing-")
+    path = Path(keep.name)
+    files.unpack(archive, path)
+    if not (path / MANIFEST).is_file():
+        raise ModelError(f"{archive} is a zip, but not of a model: it has no {MANIFEST}; {_CONVERT}")
+    return path, keep
 
 
 def checked(manifest: Manifest, **changes: object) -> Manifest:
@@ -283,80 +370,19 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         ModelError: there is none, or it cannot be understood.
     """
-    return _read(directory, MANIFEST, Manifest)
+    return read_section(directory, MANIFEST, Manifest)
 
 
-def _read(directory: Path, name: str, kind: type[SectionT]) -> SectionT:
+def read_section(directory: Path, name: str, kind: type[SectionT]) -> SectionT:
+    """Read ``manifest.json`` or ``bundle.json``, with a ModelError for whatever is wrong with it."""
     place = directory / name
-    if not place.is_file():
-        hint = "give the directory that `farthing convert` or `farthing optimize` wrote"
-        raise ModelError(f"{directory} is not a model: it has no {name}; {hint}")
-    if place.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ModelError(f"{place} is too large for a manifest: refused")
     try:
+        if not place.is_file():
+            raise ModelError(f"{directory} is not a model: it has no {name}; {_CONVERT}")
+        if place.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ModelError(f"{place} is too large for a manifest: refused")
         return convert(parse(place.read_bytes(), ".json", str(place)), kind, str(place))
-    except StorageError:
-        raise
-    except FarthingError as error:
+    except OSError as error:
+        raise ModelError(f"cannot read {place}: {error.strerror or error}") from error
+    except ConfigError as error:
         raise ModelError(str(error)) from error
-
-
-Role = Literal["parts", "exits", "variants", "head_tail"]
-
-
-class BundleManifest(Section, frozen=True, kw_only=True):
-    """What a bundle's models are to each other: parts run in order, exits of one network, variants of one model, or head and tail."""
-
-    name: str
-    role: Role
-    models: dict[str, str]  # name -> digest, in order
-
-
-class Bundle:
-    """Several models with one role, in sub-directories named after them, under a ``bundle.json``."""
-
-    def __init__(self, path: Path, manifest: BundleManifest, models: Mapping[str, Model]) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.models = dict(models)
-
-    @classmethod
-    def create(cls, name: str, role: Role, models: Mapping[str, Model], path: Path) -> Bundle:
-        """Write a bundle directory, whole or not at all.
-
-        Raises:
-            ModelError: no models, or a name that is not a plain directory name.
-            StorageError: it cannot be written there.
-        """
-        if not models:
-            raise ModelError(f"the bundle {name} has no models")
-        for part in models:
-            if not re.fullmatch(r"\w[\w.-]*", part):
-                raise ModelError(f"{part!r} is not a plain name for a model in a bundle")
-        manifest = BundleManifest(name=name, role=role, models={key: model.digest for key, model in models.items()})
-
-        def fill(fresh: Path) -> None:
-            for key, model in models.items():
-                model.save(fresh / key)
-            (fresh / BUNDLE).write_bytes(msgspec.json.format(msgspec.json.encode(plain(manifest))) + b"\n")
-
-        files.write_directory(path, fill)
-        return cls(path, manifest, {key: Model.open(path / key) for key in models})
-
-    @classmethod
-    def open(cls, path: Path | str) -> Bundle:
-        """Open a bundle directory and check every model in it.
-
-        Raises:
-            ModelError: no ``bundle.json``, a model is missing, damaged or not the one that was bundled.
-        """
-        path = Path(path)
-        manifest = _read(path, BUNDLE, BundleManifest)
-        models = {}
-        for key, sha in manifest.models.items():
-            if not re.fullmatch(r"\w[\w.-]*", key):
-                raise ModelError(f"{path / BUNDLE} holds the unsafe name {key!r}: refused")
-            models[key] = Model.open(path / key)
-            if models[key].digest != sha:
-                raise ModelError(f"{path / key} is not the model that was bundled: copy the bundle again")
-        return cls(path, manifest, models)

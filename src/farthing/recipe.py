@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from farthing.bundle import Bundle
 from farthing.config import Section
 from farthing.measure import Figures, Interval, Measurement
-from farthing.model import Bundle, Model
+from farthing.model import Model
 from farthing.target import Budget, Target
 from farthing.task import Task
 
