@@ -387,7 +387,7 @@ def test_an_unknown_name_gets_the_nearest_right_one() -> None:
         {"package": "-rrequirements.txt"},
         {"package": "a b"},
         {"package": "git+file:///x"},
-        {"version": ""},
+        {"version": "-"},
         {"version": "--pre"},
         {"version": ">=1"},
         {"version": "1 --extra"},
@@ -400,10 +400,15 @@ def test_an_unknown_name_gets_the_nearest_right_one() -> None:
 )
 @pytest.mark.parametrize("source", ["pypi", "npm", "debian"])
 def test_an_asset_is_exact(source: str, changes: dict[str, str]) -> None:
-    if source == "debian" and changes == {"version": ""}:
-        pytest.skip("Debian keeps only the newest")
     with pytest.raises(ValueError, match="is not"):
         parcel(source, **changes)
+
+
+def test_only_debian_packages_may_come_without_a_version() -> None:
+    assert str(parcel("debian", version="")) == "data.csv of parcel from Debian"
+    for source in ("pypi", "npm"):
+        with pytest.raises(ValueError, match="is not an exact version"):
+            parcel(source, version="")
 
 
 def test_every_asset_states_its_licence_and_what_it_is() -> None:

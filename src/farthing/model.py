@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -215,7 +214,7 @@ class Model:
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, keep: tempfile.TemporaryDirectory[str] | None = None
+        self, path: Path, manifest: Manifest, keep: files.Scratch | None = None
     ) -> None:
         self.path = path
         self.manifest = manifest
@@ -260,8 +259,8 @@ class Model:
         _check_content(content)
         keep = None
         if path is None:
-            keep = tempfile.TemporaryDirectory(prefix="farthing-")
-            path = Path(keep.name) / "model"
+            keep = files.Scratch()
+            path = keep.path / "model"
         refuse_foreign(path, MANIFEST)
         hashes: dict[str, str] = {}
 
@@ -347,12 +346,12 @@ def refuse_foreign(path: Path, marker: str) -> None:
         raise StorageError(f"{path} is not empty and holds no {marker}: choose another directory")
 
 
-def _unpacked(archive: Path) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
+def _unpacked(archive: Path) -> tuple[Path, files.Scratch]:
     """What a zip of a model unpacks to, and the temporary directory to keep while it is in use."""
     if not zipfile.is_zipfile(archive):
         raise ModelError(f"{archive} is neither a model directory nor a zip of one; {_CONVERT}")
-    keep = tempfile.TemporaryDirectory(prefix="farthing-")
-    path = Path(keep.name)
+    keep = files.Scratch()
+    path = keep.path
     files.unpack(archive, path)
     if not (path / MANIFEST).is_file():
         raise ModelError(f"{archive} is a zip, but not of a model: it has no {MANIFEST}; {_CONVERT}")

@@ -64,12 +64,12 @@ class Detections:
 
 
 Outputs = Mapping[str, NDArray[Any]]
-Decoder = Callable[[Outputs, Sequence[str], int], Sequence[Prediction] | Sequence[Detections]]
+Decoder = Callable[[Outputs, Sequence[str], int], Sequence[Prediction | Detections]]
 
 
 def decode(
     name: str, outputs: Outputs, labels: Sequence[str], top: int = 5
-) -> Sequence[Prediction] | Sequence[Detections]:
+) -> Sequence[Prediction | Detections]:
     """Read the outputs of a model, by the name of the decoder in its manifest.
 
     Args:
