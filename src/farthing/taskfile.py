@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from farthing.config import Section, read
 from farthing.errors import ConfigError, TaskError, nearest, require
-from farthing.task import SPLITS, ImageFiles, Split, Task
+from farthing.task import SPLITS, ImageFiles, Split, SplitName, Task
 
 Array = NDArray[Any]
+SHARES: dict[SplitName, float | str] = {"train": 0.5, "calibration": 0.1, "validation": 0.2, "test": 0.2}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -43,12 +46,7 @@ class TaskFile(Section, frozen=True, kw_only=True):
     name: str
     source: Source
     metric: str
-    splits: dict[Literal["train", "calibration", "validation", "test"], float | str] = {
-        "train": 0.5,
-        "calibration": 0.1,
-        "validation": 0.2,
-        "test": 0.2,
-    }
+    splits: dict[SplitName, float | str] = msgspec.field(default_factory=lambda: dict(SHARES))
     labels: tuple[str, ...] = ()
     form: Literal["image", "tensor"] = "tensor"
     seed: int = 0
@@ -68,9 +66,7 @@ def read_task(path: Path) -> Task:
         raise TaskError(str(error)) from error
     form = "image" if described.source.format == "folder" else described.form
     labels, splits = _splits(described, path.parent)
-    return Task(
-        described.name, splits, described.metric, labels=labels, form=form, licence=described.licence
-    )
+    return Task(described.name, splits, described.metric, labels=labels, form=form, licence=described.licence)
 
 
 def _splits(described: TaskFile, root: Path) -> tuple[tuple[str, ...], dict[str, Split]]:
@@ -82,7 +78,9 @@ def _splits(described: TaskFile, root: Path) -> tuple[tuple[str, ...], dict[str,
         raise TaskError(f"task {described.name}: `splits` is empty; known splits: {', '.join(SPLITS)}")
     if named:
         if "{split}" not in described.source.path:
-            raise TaskError(f"task {described.name}: the path needs {{split}} in it, because splits are named")
+            raise TaskError(
+                f"task {described.name}: the path needs {{split}} in it, because splits are named"
+            )
         loaded = {key: _load(described, root, name) for key, name in named.items()}
         labels = described.labels or next(iter(loaded.values()))[0]
         return labels, {key: split for key, (_, split) in loaded.items()}
@@ -90,11 +88,13 @@ def _splits(described: TaskFile, root: Path) -> tuple[tuple[str, ...], dict[str,
     return labels, shared_out(everything, shares, described.seed, described.name)
 
 
-def shared_out(split: Split, shares: dict[Any, float], seed: int, name: str) -> dict[str, Split]:
+def shared_out(split: Split, shares: Mapping[Any, float], seed: int, name: str) -> dict[str, Split]:
     """Cut samples into splits by share, each class in proportion, in an order that the seed decides."""
     total = sum(shares.values())
     if not 0 < total <= 1 + 1e-9 or min(shares.values()) <= 0:
-        raise TaskError(f"task {name}: the shares of the splits must be above 0 and sum to at most 1, not {total:g}")
+        raise TaskError(
+            f"task {name}: the shares of the splits must be above 0 and sum to at most 1, not {total:g}"
+        )
     order = np.random.default_rng(seed).permutation(len(split))
     if split.labels is not None and split.labels.dtype.kind in "iu" and split.labels.ndim == 1:
         place = np.empty(len(order))
@@ -127,7 +127,9 @@ def _folder(path: Path, labels: tuple[str, ...]) -> tuple[tuple[str, ...], Split
         return (), ImageFiles({"": np.array(pictures(path), dtype=str)})
     unknown = {entry.name for entry in path.iterdir() if entry.is_dir()} - set(classes)
     if unknown:
-        raise TaskError(f"{path} has the folder {min(unknown)!r}, which is not a label; {nearest(min(unknown), classes)}")
+        raise TaskError(
+            f"{path} has the folder {min(unknown)!r}, which is not a label; {nearest(min(unknown), classes)}"
+        )
     paths, numbers = [], []
     for number, name in enumerate(classes):
         found = pictures(path / name)
@@ -148,7 +150,9 @@ def _npz(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise TaskError(f"{path} is not an npz file of plain arrays (pickles are refused): {error}") from error
+        raise TaskError(
+            f"{path} is not an npz file of plain arrays (pickles are refused): {error}"
+        ) from error
     wanted = source.inputs or {"": "x"}
     inputs = {name: _column(arrays, str(array), path) for name, array in wanted.items()}
     return inputs, _column(arrays, source.labels, path) if source.labels else None
@@ -197,7 +201,9 @@ def _table(columns: dict[str, Array], path: Path, source: Source) -> tuple[dict[
         try:
             stacked = np.stack([np.asarray(part, np.float32) for part in picked], axis=-1)
         except ValueError as error:
-            raise TaskError(f"{path}: a column of input {name or 'data'} holds something that is no number: {error}") from error
+            raise TaskError(
+                f"{path}: a column of input {name or 'data'} holds something that is no number: {error}"
+            ) from error
         array = stacked[..., 0] if len(picked) == 1 and stacked.ndim > 2 else stacked
         inputs[name] = array.reshape(len(array), *source.shape) if source.shape else array
     return inputs, _column(columns, source.labels, path) if source.labels else None
@@ -213,8 +219,8 @@ def _as_labels(labels: Array | None, names: tuple[str, ...], path: Path) -> Arra
         values = labels.astype(np.float64)
     except ValueError:
         wrong = next(str(word) for word in labels if str(word) not in names)
-        raise TaskError(f"{path}: label {wrong!r} is none of the task's `labels`; {nearest(wrong, names)}") from None
+        raise TaskError(
+            f"{path}: label {wrong!r} is none of the task's `labels`; {nearest(wrong, names)}"
+        ) from None
     whole = values == np.round(values)
     return values.astype(np.int64) if whole.all() else values
-
-
