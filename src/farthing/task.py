@@ -38,7 +38,9 @@ class Split:
         self.labels = labels
         sizes = {len(array) for array in [*self.inputs.values(), *([] if labels is None else [labels])]}
         if len(sizes) != 1:
-            raise TaskError(f"inputs and labels differ in their number of samples: {sorted(sizes) or 'no inputs'}")
+            raise TaskError(
+                f"inputs and labels differ in their number of samples: {sorted(sizes) or 'no inputs'}"
+            )
         self._size = sizes.pop()
 
     def __len__(self) -> int:
@@ -74,7 +76,9 @@ class Split:
         for name, array in self.inputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(1))[0, 0])
-                raise TaskError(f"{where}: input {name or 'data'} of sample {row} holds NaN or infinity: clean the data")
+                raise TaskError(
+                    f"{where}: input {name or 'data'} of sample {row} holds NaN or infinity: clean the data"
+                )
             if array.dtype.kind not in "fiub":
                 raise TaskError(f"{where}: input {name or 'data'} is {array.dtype}, not numbers")
 
@@ -174,7 +178,9 @@ class Task:
         try:
             return self.splits[name]
         except KeyError:
-            raise TaskError(f"task {self.name} has no {name} split: add one to its file, or give its share") from None
+            raise TaskError(
+                f"task {self.name} has no {name} split: add one to its file, or give its share"
+            ) from None
 
     @property
     def digest(self) -> str:
@@ -204,9 +210,13 @@ class Task:
     def _check_shapes(self, split: Split, inputs: Mapping[str, Any], model: str) -> None:
         for name, array in split.inputs.items():
             if name == "" and len(inputs) != 1:
-                raise TaskError(f"model {model} has {len(inputs)} inputs: name each in task {self.name}: {list(inputs)}")
+                raise TaskError(
+                    f"model {model} has {len(inputs)} inputs: name each in task {self.name}: {list(inputs)}"
+                )
             if name not in inputs and name:
-                raise TaskError(f"task {self.name} feeds {name!r}, which model {model} lacks; {nearest(name, inputs)}")
+                raise TaskError(
+                    f"task {self.name} feeds {name!r}, which model {model} lacks; {nearest(name, inputs)}"
+                )
             spec = inputs[name] if name else next(iter(inputs.values()))
             inner = spec.shape[1:] if spec.batch_axis == 0 else spec.shape
             if len(inner) != array.ndim - 1 or any(
@@ -234,20 +244,26 @@ class Task:
         labels = split.labels
         if labels is None:
             if self.metric.needs == "labels":
-                raise TaskError(f"{where} has no labels, which metric {self.metric.name} needs; or use 'agreement'")
+                raise TaskError(
+                    f"{where} has no labels, which metric {self.metric.name} needs; or use 'agreement'"
+                )
             return
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():
             raise TaskError(f"{where}: a label is NaN or infinite: clean the data")
         if self.metric.name in CLASS_METRICS:
             if labels.dtype.kind not in "iu" or labels.ndim != 1:
-                raise TaskError(f"{where}: labels must be whole numbers, one a sample, for metric {self.metric.name}")
+                raise TaskError(
+                    f"{where}: labels must be whole numbers, one a sample, for metric {self.metric.name}"
+                )
             outside = labels[(labels < 0) | (labels >= len(self.labels) if self.labels else labels < 0)]
             if outside.size:
                 raise TaskError(f"{where}: label {int(outside[0])} is out of range 0..{len(self.labels) - 1}")
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, cache: Path | None = None) -> Task:
     """A task by built-in or registered name, by the path of its YAML, TOML or JSON file, or as ``module:function``.
+
+    ``cache`` is where built-in tasks keep their data; ``~/.cache/farthing`` if None.
 
     Raises:
         TaskError: no such task, or one that cannot be used.
@@ -264,7 +280,8 @@ def find_task(name: str) -> Task:
             raise TaskError(f"no task at {name!r}: {error}") from error
         return _as_task(made, name)
     try:
-        return _as_task(plugins.get("task", name), name)
+        made = plugins.get("task", name)
+        return made(cache) if name in plugins.BUILTIN["task"] else _as_task(made, name)
     except PluginError as error:
         raise TaskError(f"{error}; or give the path of a task file (.yaml), or module:function") from error
 

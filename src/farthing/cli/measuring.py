@@ -55,7 +55,7 @@ def bench(parsed: argparse.Namespace) -> int:
     if parsed.batch < 1 or parsed.min_count < 1 or not 0 <= parsed.seconds < 3600:
         raise ConfigError("--batch and --min-count are at least 1, --seconds from 0 to 3600")
     model = options.open_model(parsed.model)
-    task = find_task(parsed.task) if parsed.task else None
+    task = find_task(parsed.task, options.cache_directory()) if parsed.task else None
     with show.progress(False, quiet=parsed.json) as listener:
         found = measure(
             model,
@@ -102,7 +102,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     from farthing.recipe import Progress
     from farthing.task import find_task
 
-    model, task = options.open_model(parsed.model), find_task(parsed.task)
+    model, task = options.open_model(parsed.model), find_task(parsed.task, options.cache_directory())
     with show.progress(False, quiet=parsed.json) as listener:
         found, _ = score(
             model,

@@ -67,7 +67,7 @@ def optimize(parsed: argparse.Namespace) -> int:
     with show.progress(parsed.json) as listener:
         result = search(
             options.open_model(parsed.model),
-            find_task(parsed.task),
+            find_task(parsed.task, options.cache_directory()),
             parsed.target,
             parsed.budget,
             Path(parsed.out),
@@ -116,7 +116,10 @@ def _replay(parsed: argparse.Namespace) -> int:
         raise StorageError(f"{out} is not empty: a replay writes a model into a new directory")
     recipe = read(Path(parsed.recipe), Recipe)
     made = replay(
-        recipe, options.open_model(parsed.model), find_task(parsed.task), Cache(options.cache_directory())
+        recipe,
+        options.open_model(parsed.model),
+        find_task(parsed.task, options.cache_directory()),
+        Cache(options.cache_directory()),
     )
     made.save(out / "model")
     print(f"{out / 'model'}: {made.digest}" + (", as recorded" if recipe.artefact else ""))

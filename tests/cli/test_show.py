@@ -1,0 +1,64 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from farthing.cli import show
+from farthing.measure import Interval, Measurement
+from farthing.recipe import Progress
+
+FOUND = Measurement(
+    model="ab", engine="fake", engine_version="1", threads=1, machine="bench", scenario="single_stream", runs=200,
+    seconds=1.0, p50_ms=0.5, p90_ms=1.25, p99_ms=2.0, throughput=1800.4, size_mb=0.25,
+)  # fmt: skip
+
+
+def test_tables_align_numbers_to_the_right() -> None:
+    lines = show.table(["name", "size"], [["a", "1.5"], ["longer", "10.25"]]).splitlines()
+    assert lines == ["name     size", "------  -----", "a         1.5", "longer  10.25"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0.0042, "4.2 us"), (0.5, "500.0 us"), (1.0, "1.00 ms"), (1234.5, "1234.50 ms")],
+)
+def test_times_take_the_unit_that_reads_best(value: float | None, shown: str) -> None:
+    assert show.milliseconds(value) == shown
+
+
+@pytest.mark.parametrize(("value", "shown"), [(None, "-"), (0.25, "250.0 kB"), (1.0, "1.00 MB")])
+def test_sizes_take_the_unit_that_reads_best(value: float | None, shown: str) -> None:
+    assert show.megabytes(value) == shown
+
+
+def test_what_was_not_measured_is_named_so() -> None:
+    shown = show.measurement(FOUND)
+    assert "energy         unavailable (no meter on this machine)" in shown
+    assert "peak memory    not measured" in shown
+    assert "latency p90    1.25 ms" in shown
+
+
+def test_an_interval_shows_its_bounds() -> None:
+    assert show.interval(Interval(value=0.5, low=0.25, high=0.75), scale=100, digits=1) == "50.0 (25.0..75.0)"
+
+
+def test_progress_as_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with show.progress(as_lines_of_json=True) as listener:
+        listener(Progress(stage="passes", text="fused", done=1, total=2))
+        listener(Progress(stage="done", text="it is done"))
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["stage"] for event in events] == ["passes", "done"]
+    assert all(event["event"] == "progress" for event in events)
+
+
+def test_plain_progress_does_not_repeat_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with show.progress(as_lines_of_json=False) as listener:
+        for done in range(50):
+            listener(Progress(stage="race", text="timing", done=done, total=50))
+        listener(Progress(stage="done", text="finished"))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == ["race: timing", "done: finished"]
