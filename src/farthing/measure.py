@@ -129,23 +129,22 @@ def within(value: float, limit: float, least: bool) -> bool:
 
 
 def percentile(samples: Floats, share: float) -> float:
-    """The ``share`` quantile as an observed value (nearest rank, as MLPerf's LoadGen takes it)."""
+    """The ``share`` quantile as an observed value: the smallest that at least that share does not exceed."""
     if samples.size == 0:
         raise MeasurementError("no samples were taken: measure longer")
     ranked = np.sort(samples)
-    return float(ranked[min(len(ranked) - 1, math.ceil(share * len(ranked)) - 1)])
+    rank = math.ceil(share * len(ranked) - 1e-9)  # 0.9 * 10 must not round up to 10
+    return float(ranked[min(len(ranked), max(rank, 1)) - 1])
 
 
-def percentile_bound(samples: Floats, share: float, confidence: float = 0.95) -> float | None:
-    """Upper confidence bound of a quantile by order statistics, distribution-free; None if too few samples.
+def percentile_bound(samples: Floats, share: float) -> float | None:
+    """Upper 95 % confidence bound of a quantile by order statistics, distribution-free; None if too few samples.
 
-    The r-th of n ranked values exceeds the quantile q with probability P(Binomial(n, q) < r)
+    The r-th of n ranked values is at or above the quantile q with probability P(Binomial(n, q) < r)
     (Hahn and Meeker, Statistical Intervals, 1991, section 5.2); the normal approximation of the binomial is used.
     """
     n = samples.size
     rank = math.ceil(n * share + 1.645 * math.sqrt(n * share * (1 - share)) + 0.5)
-    if confidence != 0.95:
-        raise MeasurementError("only the 95 % bound is offered")
     return None if rank > n else float(np.sort(samples)[rank - 1])
 
 
@@ -157,7 +156,12 @@ def bootstrap(values: Floats, statistic: Any, rounds: int = 2000, seed: int = 0)
         statistic: function of an array ``(rounds, n, ...)`` that reduces axis 1.
         rounds: resamples.
         seed: of the generator: the same samples give the same interval.
+
+    Raises:
+        MeasurementError: there are no samples.
     """
+    if len(values) == 0:
+        raise MeasurementError("no samples were taken: measure longer")
     generator = np.random.default_rng(seed)
     n = len(values)
     draws = []
@@ -198,12 +202,18 @@ def compare(ratio: Interval, margin: float = 0.02) -> Verdict:
 def mean_interval(values: Sequence[float] | Floats) -> Interval:
     """Mean of per-sample scores with its 95 % interval (normal approximation; Wilson's for 0/1 scores).
 
-    Wilson, J. Am. Stat. Assoc. 22 (1927), keeps the interval honest at 0 and 100 %.
+    Wilson, J. Am. Stat. Assoc. 22 (1927), keeps the interval honest at 0 and 100 %. A single score that is neither
+    says nothing of its spread: its interval is one to either side, or its own size if that is more.
+
+    Raises:
+        MeasurementError: there are no scores.
     """
     scores = np.asarray(values, np.float64)
+    if not len(scores):
+        raise MeasurementError("there are no scores to average: give the split samples")
     n, mean = len(scores), float(np.mean(scores))
     if not np.isin(scores, (0.0, 1.0)).all():
-        half = 1.96 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+        half = 1.96 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else max(1.0, abs(mean))
         return Interval(value=mean, low=mean - half, high=mean + half)
     z2 = 1.96**2
     centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
@@ -216,10 +226,15 @@ def paired_difference(first: Floats, second: Floats) -> Interval:
 
     The half width has a floor of one changed sample either way, so that equal answers on few samples do
     not read as certainty.
+
+    Raises:
+        MeasurementError: there are no samples.
     """
     gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    if not len(gaps):
+        raise MeasurementError("there are no samples to compare: give the split samples")
     n, mean = len(gaps), float(np.mean(gaps))
-    spread = float(np.std(gaps, ddof=1)) if n > 1 else math.inf
+    spread = float(np.std(gaps, ddof=1)) if n > 1 else abs(mean)
     half = max(1.96 * spread / math.sqrt(n), 1.0 / n)
     return Interval(value=mean, low=mean - half, high=mean + half)
 

@@ -27,7 +27,10 @@ class Metric:
         name: as in the plugin table.
         needs: ``labels`` or ``reference``.
         per_sample: (outputs, truth) -> one score per sample, whose mean is the metric; or
-        whole: (outputs, truth) -> the metric over all samples, where no such scores exist.
+        whole: (outputs, truth) -> the metric over all samples, where no such scores exist; it is asked some 200
+            times, for samples drawn with replacement.
+        prepare: (outputs, truth) -> (outputs, truth) as ``whole`` wants them, sample by sample: done once, before
+            samples are drawn.
         higher_is_better: False for errors.
 
     ``truth`` is the labels or the reference outputs, as ``needs`` says.
@@ -40,6 +43,7 @@ class Metric:
         *,
         per_sample: Callable[[Outputs, Any], Array] | None = None,
         whole: Callable[[Outputs, Any], float] | None = None,
+        prepare: Callable[[Outputs, Any], tuple[Outputs, Any]] | None = None,
         higher_is_better: bool = True,
     ) -> None:
         if (per_sample is None) == (whole is None):
@@ -49,6 +53,7 @@ class Metric:
         self.higher_is_better = higher_is_better
         self._per_sample = per_sample
         self._whole = whole
+        self._prepare = prepare
 
     def __repr__(self) -> str:
         return f"Metric({self.name!r})"
@@ -57,29 +62,31 @@ class Metric:
         """The metric with its 95 % interval (Wilson or normal for means, bootstrap else).
 
         Raises:
-            TaskError: labels or reference outputs are needed but not there, or outputs hold NaN.
+            TaskError: labels or reference outputs are needed but not there or do not fit, outputs hold NaN, or
+                the metric is not defined on these samples.
         """
         truth = self._truth(labels, reference)
-        _refuse_nan(outputs)
+        _check(outputs, truth)
         if self._per_sample is not None:
             return mean_interval(self._per_sample(outputs, truth))
-        return self._resampled(lambda picks: self._value(_take(outputs, picks), _take(truth, picks)), len_of(outputs))
+        return self._resampled(self._valuer(outputs, truth), len_of(outputs))
 
     def drop(
         self, base: Outputs, candidate: Outputs, labels: Array | None, reference: Outputs | None
     ) -> Interval:
-        """How much worse the candidate is than the base on the same samples, with its 95 % interval; above 0 is worse."""
+        """How much worse the candidate is than the base on the same samples, with its 95 % interval.
+
+        Above 0 is worse, whether higher or lower values of the metric are better.
+        """
         truth = self._truth(labels, reference)
-        _refuse_nan(candidate)
+        for outputs in (base, candidate):
+            _check(outputs, truth)
         sign = 1.0 if self.higher_is_better else -1.0
         if self._per_sample is not None:
             gap = paired_difference(self._per_sample(base, truth), self._per_sample(candidate, truth))
         else:
-            gap = self._resampled(
-                lambda picks: self._value(_take(base, picks), _take(truth, picks))
-                - self._value(_take(candidate, picks), _take(truth, picks)),
-                len_of(base),
-            )
+            before, after = self._valuer(base, truth), self._valuer(candidate, truth)
+            gap = self._resampled(lambda picks: before(picks) - after(picks), len_of(base), 1 / len_of(base))
         low, high = sorted((sign * gap.low, sign * gap.high))
         return Interval(value=sign * gap.value, low=low, high=high)
 
@@ -90,14 +97,24 @@ class Metric:
             raise TaskError(f"metric {self.name} needs {self.needs}, and there are none{hint}")
         return truth
 
-    def _value(self, outputs: Outputs, truth: Any) -> float:
-        return self._whole(outputs, truth) if self._whole is not None else 0.0
+    def _valuer(self, outputs: Outputs, truth: Any) -> Callable[[Array], float]:
+        """The metric as a function of the samples picked."""
+        whole = self._whole or (lambda outputs, truth: float("nan"))
+        if self._prepare is not None:
+            outputs, truth = self._prepare(outputs, truth)
+        return lambda picks: whole(_take(outputs, picks), _take(truth, picks))
 
-    def _resampled(self, value: Callable[[Any], float], n: int) -> Interval:
+    def _resampled(self, value: Callable[[Array], float], n: int, floor: float = 0.0) -> Interval:
+        """The value over all samples with its bootstrap interval, at least ``floor`` to either side."""
+        found = value(np.arange(n))
+        if not np.isfinite(found):
+            raise TaskError(
+                f"metric {self.name} is not defined on these samples: they lack a class (or true boxes)"
+            )
         generator = np.random.default_rng(0)
         draws = [value(generator.integers(0, n, n)) for _ in range(BOOTSTRAP_ROUNDS)]
         low, high = np.nanpercentile(draws, [2.5, 97.5])
-        return Interval(value=value(np.arange(n)), low=float(low), high=float(high))
+        return Interval(value=found, low=min(float(low), found - floor), high=max(float(high), found + floor))
 
 
 def len_of(outputs: Outputs) -> int:
@@ -109,10 +126,16 @@ def _take(data: Any, picks: Array) -> Any:
     return {key: value[picks] for key, value in data.items()} if isinstance(data, Mapping) else data[picks]
 
 
-def _refuse_nan(outputs: Outputs) -> None:
+def _check(outputs: Outputs, truth: Any) -> None:
+    """Refuse outputs that hold NaN, and truth for another number of samples."""
+    known = len_of(truth) if isinstance(truth, Mapping) else len(truth)
+    if known != len_of(outputs):
+        raise TaskError(f"there are outputs for {len_of(outputs)} samples, but the truth of {known}")
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise TaskError(f"output {name!r} holds NaN or infinite values: the model does not compute on this data")
+            raise TaskError(
+                f"output {name!r} holds NaN or infinite values: the model does not compute on this data"
+            )
 
 
 def first(outputs: Outputs) -> Array:
@@ -125,39 +148,93 @@ def _rows(outputs: Outputs) -> Array:
     return array.reshape(len(array), -1)
 
 
+def _classes(outputs: Outputs, least: int = 2) -> Array:
+    """The first output as (samples, classes).
+
+    Raises:
+        TaskError: it has another form.
+    """
+    array = first(outputs)
+    rows = _rows(outputs)
+    if array.ndim < 2 or rows.shape[1] != array.shape[1] or rows.shape[1] < least:
+        raise TaskError(
+            f"output {next(iter(outputs))!r} has shape {list(array.shape)}, but the metric needs (samples, classes): "
+            "choose another metric, or another first output"
+        )
+    return rows
+
+
+def _labels(labels: Array, classes: int) -> Array:
+    """Labels as (samples,) of int64.
+
+    Raises:
+        TaskError: there is not one a sample, or one is out of range.
+    """
+    flat = labels.reshape(-1)
+    if len(flat) != len(labels) or (flat != np.round(flat)).any():
+        raise TaskError(
+            f"the metric needs one whole number a sample as label, not shape {list(labels.shape)}"
+        )
+    wrong = flat[(flat < 0) | (flat >= classes)]
+    if wrong.size:
+        raise TaskError(
+            f"label {wrong[0]:g} is out of range: the model has {classes} outputs (0..{classes - 1})"
+        )
+    return np.asarray(flat, np.int64)
+
+
 def _top(k: int) -> Callable[[Outputs, Array], Array]:
     def hits(outputs: Outputs, labels: Array) -> Array:
-        rows = _rows(outputs)
-        own = np.take_along_axis(rows, labels.reshape(-1, 1).astype(np.int64), axis=1)
+        rows = _classes(outputs)
+        column = _labels(labels, rows.shape[1])[:, None]
+        own = np.take_along_axis(rows, column, axis=1)
         ahead = (rows > own).sum(axis=1)
-        ties_before = ((rows == own) & (np.arange(rows.shape[1]) < labels.reshape(-1, 1))).sum(axis=1)
+        ties_before = ((rows == own) & (np.arange(rows.shape[1]) < column)).sum(axis=1)
         return np.asarray((ahead + ties_before) < k, np.float64)
 
     return hits
 
 
+def _same_shape(outputs: Outputs, reference: Outputs) -> tuple[Array, Array]:
+    a, b = first(outputs), first(reference)
+    if a.shape != b.shape:
+        raise TaskError(f"the output has shape {list(a.shape)}, the reference model's {list(b.shape)}")
+    return _rows(outputs), _rows(reference)
+
+
 def _agreement(outputs: Outputs, reference: Outputs) -> Array:
-    return np.asarray(_rows(outputs).argmax(1) == _rows(reference).argmax(1), np.float64)
+    _classes(outputs)
+    found, wanted = _same_shape(outputs, reference)
+    return np.asarray(found.argmax(1) == wanted.argmax(1), np.float64)
 
 
 def _cosine(outputs: Outputs, reference: Outputs) -> Array:
-    a, b = _rows(outputs).astype(np.float64), _rows(reference).astype(np.float64)
+    a, b = (part.astype(np.float64) for part in _same_shape(outputs, reference))
     scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray((a * b).sum(1) / np.maximum(scale, 1e-30))
 
 
 def _absolute_error(outputs: Outputs, labels: Array) -> Array:
-    rows = _rows(outputs)
-    return np.asarray(np.abs(rows - labels.reshape(rows.shape)).mean(1), np.float64)
+    rows = _rows(outputs).astype(np.float64)
+    if labels.size != rows.size:
+        raise TaskError(
+            f"the output has shape {list(first(outputs).shape)}, but the labels {list(labels.shape)}"
+        )
+    return np.asarray(np.abs(rows - labels.reshape(rows.shape)).mean(1))
 
 
-def _macro_f1(outputs: Outputs, labels: Array) -> float:
-    guesses, truth = _rows(outputs).argmax(1), labels.reshape(-1)
-    scores = []
-    for label in np.union1d(guesses, truth):
-        right = np.sum((guesses == label) & (truth == label))
-        scores.append(2 * right / (np.sum(guesses == label) + np.sum(truth == label)))
-    return float(np.mean(scores))
+def _guesses(outputs: Outputs, labels: Array) -> tuple[Outputs, Array]:
+    rows = _classes(outputs)
+    return {"guesses": rows.argmax(1)}, _labels(labels, rows.shape[1])
+
+
+def _macro_f1(outputs: Outputs, truth: Array) -> float:
+    """Mean F1 over the classes that occur, in truth or in guesses."""
+    guesses = outputs["guesses"]
+    size = int(max(guesses.max(), truth.max())) + 1
+    right = np.bincount(truth[guesses == truth], minlength=size)
+    both = np.bincount(guesses, minlength=size) + np.bincount(truth, minlength=size)
+    return float(np.mean(2 * right[both > 0] / both[both > 0]))
 
 
 def _ranks(values: Array) -> Array:
@@ -175,12 +252,22 @@ def _binary_auc(scores: Array, positive: Array) -> float:
     return float((_ranks(scores)[positive].sum() - p * (p + 1) / 2) / (p * n))
 
 
-def _auc(outputs: Outputs, labels: Array) -> float:
-    rows, truth = _rows(outputs), labels.reshape(-1)
-    if rows.shape[1] <= 2:
-        return _binary_auc(rows[:, -1] - (rows[:, 0] if rows.shape[1] == 2 else 0), truth == 1)
-    one_against_rest = [_binary_auc(rows[:, label], truth == label) for label in np.unique(truth)]
-    return float(np.nanmean(one_against_rest))
+def _scores(outputs: Outputs, labels: Array) -> tuple[Outputs, Array]:
+    """A score for class 1 in one column if there are two classes (one output or two), else one for each class."""
+    rows = (_classes(outputs, 1) if first(outputs).ndim > 1 else _rows(outputs)).astype(np.float64)
+    truth = _labels(labels, max(2, rows.shape[1]))
+    return {"scores": rows[:, 1:] - rows[:, :1] if rows.shape[1] == 2 else rows}, truth
+
+
+def _auc(outputs: Outputs, truth: Array) -> float:
+    """Area under the ROC curve; for several classes the mean of each against the rest, over the classes that occur."""
+    scores = outputs["scores"]
+    if scores.shape[1] == 1:
+        return _binary_auc(scores[:, 0], truth == 1)
+    found = np.unique(truth)
+    if len(found) < 2:
+        return float("nan")
+    return float(np.mean([_binary_auc(scores[:, label], truth == label) for label in found]))
 
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -223,39 +310,62 @@ def _class_precision(scores: Array, hits: Array, truths: int) -> float:
     for found, curve in zip(right / truths, precision, strict=True):
         envelope = np.maximum.accumulate(curve[::-1])[::-1]
         places = np.searchsorted(found, RECALLS, side="left")
-        total.append(np.where(places < len(envelope), envelope[np.minimum(places, len(envelope) - 1)], 0).mean()
-                     if len(envelope) else 0.0)
+        total.append(
+            np.where(places < len(envelope), envelope[np.minimum(places, len(envelope) - 1)], 0).mean()
+            if len(envelope)
+            else 0.0
+        )
     return float(np.mean(total))
+
+
+def _detections(outputs: Outputs, labels: Array) -> tuple[Outputs, Array]:
+    """Match each picture's boxes once: class -> (scores, hits, number of true boxes)."""
+    missing = {"boxes", "scores", "classes"} - set(outputs)
+    if missing:
+        raise TaskError(
+            f"metric map needs outputs named boxes, scores and classes; missing: {sorted(missing)}"
+        )
+    if labels.ndim != 3 or labels.shape[2] != 5:
+        raise TaskError(f"metric map needs labels of shape (samples, boxes, 5), not {list(labels.shape)}")
+    pictures = np.empty(len(labels), object)
+    for i, truth in enumerate(labels):
+        boxes, scores, classes = (
+            np.asarray(outputs[name][i], np.float64) for name in ("boxes", "scores", "classes")
+        )
+        pictures[i] = {}
+        for label in np.union1d(classes[scores > 0], truth[truth[:, 0] >= 0, 0]):
+            own = np.flatnonzero((classes == label) & (scores > 0))
+            ranked = own[np.argsort(-scores[own], kind="stable")][:MAX_DETECTIONS]
+            wanted = truth[truth[:, 0] == label, 1:].astype(np.float64)
+            pictures[i][label] = (scores[ranked], _match(boxes[ranked], wanted), len(wanted))
+    return {"pictures": pictures}, labels
 
 
 def _mean_average_precision(outputs: Outputs, labels: Array) -> float:
     """COCO's mAP@[.5,.95], all areas, 100 detections an image (https://cocodataset.org/#detection-eval).
 
-    Outputs are named ``boxes`` (n, k, 4), ``scores`` (n, k) and ``classes`` (n, k); labels have shape
-    (n, m, 5): class, x1, y1, x2, y2, with class -1 for rows that pad.
+    Outputs are named ``boxes`` (n, k, 4), ``scores`` (n, k) and ``classes`` (n, k), a score of 0 for rows that pad;
+    labels have shape (n, m, 5): class, x1, y1, x2, y2, with class -1 for rows that pad.
     """
-    missing = {"boxes", "scores", "classes"} - set(outputs)
-    if missing:
-        raise TaskError(f"metric map needs outputs named boxes, scores and classes; missing: {sorted(missing)}")
-    by_class = []
-    for label in np.unique(labels[..., 0][labels[..., 0] >= 0]):
-        scores, hits, truths = [], [], 0
-        for i, rows in enumerate(labels):
-            own = (outputs["classes"][i] == label) & (outputs["scores"][i] > 0)
-            ranked = np.flatnonzero(own)[np.argsort(-outputs["scores"][i][own], kind="stable")][:MAX_DETECTIONS]
-            truth = rows[rows[:, 0] == label, 1:]
-            scores.append(outputs["scores"][i][ranked])
-            hits.append(_match(outputs["boxes"][i][ranked], truth))
-            truths += len(truth)
-        by_class.append(_class_precision(np.concatenate(scores), np.concatenate(hits, axis=1), truths))
-    return float(np.mean(by_class)) if by_class else float("nan")
+    by_class: dict[float, list[tuple[Array, Array, int]]] = {}
+    for picture in outputs["pictures"]:
+        for label, found in picture.items():
+            by_class.setdefault(label, []).append(found)
+    precisions = []
+    for found in by_class.values():
+        scores, hits, truths = zip(*found, strict=True)
+        if sum(truths):
+            precisions.append(
+                _class_precision(np.concatenate(scores), np.concatenate(hits, axis=1), sum(truths))
+            )
+    return float(np.mean(precisions)) if precisions else float("nan")
 
 
 TOP1 = Metric("top1", "labels", per_sample=_top(1))
 TOP5 = Metric("top5", "labels", per_sample=_top(5))
-MACRO_F1 = Metric("macro_f1", "labels", whole=_macro_f1)
-AUC = Metric("auc", "labels", whole=_auc)
-MEAN_AVERAGE_PRECISION = Metric("map", "labels", whole=_mean_average_precision)
+MACRO_F1 = Metric("macro_f1", "labels", whole=_macro_f1, prepare=_guesses)
+AUC = Metric("auc", "labels", whole=_auc, prepare=_scores)
+MEAN_AVERAGE_PRECISION = Metric("map", "labels", whole=_mean_average_precision, prepare=_detections)
 MEAN_COSINE = Metric("cosine", "reference", per_sample=_cosine)
 MEAN_ABSOLUTE_ERROR = Metric("error", "labels", per_sample=_absolute_error, higher_is_better=False)
 AGREEMENT = Metric("agreement", "reference", per_sample=_agreement)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal, TypeVar
 
-from farthing.errors import PluginError, nearest
+from farthing.errors import NotInstalled, PluginError, nearest
 
 Kind = Literal["engine", "pass", "task", "metric"]
 PartT = TypeVar("PartT")
@@ -76,19 +76,34 @@ def get(kind: Kind, name: str) -> Any:
     if (kind, name) in _registered:
         return _registered[kind, name]
     if name in BUILTIN[kind]:
-        module, _, attribute = BUILTIN[kind][name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _builtin(kind, name)
     for entry in _entry_points(kind):
         if entry.name == name:
             return _load(entry, kind)
     raise PluginError(f"no {kind} is called {name!r}; {nearest(name, names(kind))}")
 
 
+def _builtin(kind: Kind, name: str) -> Any:
+    module, _, attribute = BUILTIN[kind][name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if (error.name or "farthing").partition(".")[0] == "farthing":
+            raise
+        extra = "forge" if kind == "pass" else name
+        raise NotInstalled(
+            f"the {kind} {name!r} needs the Python package {error.name!r}, which is not installed: "
+            f"pip install 'farthing[{extra}]'"
+        ) from error
+
+
 def _load(entry: Any, kind: Kind) -> Any:
     try:
         return entry.load()
     except (ImportError, AttributeError) as error:
-        raise PluginError(f"the {kind} {entry.name!r} of entry point {entry.value!r} does not load: {error}") from error
+        raise PluginError(
+            f"the {kind} {entry.name!r} of entry point {entry.value!r} does not load: {error}"
+        ) from error
 
 
 def _entry_points(kind: Kind) -> Any:

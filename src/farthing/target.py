@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -20,6 +20,30 @@ _FLAGS = (
 ).split()
 
 
+_ARM_PARTS = {
+    "c07": "Cortex-A7",
+    "c0f": "Cortex-A15",
+    "d03": "Cortex-A53",
+    "d04": "Cortex-A35",
+    "d05": "Cortex-A55",
+    "d07": "Cortex-A57",
+    "d08": "Cortex-A72",
+    "d09": "Cortex-A73",
+    "d0a": "Cortex-A75",
+    "d0b": "Cortex-A76",
+    "d0c": "Neoverse-N1",
+    "d0d": "Cortex-A77",
+    "d40": "Neoverse-V1",
+    "d41": "Cortex-A78",
+    "d42": "Cortex-A78AE",
+    "d44": "Cortex-X1",
+    "d46": "Cortex-A510",
+    "d47": "Cortex-A710",
+    "d49": "Neoverse-N2",
+    "d4f": "Neoverse-V2",
+}
+
+
 class Target(Section, frozen=True, kw_only=True):
     """A device: what decides which models run well on it. None or empty means not known or not limited.
 
@@ -29,7 +53,7 @@ class Target(Section, frozen=True, kw_only=True):
         isa: instruction set extensions as Linux names them: ``avx2``, ``avx512_vnni``, ``asimddp`` ...
         cores: processors this process may use.
         memory_mb: memory this process may use, MiB.
-        cpu: model name of the processor.
+        cpu: model name of the processor, as in ``Cortex-A72``.
         engines: engines the target can run; empty means any.
         dtypes: element types the target computes with; empty means any.
     """
@@ -42,6 +66,12 @@ class Target(Section, frozen=True, kw_only=True):
     cpu: str = ""
     engines: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("cores", "memory_mb"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be from 1, not {number}")
 
     @property
     def digest(self) -> str:
@@ -84,23 +114,38 @@ class Target(Section, frozen=True, kw_only=True):
     def detect(cls, root: Path = Path("/")) -> Target:
         """Describe the present machine from ``/proc`` and ``/sys`` below ``root``, control-group limits respected."""
         cpuinfo = _text(root / "proc/cpuinfo")
-        flags = set(" ".join(re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.M)[:1]).split())
-        model = re.search(r"^model name\s*:\s*(.*)$", cpuinfo, re.M)
+        of_each = [set(line.split()) for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.M)]
+        flags = set.intersection(*of_each) if of_each else set()  # a process may run on every kind of core
         return cls(
             name=THIS,
             arch=platform.machine(),
             isa=tuple(flag for flag in _FLAGS if flag in flags),
             cores=_cores(root),
             memory_mb=_memory_mb(root),
-            cpu=model[1].strip() if model else "",
+            cpu=_cpu(cpuinfo),
         )
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def _cpu(cpuinfo: str) -> str:
+    """The processor's name; ARM kernels give numbers (https://developer.arm.com, MIDR_EL1) of each kind of core."""
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.M)
+    if model:
+        return model[1].strip()
+    makers = re.findall(r"^CPU implementer\s*:\s*0x(\w+)", cpuinfo, re.M)
+    parts = re.findall(r"^CPU part\s*:\s*0x(\w+)", cpuinfo, re.M)
+    kinds = dict.fromkeys(zip(makers, parts, strict=False))  # in order, each once
+    names = [
+        _ARM_PARTS.get(part, f"ARM part {part}") if maker == "41" else f"implementer {maker} part {part}"
+        for maker, part in kinds
+    ]
+    return " + ".join(names)
 
 
 def _number(path: Path) -> int | None:
@@ -108,27 +153,45 @@ def _number(path: Path) -> int | None:
     return int(text) if re.fullmatch(r"-?\d+", text) else None
 
 
+def _groups(root: Path, controller: str) -> list[Path]:
+    """Directories of the control groups this process is in, innermost first, of both kinds (v2 and v1).
+
+    In a container the groups are often mounted as the root, whatever ``/proc/self/cgroup`` says.
+    """
+    base = root / "sys/fs/cgroup"
+    found = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        controllers, _, inside = line.partition(":")[2].partition(":")
+        mounts = [base, base / "unified"] if not controllers else [base / controller, base / controllers]
+        if not controllers or controller in controllers.split(","):
+            own = PurePosixPath(inside.lstrip("/"))
+            found += [
+                mount / group for mount in mounts for group in (own, *own.parents) if ".." not in group.parts
+            ]
+    return [*dict.fromkeys([*found, base, base / controller])]
+
+
 def _cores(root: Path) -> int:
-    """Processors this process may use: its affinity, cut by a control-group quota (v2, then v1)."""
-    cores = len(os.sched_getaffinity(0))
-    quota = re.match(r"(\d+) (\d+)", _text(root / "sys/fs/cgroup/cpu.max"))
-    limit = int(quota[1]) / int(quota[2]) if quota else None
-    if limit is None:
-        used = _number(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _number(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")
-        limit = used / period if used and used > 0 and period else None
-    return cores if limit is None else max(1, min(cores, int(limit)))
+    """Processors this process may use: its affinity, cut by the tightest control-group quota, rounded down."""
+    limits = [float(len(os.sched_getaffinity(0)))]
+    for group in _groups(root, "cpu"):
+        quota = re.match(r"(\d+) (\d+)", _text(group / "cpu.max"))
+        used, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+        if quota and int(quota[2]):
+            limits.append(int(quota[1]) / int(quota[2]))
+        elif used and used > 0 and period:
+            limits.append(used / period)
+    return max(1, int(min(limits)))
 
 
 def _memory_mb(root: Path) -> int | None:
-    """Memory this process may use: the machine's, cut by a control-group limit (v2, then v1)."""
+    """Memory this process may use: the machine's, cut by the tightest control-group limit."""
     total = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
     limits = [int(total[1]) << 10] if total else []
-    for place in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = _number(root / place)
-        if limit is not None and limit > 0:
-            limits.append(limit)
-    return min(limits) >> 20 if limits else None
+    for group in _groups(root, "memory"):
+        numbers = [_number(group / name) for name in ("memory.max", "memory.limit_in_bytes")]
+        limits += [number for number in numbers if number is not None and 0 < number < 1 << 60]
+    return max(1, min(limits) >> 20) if limits else None
 
 
 class Budget(Section, frozen=True, kw_only=True):
@@ -160,7 +223,9 @@ class Budget(Section, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         limits = [(name, getattr(self, name)) for name in BUDGET_NAMES]
-        return ", ".join(f"{name}{_sense(name)}{limit:g}" for name, limit in limits if limit is not None)
+        return ", ".join(
+            f"{name}{_sense(name)}{_short(limit)}" for name, limit in limits if limit is not None
+        )
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -173,7 +238,9 @@ class Budget(Section, frozen=True, kw_only=True):
         for part in filter(None, (piece.strip() for piece in text.split(","))):
             match = re.fullmatch(r"(\w+)\s*(<=|>=|=|<|>)\s*(\S+)", part)
             if not match:
-                raise ConfigError(f"budget {part!r} is not of the form NAME<=NUMBER, as in accuracy_drop<=0.01")
+                raise ConfigError(
+                    f"budget {part!r} is not of the form NAME<=NUMBER, as in accuracy_drop<=0.01"
+                )
             name, sense, number = match.groups()
             if name not in BUDGET_NAMES:
                 raise ConfigError(f"no budget is called {name!r}; {nearest(name, BUDGET_NAMES)}")
@@ -186,6 +253,11 @@ class Budget(Section, frozen=True, kw_only=True):
             return cls(**limits)
         except ValueError as error:
             raise ConfigError(f"budget: {error}") from error
+
+
+def _short(number: float) -> str:
+    """The shortest text that reads as the same number."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(float(number))
 
 
 def _parse_number(name: str, text: str) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from farthing import plugins
 from farthing.errors import PluginError, TaskError, nearest, require
 from farthing.files import digest, file_digest
 from farthing.metrics import Metric
-from farthing.model import Manifest
+from farthing.model import Manifest, TensorSpec
 
 Array = NDArray[Any]
 SplitName = Literal["train", "calibration", "validation", "test"]
@@ -34,10 +36,13 @@ class Split:
     """
 
     def __init__(self, inputs: Mapping[str, Array], labels: Array | None = None) -> None:
-        self.inputs = dict(inputs)
-        self.labels = labels
-        sizes = {len(array) for array in [*self.inputs.values(), *([] if labels is None else [labels])]}
-        if len(sizes) != 1:
+        self.inputs = {name: np.asarray(array) for name, array in inputs.items()}
+        self.labels = None if labels is None else np.asarray(labels)
+        arrays = [*self.inputs.values(), *([] if self.labels is None else [self.labels])]
+        if any(array.ndim == 0 for array in arrays):
+            raise TaskError("an input or the labels are a single number: they need one entry a sample")
+        sizes = {len(array) for array in arrays}
+        if len(sizes) != 1 or not self.inputs:
             raise TaskError(
                 f"inputs and labels differ in their number of samples: {sorted(sizes) or 'no inputs'}"
             )
@@ -91,7 +96,10 @@ class ImageFiles(Split):
 
     @cached_property
     def digest(self) -> str:
-        parts = [file_digest(Path(path)) for path in self.inputs[""]]
+        try:
+            parts = [file_digest(Path(path)) for path in self.inputs[""]]
+        except OSError as error:
+            raise TaskError(f"cannot read the picture {error.filename}: {error.strerror or error}") from error
         labels = "" if self.labels is None else _digest_of(self.labels)
         return digest("\n".join([*parts, labels]).encode())
 
@@ -111,6 +119,8 @@ def read_image(path: Path) -> Array:
     exif = require("PIL.ImageOps", "image")
     try:
         with pillow.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise TaskError(f"{path} has more than 8 bits a channel: bring it to 8 bits first")
             upright = exif.exif_transpose(image)
             return np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
@@ -128,7 +138,7 @@ class Task:
 
     Args:
         name: of the task.
-        splits: by name; ``calibration`` defaults to the first samples of ``train``.
+        splits: by name; ``calibration`` defaults to up to 256 samples spread evenly over ``train``.
         metric: a Metric or the name of one.
         labels: class names in the order of the model's output; empty if there are none.
         form: ``image`` for pictures, which the model's manifest says how to preprocess; ``tensor`` for
@@ -156,12 +166,15 @@ class Task:
         self.form = form
         self.licence = licence
         self.splits = dict(splits)
+        if not self.splits:
+            raise TaskError(f"task {name} has no splits; known: {', '.join(SPLITS)}")
         for key in self.splits:
             if key not in SPLITS:
                 raise TaskError(f"task {name}: no split is called {key!r}; {nearest(key, SPLITS)}")
         if "calibration" not in self.splits and "train" in self.splits:
             train = self.splits["train"]
-            self.splits["calibration"] = train.subset(range(min(CALIBRATION_SAMPLES, len(train))))
+            count = min(CALIBRATION_SAMPLES, len(train))  # spread: data are often sorted by class
+            self.splits["calibration"] = train.subset((np.arange(count) * len(train)) // max(1, count))
         for key, split in self.splits.items():
             self._check(split, f"task {name}: the {key} split")
 
@@ -192,10 +205,10 @@ class Task:
         """Hold the task against a model.
 
         Raises:
-            TaskError: inputs the model lacks, shapes that do not fit, more classes than outputs, or pictures
-                for a model whose manifest does not say how to preprocess them.
+            TaskError: inputs the model lacks or the task does not feed, shapes that do not fit, more classes than
+                outputs, class names in another order, or pictures for a model whose manifest does not say how to
+                preprocess them.
         """
-        split = next(iter(self.splits.values()))
         inputs = {spec.name: spec for spec in manifest.data_inputs}
         if self.form == "image":
             if manifest.preprocess is None:
@@ -204,10 +217,17 @@ class Task:
                     "preprocess them: add `preprocess` to its manifest, or run `farthing init`"
                 )
         else:
-            self._check_shapes(split, inputs, manifest.name)
+            for split in self.splits.values():
+                self._check_shapes(split, inputs, manifest.name)
         self._check_classes(manifest)
+        self._check_order(manifest)
 
-    def _check_shapes(self, split: Split, inputs: Mapping[str, Any], model: str) -> None:
+    def _check_shapes(self, split: Split, inputs: Mapping[str, TensorSpec], model: str) -> None:
+        for name in inputs:
+            if name not in split.inputs and "" not in split.inputs:
+                raise TaskError(
+                    f"task {self.name} does not feed {name!r}, which model {model} takes: name it in its inputs"
+                )
         for name, array in split.inputs.items():
             if name == "" and len(inputs) != 1:
                 raise TaskError(
@@ -218,7 +238,7 @@ class Task:
                     f"task {self.name} feeds {name!r}, which model {model} lacks; {nearest(name, inputs)}"
                 )
             spec = inputs[name] if name else next(iter(inputs.values()))
-            inner = spec.shape[1:] if spec.batch_axis == 0 else spec.shape
+            inner = [size for axis, size in enumerate(spec.shape) if axis != spec.batch_axis]
             if len(inner) != array.ndim - 1 or any(
                 isinstance(a, int) and a != b for a, b in zip(inner, array.shape[1:], strict=False)
             ):
@@ -230,17 +250,40 @@ class Task:
     def _check_classes(self, manifest: Manifest) -> None:
         if self.metric.name not in CLASS_METRICS or not manifest.outputs:
             return
-        classes = manifest.outputs[0].shape[-1] if manifest.outputs[0].shape else 0
+        output = manifest.outputs[0]
+        sizes = [size for axis, size in enumerate(output.shape) if axis != output.batch_axis]
+        known = [size for size in sizes if isinstance(size, int)]
+        classes = math.prod(known) if len(known) == len(sizes) else None
         for key, split in self.splits.items():
             highest = -1 if split.labels is None else int(split.labels.max())
-            if isinstance(classes, int) and highest >= classes:
+            if classes is not None and highest >= classes:
                 raise TaskError(
                     f"task {self.name}: the {key} split has label {highest}, but model {manifest.name} has {classes} "
                     f"outputs (labels 0..{classes - 1})"
                 )
 
+    def _check_order(self, manifest: Manifest) -> None:
+        """Labels are numbers: if both sides name them, the names must be the same ones in the same order."""
+        if not self.labels or not manifest.labels or self.labels == manifest.labels:
+            return
+        pairs = zip_longest(self.labels, manifest.labels, fillvalue="nothing")
+        number, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise TaskError(
+            f"label {number} is {ours!r} in task {self.name}, but {theirs!r} in the manifest of {manifest.name}: "
+            "list the task's `labels` in the model's order"
+        )
+
     def _check(self, split: Split, where: str) -> None:
         split.check(where)
+        if self.form == "image" and not isinstance(split, ImageFiles):
+            for array in split.inputs.values():
+                if array.dtype != np.uint8 or not (
+                    array.ndim == 3 or (array.ndim == 4 and array.shape[3] in {1, 3})
+                ):
+                    raise TaskError(
+                        f"{where}: pictures are uint8 (samples, height, width) or (..., 3), not {array.dtype} "
+                        f"{list(array.shape)}; or say `form: tensor`"
+                    )
         labels = split.labels
         if labels is None:
             if self.metric.needs == "labels":
@@ -250,14 +293,16 @@ class Task:
             return
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():
             raise TaskError(f"{where}: a label is NaN or infinite: clean the data")
-        if self.metric.name in CLASS_METRICS:
+        if self.metric.name in {*CLASS_METRICS, "auc"}:
             if labels.dtype.kind not in "iu" or labels.ndim != 1:
                 raise TaskError(
                     f"{where}: labels must be whole numbers, one a sample, for metric {self.metric.name}"
                 )
-            outside = labels[(labels < 0) | (labels >= len(self.labels) if self.labels else labels < 0)]
+            highest = len(self.labels) - 1 if self.labels else np.iinfo(np.int64).max
+            outside = labels[(labels < 0) | (labels > highest)]
             if outside.size:
-                raise TaskError(f"{where}: label {int(outside[0])} is out of range 0..{len(self.labels) - 1}")
+                allowed = f"0..{highest}" if self.labels else "0 and above"
+                raise TaskError(f"{where}: label {int(outside[0])} is out of range ({allowed})")
 
 
 def find_task(name: str, cache: Path | None = None) -> Task:
@@ -276,7 +321,7 @@ def find_task(name: str, cache: Path | None = None) -> Task:
         module, _, attribute = name.partition(":")
         try:
             made = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise TaskError(f"no task at {name!r}: {error}") from error
         return _as_task(made, name)
     try:
@@ -287,7 +332,7 @@ def find_task(name: str, cache: Path | None = None) -> Task:
 
 
 def _as_task(made: Any, name: str) -> Task:
-    task = made if isinstance(made, Task) else made()
+    task = made() if callable(made) else made
     if not isinstance(task, Task):
         raise TaskError(f"{name} gives a {type(task).__name__}, not a Task")
     return task

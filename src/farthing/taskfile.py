@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +32,7 @@ class Source(Section, frozen=True, kw_only=True):
         inputs: model input -> array (npz) or columns (csv, parquet); without it the array ``x``, or every
             column but the label.
         labels: array or column of the labels; empty if there are none.
-        shape: shape of one sample, for csv and parquet rows that are more than a vector.
+        shape: shape of one sample, where the file keeps it flat, as rows of csv and parquet do.
     """
 
     format: Literal["npz", "folder", "csv", "parquet"]
@@ -81,11 +83,36 @@ def _splits(described: TaskFile, root: Path) -> tuple[tuple[str, ...], dict[str,
             raise TaskError(
                 f"task {described.name}: the path needs {{split}} in it, because splits are named"
             )
-        loaded = {key: _load(described, root, name) for key, name in named.items()}
-        labels = described.labels or next(iter(loaded.values()))[0]
-        return labels, {key: split for key, (_, split) in loaded.items()}
-    labels, everything = _load(described, root, "")
-    return labels, shared_out(everything, shares, described.seed, described.name)
+        if len(set(named.values())) != len(named):
+            raise TaskError(
+                f"task {described.name}: two splits have the same name: each needs data of its own"
+            )
+        labels = _class_names(described, root, list(named.values()))
+        return labels, {key: _load(described, root, name, labels) for key, name in named.items()}
+    labels = _class_names(described, root, [""])
+    return labels, shared_out(_load(described, root, "", labels), shares, described.seed, described.name)
+
+
+def _class_names(described: TaskFile, root: Path, words: list[str]) -> tuple[str, ...]:
+    """The labels as given, or the names of the folders in any split: all splits must number them alike."""
+    if described.labels or described.source.format != "folder":
+        return described.labels
+    return tuple(sorted({name for word in words for name in _folders(_place(described, root, word))}))
+
+
+def _place(described: TaskFile, root: Path, word: str) -> Path:
+    path = root / described.source.path.replace("{split}", word)
+    if not path.exists():
+        raise TaskError(f"task {described.name}: {path} does not exist (paths are relative to the task file)")
+    if described.source.format == "folder" and not path.is_dir():
+        raise TaskError(f"{path} is not a folder of pictures")
+    return path
+
+
+def _folders(path: Path) -> set[str]:
+    return {
+        entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
+    }
 
 
 def shared_out(split: Split, shares: Mapping[Any, float], seed: int, name: str) -> dict[str, Split]:
@@ -107,25 +134,29 @@ def shared_out(split: Split, shares: Mapping[Any, float], seed: int, name: str) 
     return {key: split.subset(order[a:b]) for key, a, b in zip(shares, starts, ends, strict=True)}
 
 
-def _load(described: TaskFile, root: Path, split: str) -> tuple[tuple[str, ...], Split]:
-    source = described.source
-    path = root / source.path.replace("{split}", split)
-    if not path.exists():
-        raise TaskError(f"task {described.name}: {path} does not exist (paths are relative to the task file)")
+def _load(described: TaskFile, root: Path, word: str, classes: tuple[str, ...]) -> Split:
+    source, path = described.source, _place(described, root, word)
     if source.format == "folder":
-        return _folder(path, described.labels)
+        return _folder(path, classes)
     loader = {"npz": _npz, "csv": _csv, "parquet": _parquet}[source.format]
     inputs, labels = loader(path, source)
-    return described.labels, Split(inputs, _as_labels(labels, described.labels, path))
+    if source.shape:
+        inputs = {name: _shaped(array, source.shape, path) for name, array in inputs.items()}
+    return Split(inputs, _as_labels(labels, classes, path))
 
 
-def _folder(path: Path, labels: tuple[str, ...]) -> tuple[tuple[str, ...], Split]:
-    if not path.is_dir():
-        raise TaskError(f"{path} is not a folder of pictures")
-    classes = labels or tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+def _shaped(array: Array, shape: tuple[int, ...], path: Path) -> Array:
+    try:
+        return array.reshape(len(array), *shape)
+    except ValueError:
+        found = list(array.shape[1:])
+        raise TaskError(f"{path}: samples have shape {found}, which does not make {list(shape)}") from None
+
+
+def _folder(path: Path, classes: tuple[str, ...]) -> Split:
     if not classes:
-        return (), ImageFiles({"": np.array(pictures(path), dtype=str)})
-    unknown = {entry.name for entry in path.iterdir() if entry.is_dir()} - set(classes)
+        return ImageFiles({"": np.array(pictures(path), dtype=str)})
+    unknown = _folders(path) - set(classes)
     if unknown:
         raise TaskError(
             f"{path} has the folder {min(unknown)!r}, which is not a label; {nearest(min(unknown), classes)}"
@@ -135,7 +166,7 @@ def _folder(path: Path, labels: tuple[str, ...]) -> tuple[tuple[str, ...], Split
         found = pictures(path / name)
         paths += found
         numbers += [number] * len(found)
-    return classes, ImageFiles({"": np.array(paths, dtype=str)}, np.array(numbers, dtype=np.int64))
+    return ImageFiles({"": np.array(paths, dtype=str)}, np.array(numbers, dtype=np.int64))
 
 
 def pictures(path: Path) -> list[str]:
@@ -146,14 +177,22 @@ def pictures(path: Path) -> list[str]:
 
 
 def _npz(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
+    wanted = source.inputs or {"": "x"}
     try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                raise TaskError(f"{path} is not an npz file: write one with numpy.savez")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise TaskError(
             f"{path} is not an npz file of plain arrays (pickles are refused): {error}"
         ) from error
-    wanted = source.inputs or {"": "x"}
+    several = [name for name, array in wanted.items() if not isinstance(array, str)]
+    if several:
+        raise TaskError(
+            f"{path}: input {several[0]!r} names several arrays; in an npz file each input is one"
+        )
     inputs = {name: _column(arrays, str(array), path) for name, array in wanted.items()}
     return inputs, _column(arrays, source.labels, path) if source.labels else None
 
@@ -166,26 +205,40 @@ def _column(columns: dict[str, Array], name: str, path: Path) -> Array:
 
 def _csv(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
+            rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TaskError(f"{path} is not a CSV file: {error}") from error
     if len(rows) < 2:
         raise TaskError(f"{path} has no rows below its header line")
+    header = [name.strip() for name in rows[0]]
+    if len(set(header)) != len(header) or all(map(_is_number, header)):
+        raise TaskError(
+            f"{path} needs a first line that names its columns, each once; it begins {header[:4]}"
+        )
     for number, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]):
-            raise TaskError(f"{path} line {number} has {len(row)} fields, the header has {len(rows[0])}")
-    columns = {name.strip(): np.array([row[i] for row in rows[1:]]) for i, name in enumerate(rows[0])}
+        if len(row) != len(header):
+            raise TaskError(f"{path} row {number} has {len(row)} fields, the header has {len(header)}")
+    columns = {name: np.array([row[i] for row in rows[1:]]) for i, name in enumerate(header)}
     return _table(columns, path, source)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parquet(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
     parquet = require("pyarrow.parquet", "parquet")
     try:
         table = parquet.read_table(path)
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path} is not a Parquet file: {error}") from error
-    return _table({name: _flat(table[name]) for name in table.column_names}, path, source)
+        columns = {name: _flat(table[name]) for name in table.column_names}
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise TaskError(f"{path} is not a Parquet file of plain columns: {error}") from error
+    return _table(columns, path, source)
 
 
 def _flat(column: Any) -> Array:
@@ -200,12 +253,11 @@ def _table(columns: dict[str, Array], path: Path, source: Source) -> tuple[dict[
         picked = [_column(columns, key, path) for key in ([wanted] if isinstance(wanted, str) else wanted)]
         try:
             stacked = np.stack([np.asarray(part, np.float32) for part in picked], axis=-1)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise TaskError(
                 f"{path}: a column of input {name or 'data'} holds something that is no number: {error}"
             ) from error
-        array = stacked[..., 0] if len(picked) == 1 and stacked.ndim > 2 else stacked
-        inputs[name] = array.reshape(len(array), *source.shape) if source.shape else array
+        inputs[name] = stacked[..., 0] if len(picked) == 1 and stacked.ndim > 2 else stacked
     return inputs, _column(columns, source.labels, path) if source.labels else None
 
 
