@@ -43,7 +43,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(path: str) -> Model:
-    """A model directory, a zip of one, the output of a search, or an ONNX file taken as it is (assumptions are printed).
+    """A model directory, a zip of one, the output of a search, or an ONNX file as it is (assumptions are printed).
 
     Raises:
         ModelError: none of these.

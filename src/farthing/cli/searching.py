@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from farthing.cli import options, show
+from farthing.plugins import BUILTIN
 
 BUDGETS = """\
 budgets, separated by commas:
@@ -174,15 +175,14 @@ def cache(parsed: argparse.Namespace) -> int:
 
 def plugins_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing plugins``."""
-    parser.epilog = "Packages add their own by entry points: farthing.engine, farthing.pass, farthing.task, farthing.metric."
+    groups = ", ".join(f"farthing.{kind}" for kind in BUILTIN)
+    parser.epilog = f"Packages add their own under the entry points {groups}."
 
 
 def plugins(parsed: argparse.Namespace) -> int:
     """Run ``farthing plugins``."""
-    from typing import get_args
+    from farthing.plugins import names
 
-    from farthing.plugins import Kind, names
-
-    for kind in get_args(Kind):
+    for kind in BUILTIN:
         print(f"{kind:<8} {', '.join(names(kind))}")
     return 0

@@ -76,7 +76,7 @@ def measurement(found: Measurement) -> str:
         ("latency p90", milliseconds(found.p90_ms) + bound),
         ("latency p99", milliseconds(found.p99_ms)),
         ("throughput", f"{found.throughput:,.0f} samples/s"),
-        ("preprocessing", f"{milliseconds(found.prepare_ms)} a sample, not in the latency" if found.prepare_ms else "not measured"),
+        ("preprocessing", f"{milliseconds(found.prepare_ms)} a sample, not in latency" if found.prepare_ms else "none"),
         ("load", milliseconds(found.load_ms)),
         ("size", megabytes(found.size_mb)),
         ("peak memory", f"{megabytes(found.peak_memory_mb)} ({megabytes(found.memory_mb)} over the bare process)"
