@@ -337,6 +337,12 @@ def test_a_model_with_two_inputs_is_for_the_engine(tmp_path: Path) -> None:
         load(fake_model(tmp_path / "m", inputs=two))
 
 
+def test_a_manifest_that_contradicts_itself_is_refused_at_once(tmp_path: Path) -> None:
+    grey = Preprocess(colour="GRAY", scale=1.0, resize=PREPROCESS.resize)
+    with pytest.raises(ModelError, match=r"has 3 channels, but preprocess\.colour GRAY gives 1"):
+        load(linear_model(tmp_path / "m", preprocess=grey))
+
+
 def test_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no manifest\.json"):
         load(tmp_path)

@@ -77,6 +77,11 @@ class Predictor:
         model: the model; it has one data input.
         engine: engine name; empty takes the first that runs the format.
         options: threads and the like.
+
+    Raises:
+        ModelError: several inputs, or a preprocess that does not fit the input.
+        EngineError: no engine runs it.
+        NotInstalled: the engine's package is missing.
     """
 
     def __init__(self, model: Model, engine: str = "", options: EngineOptions | None = None) -> None:
@@ -88,6 +93,8 @@ class Predictor:
                 "run it with farthing.open_engine"
             )
         self._input = inputs[0]
+        if self.manifest.preprocess:
+            image.check_input(self.manifest.preprocess, self._input)
         self._model = model  # a temporary directory lives as long as its model
         self.engine = open_engine(model, engine, options)
         batched = all(spec.batch_axis is not None for spec in (self._input, *self.engine.outputs))

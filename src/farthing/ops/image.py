@@ -165,7 +165,7 @@ def prepare_batch(
         FeedError: no pictures, not pictures, or of a size the input does not take.
         ModelError: the manifest's preprocess and input do not fit each other, or the layout is not a picture's.
     """
-    _check_spec(preprocess, spec)
+    check_input(preprocess, spec)
     pixels = _pixels(images, preprocess)
     height, width = pixels.shape[1:3]
     wanted = spec.shape[2:] if spec.layout == "NCHW" else spec.shape[1:3]
@@ -178,7 +178,12 @@ def prepare_batch(
     return _normalised(pixels, preprocess, spec)
 
 
-def _check_spec(preprocess: Preprocess, spec: TensorSpec) -> None:
+def check_input(preprocess: Preprocess, spec: TensorSpec) -> None:
+    """Hold a manifest's preprocess against the input it feeds.
+
+    Raises:
+        ModelError: the layout is not a picture's, the element type is not a number, or the channels differ.
+    """
     if spec.layout not in {"NCHW", "NHWC"} or len(spec.shape) != 4 or spec.batch_axis != 0:
         raise ModelError(
             f"input {spec.name!r} {list(spec.shape)} has layout {spec.layout!r} and batch axis {spec.batch_axis}: "

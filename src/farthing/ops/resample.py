@@ -29,6 +29,7 @@ from farthing.model import Filter
 Image = NDArray[np.uint8]
 _Kernel = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _BLOCK = 16  # outputs that share one small matrix product
+HALF = 0.5 + 2.0**-24  # halves go up however a sum was added up; too little to move one of 22-bit weights
 _CHUNK = 1 << 17  # pixels turned to float64 at a time: what fits a cache
 
 
@@ -188,6 +189,6 @@ def _vertical(plane: NDArray[Any], parts: tuple[_Part, ...] | None, out: Image) 
 def _store(sums: NDArray[np.float64], out: NDArray[Any]) -> None:
     """Write sums, rounded half up and clipped where ``out`` has 8 bits. ``sums`` is used up."""
     if out.dtype == np.uint8:
-        sums += 0.5
+        sums += HALF
         np.clip(sums, 0.0, 255.0, out=sums)
     np.copyto(out, sums, casting="unsafe")
