@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.config import Section
-from farthing.engines.base import EngineOptions, Tensors, check_feeds
+from farthing.engines.base import EngineOptions, Tensors, check_feeds, refuse_batch
 from farthing.errors import EngineError, ModelError
 from farthing.model import Model, TensorSpec
 
@@ -43,13 +43,11 @@ class FakeEngine:
             self._affine: Affine | None = msgspec.json.decode(model.file.read_bytes(), type=Affine)
         except (msgspec.MsgspecError, OSError) as error:
             raise ModelError(f"{model.file} is not a fake model: {error}") from error
-        self._weights = np.asarray(self._affine.weights, np.float32)
-        self._bias = np.asarray(self._affine.bias, np.float32)
-        _check(model, self._weights, self._bias)
+        self._weights, self._bias = _checked(model, self._affine)
         self.inputs: Sequence[TensorSpec] = model.manifest.data_inputs
         self.outputs: Sequence[TensorSpec] = model.manifest.outputs
         self.stateful = self._affine.decay is not None
-        self._state: Any = np.float32(0)
+        self._state: NDArray[Any] | None = None
         self._turn = threading.Lock()
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
@@ -60,20 +58,28 @@ class FakeEngine:
                 raise EngineError("this engine is closed: open the model again")
             result = feeds[self.inputs[0].name] @ self._weights + self._bias
             if self._affine.decay is not None:
-                result = np.float32(self._affine.decay) * self._state + result
-                self._state = result
+                result = self._remembered(result, self._affine.decay)
             return {self.outputs[0].name: result}
+
+    def _remembered(self, result: NDArray[Any], decay: float) -> NDArray[Any]:
+        if self._state is not None:
+            if len(self._state) != len(result):
+                refuse_batch(len(self._state), len(result))
+            result = np.float32(decay) * self._state + result
+        self._state = result
+        return result.copy()  # the caller may write into what it gets
 
     def session(self) -> Self:
         """A stream of its own, its state at zero."""
         if self._affine is None:
             raise EngineError("this engine is closed: open the model again")
         stream = object.__new__(type(self))
-        stream.__dict__.update(self.__dict__, _state=np.float32(0), _turn=threading.Lock())
+        stream.__dict__.update(self.__dict__, _state=None, _turn=threading.Lock())
         return stream
 
     def close(self) -> None:
         self._affine = None
+        self._weights = self._bias = np.empty(0, np.float32)
 
     def __enter__(self) -> Self:
         return self
@@ -82,10 +88,22 @@ class FakeEngine:
         self.close()
 
 
-def _check(model: Model, weights: NDArray[Any], bias: NDArray[Any]) -> None:
+def _checked(model: Model, affine: Affine) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weights and bias, held against the manifest."""
     manifest = model.manifest
-    if len(manifest.data_inputs) != 1 or len(manifest.outputs) != 1 or weights.ndim != 2:
-        raise ModelError(f"{model.path}: a fake model has one input, one output and a matrix of weights")
-    features, outputs = manifest.data_inputs[0].shape[-1], manifest.outputs[0].shape[-1]
+    try:
+        weights, bias = np.asarray(affine.weights, np.float32), np.asarray(affine.bias, np.float32)
+    except ValueError as error:
+        raise ModelError(f"{model.path}: the weights of a fake model are no matrix: {error}") from error
+    specs = (*manifest.inputs, *manifest.outputs)
+    plain = len(manifest.inputs) == len(manifest.outputs) == 1 and all(
+        spec.dtype == "float32" and spec.shape and spec.role == "data" for spec in specs
+    )
+    if not plain or weights.ndim != 2:
+        raise ModelError(f"{model.path}: a fake model has one float32 input and one float32 output")
+    features, outputs = specs[0].shape[-1], specs[1].shape[-1]
     if weights.shape != (features, outputs) or bias.shape != (outputs,):
-        raise ModelError(f"{model.path}: weights {list(weights.shape)} do not fit the manifest ({features}, {outputs})")
+        raise ModelError(
+            f"{model.path}: weights {list(weights.shape)} do not fit the manifest ({features}, {outputs})"
+        )
+    return weights, bias

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
 
-from farthing.engines.base import EngineOptions, Tensors, check_feeds, zero_state
+from farthing.engines.base import EngineOptions, Tensors, batch_of, check_feeds, refuse_batch, zero_state
 from farthing.errors import EngineError, ModelError, UnsupportedError, nearest, require
 from farthing.model import Model, TensorSpec
 
@@ -24,6 +25,9 @@ _DTYPES = {
     "tensor(int16)": "int16",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bfloat16)": "bfloat16",
     "tensor(bool)": "bool",
     "tensor(string)": "str",
 }
@@ -40,7 +44,7 @@ def runtime() -> ModuleType:
 
 
 class OnnxRuntimeEngine:
-    """An ONNX model in ONNX Runtime. Any number of threads may call ``run`` at once, unless it keeps state."""
+    """An ONNX model in ONNX Runtime. Any number of threads may call ``run``; one with state takes turns."""
 
     name: ClassVar[str] = "onnxruntime"
     formats: ClassVar[frozenset[str]] = frozenset({"onnx"})
@@ -51,16 +55,16 @@ class OnnxRuntimeEngine:
         self.version: str = ort.__version__
         self.providers = _providers(ort, options.providers)
         manifest = model.manifest
-        self._open = _open_session(ort, model, options, self.providers)
-        _check_tensors(model, self._open)
+        self._session: Any = _open_session(ort, model, options, self.providers)
+        _check_tensors(model, self._session)
         self.inputs: Sequence[TensorSpec] = manifest.data_inputs
         self.outputs: Sequence[TensorSpec] = tuple(spec for spec in manifest.outputs if spec.role != "state")
         self._state_inputs = tuple(spec for spec in manifest.inputs if spec.role == "state")
         self._state_outputs = tuple(spec.name for spec in manifest.outputs if spec.role == "state")
         self._names = [spec.name for spec in self.outputs]
-        self._state = zero_state(self._state_inputs)
-        self._failure: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_ort_errors(ort))
-        self._session: Any = self._open
+        self._state: dict[str, NDArray[Any]] | None = None
+        self._turn = threading.Lock()
+        self._failure = _failures(ort)
 
     @property
     def stateful(self) -> bool:
@@ -69,17 +73,29 @@ class OnnxRuntimeEngine:
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """See `Engine.run`; one call costs a few microseconds over ONNX Runtime's own."""
         check_feeds(self.inputs, feeds)
-        if self._session is None:
+        session = self._session
+        if session is None:
             raise EngineError("this engine is closed: open the model again")
         try:
             if self._state_inputs:
-                return self._run_stateful(feeds)
-            return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+                with self._turn:
+                    return self._run_stateful(session, feeds)
+            return dict(zip(self._names, session.run(self._names, feeds), strict=True))
         except self._failure as error:
             raise EngineError(f"ONNX Runtime failed: {error}") from error
 
-    def _run_stateful(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
-        results = self._session.run([*self._names, *self._state_outputs], {**feeds, **self._state})
+    def _run_stateful(self, session: Any, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        batch = batch_of(self.inputs, feeds)
+        state = self._state or zero_state(self._state_inputs, batch)
+        for spec in self._state_inputs:
+            began = (
+                batch
+                if spec.batch_axis is None or spec.fixed_batch
+                else state[spec.name].shape[spec.batch_axis]
+            )
+            if began != batch:
+                refuse_batch(began, batch)
+        results = session.run([*self._names, *self._state_outputs], {**feeds, **state})
         kept = results[len(self._names) :]
         self._state = {spec.name: value for spec, value in zip(self._state_inputs, kept, strict=True)}
         return dict(zip(self._names, results, strict=False))
@@ -89,13 +105,11 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise EngineError("this engine is closed: open the model again")
         stream = object.__new__(type(self))
-        stream.__dict__.update(self.__dict__)
-        stream._state = zero_state(self._state_inputs)
+        stream.__dict__.update(self.__dict__, _state=None, _turn=threading.Lock())
         return stream
 
     def close(self) -> None:
-        self._session = None
-        self._open = None
+        self._session = self._state = None
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +122,9 @@ def _providers(ort: ModuleType, wanted: Sequence[str]) -> list[str]:
     available = ort.get_available_providers()
     for provider in wanted:
         if provider not in available:
-            raise EngineError(f"this ONNX Runtime has no provider {provider!r}; {nearest(provider, available)}")
+            raise EngineError(
+                f"this ONNX Runtime has no provider {provider!r}; {nearest(provider, available)}"
+            )
     return [*wanted] if CPU in wanted else [*wanted, CPU]
 
 
@@ -125,24 +141,31 @@ def session_options(ort: ModuleType, options: EngineOptions) -> Any:
 
 def _open_session(ort: ModuleType, model: Model, options: EngineOptions, providers: list[str]) -> Any:
     try:
-        return ort.InferenceSession(str(model.file), session_options(ort, options), providers=providers)
-    except _ort_errors(ort) as error:
+        settings = session_options(ort, options)
+        return ort.InferenceSession(str(model.file), settings, providers=providers, enable_fallback=0)
+    except _failures(ort) as error:
         text = str(error)
         if any(mark in text for mark in ("NOT_IMPLEMENTED", "is not a registered function/op", "opset")):
-            raise UnsupportedError(f"ONNX Runtime {ort.__version__} cannot run {model.file}: {text}") from error
+            raise UnsupportedError(
+                f"ONNX Runtime {ort.__version__} cannot run {model.file}: {text}"
+            ) from error
         if "external data" in text.lower() or "model_path" in text:
             raise ModelError(f"{model.file} lacks its external weight files: {text}") from error
         raise ModelError(f"ONNX Runtime cannot load {model.file}: {text}") from error
 
 
-def _ort_errors(ort: ModuleType) -> tuple[type[Exception], ...]:
-    states = ort.capi.onnxruntime_pybind11_state
-    names = "Fail InvalidArgument NoSuchFile NoModel InvalidProtobuf InvalidGraph NotImplemented RuntimeException EPFail"
-    return tuple(getattr(states, name) for name in names.split())
+def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own errors have no common root below Exception."""
+    own = vars(ort.capi.onnxruntime_pybind11_state).values()
+    return (
+        RuntimeError,
+        ValueError,
+        *(part for part in own if isinstance(part, type) and issubclass(part, Exception)),
+    )
 
 
 def _check_tensors(model: Model, session: Any) -> None:
-    """Hold the manifest against the file: names and element types in order."""
+    """Hold the manifest against the file: names and element types in order, and sizes of the axes."""
     manifest = model.manifest
     for what, declared, real in (
         ("inputs", manifest.inputs, session.get_inputs()),
@@ -152,3 +175,17 @@ def _check_tensors(model: Model, session: Any) -> None:
         theirs = [(arg.name, _DTYPES.get(arg.type, arg.type)) for arg in real]
         if ours != theirs:
             raise ModelError(f"{model.path}: the manifest declares {what} {ours}, but the file has {theirs}")
+        for spec, arg in zip(declared, real, strict=True):
+            if not _sizes_agree(spec.shape, arg.shape, free_too=what == "inputs"):
+                shape = list(spec.shape)
+                raise ModelError(
+                    f"{model.path}: the manifest declares {spec.name!r} {shape}, but the file has {arg.shape}"
+                )
+
+
+def _sizes_agree(declared: Sequence[int | str], real: Sequence[int | str | None], free_too: bool) -> bool:
+    """Whether no size contradicts; the file may leave open what the manifest fixes; an unknown shape is []."""
+    if len(declared) != len(real):
+        return not real and not free_too
+    pairs = zip(declared, real, strict=True)
+    return all(a == b or not isinstance(b, int) or (isinstance(a, str) and not free_too) for a, b in pairs)
