@@ -18,7 +18,7 @@ from farthing.forge.convert import convert
 from farthing.forge.nets import digits_cnn
 from farthing.forge.optimize import optimize
 from farthing.forge.train import Epoch, fit
-from farthing.model import Manifest, Model, TensorSpec
+from farthing.model import Manifest, Model, TensorSpec, checked
 from farthing.recipe import Listener, Progress, Result, ignore
 from farthing.task import Task
 from farthing.tasks import MNIST_PREPROCESS, mnist_5k
@@ -96,9 +96,9 @@ def train(task: Task, seed: int, epochs: int, listener: Listener) -> Model:
         listener(Progress(stage="train", text=text, done=epoch.number, total=epoch.total))
 
     fit(module, inputs, _labels(split.labels), epochs=epochs, seed=seed, bf16=True, on_epoch=tell)
-    check = task.split("validation")
-    samples = feeds(task, check, blank, range(8))
-    return convert(module, name="digits-cnn", example=inputs[:2], samples=samples, manifest=blank).model
+    real = feeds(task, task.split("validation"), blank, range(8))["image"]
+    facts = checked(blank, inputs=(), outputs=())  # the tensors' names and shapes come from the module
+    return convert(module, name=blank.name, example=inputs[:2], samples={"": real}, manifest=facts).model
 
 
 def manifest(name: str, task: Task) -> Manifest:

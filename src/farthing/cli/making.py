@@ -18,7 +18,7 @@ What a runner must know beside the graph comes from you, and nothing of it is gu
                  (see docs/reference/manifest.md); or run `farthing init`, which asks
 
 examples: farthing convert net.onnx --out model
-          farthing convert --model mynets:resnet --weights net.pt --example 1x3x224x224 --task work/task.yaml --out model
+          farthing convert --model mynets:resnet --weights net.pt --example 1x3x224x224 --out model
 """
 
 
