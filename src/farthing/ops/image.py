@@ -239,11 +239,11 @@ def _grey(stack: NDArray[np.uint8], preprocess: Preprocess) -> Image:
         return stack[..., 0]
     if preprocess.colour != "GRAY":
         return stack
-    weighted = stack[..., 0] * np.uint32(19595)
-    weighted += stack[..., 1] * np.uint32(38470)
-    weighted += stack[..., 2] * np.uint32(7471)
-    weighted += np.uint32(0x8000)
-    weighted >>= np.uint32(16)
+    weighted = np.multiply(stack[..., 0], 19595, dtype=np.uint32)
+    weighted += np.multiply(stack[..., 1], 38470, dtype=np.uint32)
+    weighted += np.multiply(stack[..., 2], 7471, dtype=np.uint32)
+    weighted += 0x8000
+    weighted >>= 16
     return weighted.astype(np.uint8)
 
 
