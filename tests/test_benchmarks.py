@@ -1,0 +1,113 @@
+"""The benchmarks keep their promises: a table, a last line that counts the bars, an exit code, the rows as JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = ["case", "ours", "peers", "limit", "ratio", "bar"]
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("harness_table", ROOT / "benchmarks/harness/table.py")
+    if spec is None or spec.loader is None:
+        pytest.fail("benchmarks/harness/table.py is not there")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # the type hints of its sections are looked up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(table: ModuleType, case: str, **figures: Any) -> Any:
+    figures = {"ours": 4.0, "unit": "ms", "bar": table.Bar(figure="ratio", sign=">=", value=2.7), **figures}
+    return table.Row(case=case, **figures)
+
+
+def test_a_row_is_held_to_the_figure_its_bar_names(table: ModuleType) -> None:
+    def bar(figure: str, sign: str) -> Any:
+        return table.Bar(figure=figure, sign=sign, value=2.0)
+
+    given = {"ours": 1.0, "ratio": 2.0, "low": 1.9, "high": 2.1}
+    assert row(table, "ratio", **given, bar=bar("ratio", ">=")).holds
+    assert not row(table, "low", **given, bar=bar("low", ">=")).holds
+    assert row(table, "ours", **given, bar=bar("ours", "<=")).holds
+    assert not row(table, "nothing", ours=None, ratio=None, bar=bar("ratio", "<=")).holds
+    assert not row(table, "nan", ratio=float("nan"), bar=bar("ratio", ">=")).holds
+
+
+def test_a_short_row_stays_in_the_table_and_ends_the_run_with_1(
+    table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = row(table, "good", ratio=3.0, low=2.9, high=3.1, limit=1.0, peers={"other": 5.0}, note="why")
+    cases = {"a": lambda: [good], "b": lambda: [row(table, "bad", ratio=2.0)]}
+    place = tmp_path / "out.json"
+    assert table.run(cases, None, place) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "1 of 2 bars hold; short: bad"
+    head = next(i for i, line in enumerate(lines) if line.split() == COLUMNS)
+    assert "other 5 ms" in lines[head + 2]
+    assert "3.00x (2.9..3.1)" in lines[head + 2]
+    assert lines[head + 3].endswith("ratio >= 2.7: SHORT")
+    assert "good: why" in lines
+    written = json.loads(place.read_text())
+    assert [(r["case"], r["bar"], r["holds"]) for r in written["rows"]] == [
+        ("good", "ratio >= 2.7", True),
+        ("bad", "ratio >= 2.7", False),
+    ]
+    assert table.run(cases, ["a"], None) == 0
+
+
+def test_a_case_that_cannot_run_is_short_and_the_others_go_on(
+    table: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from farthing.errors import AssetError
+
+    def offline() -> list[Any]:
+        raise AssetError("no network")
+
+    assert table.run({"a": offline, "b": lambda: [row(table, "good", ratio=3.0)]}, None, None) == 1
+    output = capsys.readouterr().out
+    assert "a: AssetError: no network" in output
+    assert output.splitlines()[-1] == "1 of 2 bars hold; short: a"
+
+
+def test_the_import_case_runs_from_the_command_line(tmp_path: Path) -> None:
+    place = tmp_path / "rows.json"
+    done = optimize("--only", "import", "--quick", "--cache", str(tmp_path / "cache"), "--json", str(place))
+    rows = json.loads(place.read_text())["rows"]
+    held = sum(row["holds"] for row in rows)
+    assert [row["case"] for row in rows] == ["import", "import size"]
+    assert {*COLUMNS, "unit", "low", "high", "holds", "note"} <= rows[0].keys()
+    assert rows[0]["low"] <= rows[0]["ours"] <= rows[0]["high"]
+    assert rows[1]["holds"], "the package has outgrown its 3 MB"
+    assert done.returncode == (held < len(rows)), done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{held} of {len(rows)} bars hold")
+    assert not (tmp_path / "cache").exists(), "this case keeps nothing"
+
+
+def test_an_unknown_case_is_refused_with_the_right_names(tmp_path: Path) -> None:
+    done = optimize("--only", "imports", "--cache", str(tmp_path))
+    assert done.returncode == 2
+    for name in ("resnet18", "resnet8-mnist", "cnn-mnist", "no-harm", "wrapper", "import", "demo-search"):
+        assert name in done.stderr
+
+
+def optimize(*arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/optimize.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
