@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
@@ -157,31 +157,34 @@ def predict(parsed: argparse.Namespace) -> int:
         ignore_requires=parsed.ignore_requires,
     ) as predictor:
         for name in parsed.inputs:
-            _print_prediction(name, predictor(_read_input(Path(name)), top=parsed.top), parsed.json)
+            _print_prediction(name, predictor(Path(name), top=parsed.top), parsed.json)
     return 0
 
 
-def _read_input(path: Path) -> Any:
-    if path.suffix != ".npy":
-        return path
-    import numpy as np
-
-    from farthing.errors import TaskError
-
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path} is not an array file (.npy, pickles are refused): {error}") from error
-
-
 def _print_prediction(name: str, found: Any, as_json: bool) -> None:
+    answer = _plain_answer(found)
     if as_json:
-        print(
-            show.as_json({"input": name, "labels": list(found.labels), "scores": list(found.scores)}),
-            flush=True,
-        )
-        return
-    ranked = ", ".join(
-        f"{label} {score:.3f}" for label, score in zip(found.labels, found.scores, strict=True)
-    )
-    print(f"{name}: {ranked}", file=sys.stdout, flush=True)
+        print(json.dumps({"input": name, **answer}), flush=True)
+    elif "boxes" in answer:
+        objects = zip(answer["labels"], answer["scores"], answer["boxes"], strict=True)
+        rows = [
+            f"\n  {label} {score:.3f} at {[round(edge, 1) for edge in box]}" for label, score, box in objects
+        ]
+        print(f"{name}: {len(rows)} found{''.join(rows)}", flush=True)
+    elif "labels" in answer:
+        ranked = zip(answer["labels"], answer["scores"], strict=True)
+        print(f"{name}: {', '.join(f'{label} {score:.3f}' for label, score in ranked)}", flush=True)
+    else:
+        print(f"{name}: {json.dumps(answer['outputs'])}", flush=True)
+
+
+def _plain_answer(found: Any) -> dict[str, Any]:
+    """A Prediction, Detections or dict of raw outputs as plain data."""
+    from farthing.ops.decode import Detections, Prediction
+
+    if isinstance(found, Prediction):
+        return {"labels": list(found.labels), "scores": list(found.scores)}
+    if isinstance(found, Detections):
+        labels = [found.label(i) for i in range(len(found))]
+        return {"labels": labels, "scores": found.scores.tolist(), "boxes": found.boxes.tolist()}
+    return {"outputs": {key: array.tolist() for key, array in found.items()}}
