@@ -134,11 +134,16 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
     root = path.resolve().parent
-    external = [t for t in _tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
-    for tensor in external:
+    outside = external(model)
+    for tensor in outside:
         _check_external(tensor, root, path)
-    if external:
+    if outside:
         external_data_helper.load_external_data_for_model(model, str(root))
+
+
+def external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The weights that a model, as parsed, keeps in other files."""
+    return [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -1,0 +1,116 @@
+"""Trained networks to ONNX: torch modules, exported programs, TorchScript, and ONNX as it is; each one checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from farthing.errors import ModelError, require
+from farthing.forge.convert import recognise
+from farthing.model import Manifest, Model
+
+Array = NDArray[Any]
+TOLERANCE = 1e-4
+OPSET = 17
+
+
+class Conversion:
+    """A converted model and what is known about it.
+
+    Attributes:
+        model: the model, in ONNX.
+        checked: how it was checked, in one sentence.
+        assumptions: what was taken for granted, a sentence each.
+    """
+
+    def __init__(self, model: Model, checked: str, assumptions: tuple[str, ...]) -> None:
+        self.model = model
+        self.checked = checked
+        self.assumptions = assumptions
+
+    def __repr__(self) -> str:
+        return f"Conversion({self.model!r}, {self.checked!r})"
+
+
+def convert(
+    source: Any,
+    *,
+    name: str = "",
+    example: Any = None,
+    weights: Path | str | None = None,
+    samples: Mapping[str, Array] | None = None,
+    tolerance: float = TOLERANCE,
+    opset: int = OPSET,
+    manifest: Manifest | None = None,
+    path: Path | None = None,
+) -> Conversion:
+    """Make an ONNX model of a trained network, and check that it computes the same.
+
+    Nothing about preprocessing, labels or the meaning of outputs is guessed: they come from ``manifest`` or stay open.
+
+    Args:
+        source: a ``torch.nn.Module``, script module or ``torch.export.ExportedProgram``; ``package.module:factory``
+            (runs that code); or a file, whose kind is told by its content: ONNX, TorchScript, a saved program.
+        name: of the model; by default that of the file, factory or class.
+        example: what the network takes: ``"1x3x224x224"``, a shape, or arrays; several in the order of its inputs.
+        weights: a state dict for the factory's module, read with ``weights_only=True``.
+        samples: real inputs to check on: input name -> samples along the first axis; ``""`` names the only input.
+        tolerance: largest difference allowed, relative to the largest output of the source.
+        opset: of the ONNX file; programs need at least 18.
+        manifest: preprocess, labels, decode, licence, task and version to take over, and of tensors of the same
+            name their role, layout and batch axis.
+        path: directory to write; None makes a temporary one that lives as long as the returned model.
+
+    Raises:
+        ModelError: not a model, damaged, refused (pickles), or it fails on the example.
+        UnsupportedError: an operator or opset that cannot be handled.
+        ConversionError: the result computes something else; the first differing operator is named.
+        ConfigError: an example that is no shape.
+        NotInstalled: torch, onnx or onnxruntime is missing.
+        StorageError: ``path`` cannot be written.
+    """
+    require("onnx", "forge")
+    from farthing.forge.convert import asis, exported  # need onnx
+
+    made = None
+    if isinstance(source, str | Path):
+        source, kind, default = _opened(str(source))
+        if kind == "onnx":
+            if weights is not None:
+                raise ModelError("weights were given with an ONNX file, which holds its own: leave them out")
+            made = asis.take(source, example, samples, tolerance, name or default, manifest, path)
+    else:
+        default = type(source).__name__.lower()
+    if made is None:
+        require("torch", "forge")
+        options = exported.Options(tolerance=tolerance, opset=opset, name=name or default)
+        made = exported.make(source, weights, example, samples, options, manifest, path)
+    return Conversion(*made)
+
+
+def _opened(source: str) -> tuple[Any, str, str]:
+    """What a text stands for: the thing itself (or a path, for ONNX), its kind, and a name for it."""
+    path = Path(source)
+    if ":" in source and not path.exists():
+        return recognise.module_of(source), "torch", source.rpartition(":")[2]
+    if path.is_dir():
+        raise ModelError(
+            f"{path} is a directory: give the file of a model, or open a model directory as it is"
+        )
+    from farthing.forge.graph import read
+
+    data = read(path)
+    kind = recognise.kind_of(path, data)
+    if kind == "onnx":
+        return path, kind, path.stem
+    require("torch", "forge")
+    if kind == "export":
+        from farthing.forge.convert import program
+
+        return program.load(path, data), kind, path.stem
+    from farthing.forge.convert import script
+
+    return script.load(path, data), kind, path.stem
