@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import datetime
 import gc
+import itertools
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,32 @@ from numpy.typing import NDArray
 from farthing.config import Section
 from farthing.engines.base import Engine, EngineOptions, Tensors, open_engine
 from farthing.errors import MeasurementError, TaskError
-from farthing.measure import Floats, Measurement, Scenario, machine_name, percentile, percentile_bound
+from farthing.measure import (
+    Floats,
+    Interval,
+    Measurement,
+    Scenario,
+    machine_name,
+    percentile,
+    percentile_bound,
+)
+from farthing.meter import Rapl, find_meter
 from farthing.metrics import Outputs
-from farthing.meter import find_meter
-from farthing.model import Manifest, Model
+from farthing.model import Manifest, Model, TensorSpec
 from farthing.target import Target
 from farthing.task import Split, SplitName, Task
 
 Array = NDArray[Any]
 EVALUATION_BATCH = 64
 OFFLINE_BATCH = 32
+LEAST_ROUNDS = 5  # fewer give no honest interval
+SLOW_SECONDS = 0.02
+CHILD_SECONDS = 300
 Tick = Callable[[int, int], None]
 
 
 class Rule(Section, frozen=True, kw_only=True):
-    """How long to measure: at least so many calls and seconds, and never more than ``max_seconds`` once begun."""
+    """How long to measure: at least so many calls and seconds; after ``max_seconds`` five rounds are enough."""
 
     warmup: int = 10
     min_count: int = 200
@@ -58,15 +70,22 @@ def feeds(task: Task, split: Split, manifest: Manifest, picks: Sequence[int] | A
             raise TaskError(f"the manifest of {manifest.name} does not say how to preprocess pictures")
         return {spec.name: prepare_batch(next(iter(raw.values())), manifest.preprocess, spec)}
     named = {name or next(iter(specs)): array for name, array in raw.items()}
-    return {
-        name: (array if specs[name].batch_axis is not None else array[0]).astype(specs[name].dtype, copy=False)
-        for name, array in named.items()
-        if name in specs
-    }
+    return {name: _fed(array, specs[name]) for name, array in named.items() if name in specs}
+
+
+def _fed(array: Array, spec: TensorSpec) -> Array:
+    """Samples along the first axis as one input tensor: along its batch axis, or the only one if it has none."""
+    placed = array[0] if spec.batch_axis is None else np.moveaxis(array, 0, spec.batch_axis)
+    return np.asarray(placed, spec.dtype, order="C")
 
 
 def outputs(
-    engine: Engine, manifest: Manifest, task: Task, split: Split, picks: Array | None = None, tick: Tick | None = None
+    engine: Engine,
+    manifest: Manifest,
+    task: Task,
+    split: Split,
+    picks: Array | None = None,
+    tick: Tick | None = None,
 ) -> Outputs:
     """What a model answers to the samples of a split: output name -> array, samples along the first axis."""
     order = np.arange(len(split)) if picks is None else np.asarray(picks)
@@ -74,18 +93,32 @@ def outputs(
     parts: list[dict[str, Array]] = []
     for start in range(0, len(order), size):
         chunk = order[start : start + size]
-        padded = np.resize(chunk, size) if _fixed(manifest) else chunk
+        padded = padded_to_batch(chunk, manifest)
         stream = engine.session() if engine.stateful else engine
         answer = stream.run(feeds(task, split, manifest, padded))
-        parts.append({name: _rows(array, len(padded))[: len(chunk)] for name, array in answer.items()})
+        parts.append({s.name: _rows(answer[s.name], s, len(padded))[: len(chunk)] for s in engine.outputs})
         if tick:
             tick(min(start + size, len(order)), len(order))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _rows(array: Array, count: int) -> Array:
+def _rows(array: Array, spec: TensorSpec, count: int) -> Array:
     """An output with its samples along the first axis; one without a batch axis belongs to a single sample."""
-    return array if array.ndim and len(array) == count else array[None]
+    if spec.batch_axis is not None:
+        array = np.moveaxis(array, spec.batch_axis, 0)
+    elif array.ndim == 0 or len(array) != count:
+        array = array[None]
+    if len(array) != count:
+        raise TaskError(
+            f"output {spec.name!r} answers {count} samples with shape {list(array.shape)}: "
+            "set its batch_axis in the manifest, and that of the inputs"
+        )
+    return array
+
+
+def padded_to_batch(picks: Array, manifest: Manifest) -> Array:
+    """Picks repeated to fill the batch of a model that fixes it; as they are for any other model."""
+    return np.resize(picks, batch_size(manifest, 1)) if _fixed(manifest) else picks
 
 
 def _fixed(manifest: Manifest) -> bool:
@@ -102,7 +135,9 @@ def batch_size(manifest: Manifest, wanted: int) -> int:
     return wanted if any(spec.batch_axis is not None for spec in manifest.data_inputs) else 1
 
 
-def sample_feeds(manifest: Manifest, batch: int, task: Task | None = None, split: SplitName = "validation") -> list[Tensors]:
+def sample_feeds(
+    manifest: Manifest, batch: int, task: Task | None = None, split: SplitName = "validation"
+) -> list[Tensors]:
     """Up to eight feeds to time with: real samples of the task, or seeded random numbers where there is no task."""
     size = batch_size(manifest, batch)
     if task is not None:
@@ -110,7 +145,9 @@ def sample_feeds(manifest: Manifest, batch: int, task: Task | None = None, split
         rows = np.resize(np.arange(len(data)), 8 * size).reshape(8, size)
         return [feeds(task, data, manifest, row) for row in rows]
     generator = np.random.default_rng(0)
-    return [{spec.name: random_array(spec.sized(size), spec.dtype, generator) for spec in manifest.data_inputs}]
+    return [
+        {spec.name: random_array(spec.sized(size), spec.dtype, generator) for spec in manifest.data_inputs}
+    ]
 
 
 def random_array(shape: tuple[int, ...], dtype: str, generator: np.random.Generator) -> Array:
@@ -121,17 +158,20 @@ def random_array(shape: tuple[int, ...], dtype: str, generator: np.random.Genera
 
 
 class Timed(Section, frozen=True, kw_only=True):
-    """Times of one entrant of a race: every timed call, and the median of each interleaved round, seconds."""
+    """One entrant of a race: seconds of every timed call and the median of each round; ``made`` counts all calls."""
 
     calls: list[float]
     rounds: list[float]
+    made: int
 
 
-def race(entrants: Sequence[tuple[Engine, Sequence[Tensors]]], rule: Rule, tick: Tick | None = None) -> list[Timed]:
+def race(
+    entrants: Sequence[tuple[Engine, Sequence[Tensors]]], rule: Rule, tick: Tick | None = None
+) -> list[Timed]:
     """Time several engines interleaved, round by round, in an order that rotates.
 
     In each round an entrant makes one untimed call (it warms the caches its rivals emptied) and then a block of
-    timed ones. Garbage collection is off while the clock runs.
+    timed ones; one that takes longer than 20 ms makes a single timed call. Garbage collection is off meanwhile.
 
     Raises:
         EngineError: an engine failed.
@@ -139,37 +179,43 @@ def race(entrants: Sequence[tuple[Engine, Sequence[Tensors]]], rule: Rule, tick:
     blocks = [_warm(engine, samples, rule) for engine, samples in entrants]
     calls: list[list[float]] = [[] for _ in entrants]
     rounds: list[list[float]] = [[] for _ in entrants]
+    made = [max(2, rule.warmup) + 1 for _ in entrants]
     start = time.perf_counter()
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for number in range(1_000_000):
+        for number in itertools.count(1):
             for place in range(len(entrants)):
                 entrant = (number + place) % len(entrants)
-                times = _block(*entrants[entrant], blocks[entrant], number)
+                count = blocks[entrant]
+                times = _block(*entrants[entrant], count, number, primed=count > 1)
                 calls[entrant] += times
                 rounds[entrant].append(float(np.median(times)))
+                made[entrant] += count + (count > 1)
             spent = time.perf_counter() - start
             if tick:
                 tick(int(min(spent, rule.min_seconds) * 100), int(rule.min_seconds * 100))
-            enough = spent >= rule.min_seconds and min(map(len, calls)) >= rule.min_count and number >= 9
-            if enough or spent >= rule.max_seconds:
+            enough = spent >= rule.min_seconds and min(map(len, calls)) >= rule.min_count and number >= 10
+            if enough or (spent >= rule.max_seconds and number >= LEAST_ROUNDS):
                 break
     finally:
         if collecting:
             gc.enable()
-    return [Timed(calls=c, rounds=r) for c, r in zip(calls, rounds, strict=True)]
+    return [Timed(calls=c, rounds=r, made=m) for c, r, m in zip(calls, rounds, made, strict=True)]
 
 
 def _warm(engine: Engine, samples: Sequence[Tensors], rule: Rule) -> int:
     """Warm up; how many calls make a block of some two milliseconds."""
-    times = _block(engine, samples, max(2, rule.warmup), 0)
-    return int(np.clip(0.002 / max(float(np.median(times)), 1e-7), 3, 100))
+    typical = float(np.median(_block(engine, samples, max(2, rule.warmup), 0)))
+    return int(np.clip(0.002 / max(typical, 1e-7), 1 if typical > SLOW_SECONDS else 3, 100))
 
 
-def _block(engine: Engine, samples: Sequence[Tensors], count: int, offset: int) -> list[float]:
+def _block(
+    engine: Engine, samples: Sequence[Tensors], count: int, offset: int, primed: bool = True
+) -> list[float]:
     run, clock, n = engine.run, time.perf_counter, len(samples)
-    run(samples[offset % n])
+    if primed:
+        run(samples[offset % n])
     times = []
     for i in range(count):
         sample = samples[(offset + i) % n]
@@ -177,6 +223,21 @@ def _block(engine: Engine, samples: Sequence[Tensors], count: int, offset: int) 
         run(sample)
         times.append(clock() - begin)
     return times
+
+
+def metered(
+    engine: Engine,
+    samples: Sequence[Tensors],
+    batch: int,
+    rule: Rule,
+    meter: Rapl | None,
+    tick: Tick | None = None,
+) -> tuple[Timed, float | None]:
+    """Time one engine; also the energy of one sample in millijoules, warm-up calls included, None without a meter."""
+    before = meter.read() if meter else []
+    timed = race([(engine, samples)], rule, tick)[0]
+    energy = meter.spent(before, meter.read()) / (timed.made * batch) if meter else None
+    return timed, energy
 
 
 def bench(
@@ -211,13 +272,10 @@ def bench(
     begin = time.perf_counter()
     with open_engine(model, engine, options) as opened:
         load_ms = (time.perf_counter() - begin) * 1000
-        size = 1 if scenario == "single_stream" else batch_size(model.manifest, batch)
-        samples = sample_feeds(model.manifest, size, task)
+        size = batch_size(model.manifest, 1 if scenario == "single_stream" else batch)
         meter = find_meter()
-        before = meter.read() if meter else []
-        timed = race([(opened, samples)], rule, tick)[0]
-        energy = meter.spent(before, meter.read()) / (len(timed.calls) * size) if meter else None
-        measured = summarise(model, opened, options, scenario, batch_size(model.manifest, size), timed)
+        timed, energy = metered(opened, sample_feeds(model.manifest, size, task), size, rule, meter, tick)
+        measured = summarise(model, opened, options, scenario, size, timed)
     peak, added = peak_memory(model, engine, options) if memory else (None, None)
     return measured.merged(
         load_ms=load_ms,
@@ -278,7 +336,7 @@ def evaluate(
     options: EngineOptions | None = None,
     reference: Model | None = None,
     tick: Tick | None = None,
-) -> tuple[Any, Outputs]:
+) -> tuple[Interval, Outputs]:
     """Score a model on a split of a task: the metric with its interval, and the outputs it comes from.
 
     Args:
@@ -293,7 +351,9 @@ def evaluate(
     truth = None
     if task.metric.needs == "reference":
         if reference is None:
-            raise TaskError(f"metric {task.metric.name} compares with the float model: give it as the reference")
+            raise TaskError(
+                f"metric {task.metric.name} compares with the float model: give it as the reference"
+            )
         with open_engine(reference, engine, options) as opened:
             truth = outputs(opened, reference.manifest, task, data)
     with open_engine(model, engine, options) as opened:
@@ -308,16 +368,27 @@ def peak_memory(model: Model, engine: str, options: EngineOptions) -> tuple[floa
         (peak, peak less the bare process with numpy and Farthing loaded), MB of 10^6 bytes.
 
     Raises:
-        MeasurementError: the child process failed.
+        MeasurementError: the child process failed; the message ends with what it said.
     """
-    order = json.dumps([str(model.path), engine, options.threads, list(options.providers)])
-    child = subprocess.run(
-        [sys.executable, "-m", "farthing.bench", order], capture_output=True, text=True, timeout=300, check=False
+    settings = [options.threads, options.spin, list(options.providers)]
+    order = json.dumps([sys.path, str(model.path), engine, *settings])
+    program = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1])[0]; import farthing.bench as b; b.child()"
     )
     try:
-        peak, bare = json.loads(child.stdout)
-    except ValueError as error:
-        raise MeasurementError(f"the process that measures memory failed: {child.stderr.strip()[-500:]}") from error
+        done = subprocess.run(
+            [sys.executable, "-c", program, order],
+            capture_output=True,
+            text=True,
+            timeout=CHILD_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MeasurementError(f"the process that measures memory took over {CHILD_SECONDS} s") from error
+    if done.returncode:
+        said = done.stderr.strip().rpartition("\n")[2] or "it was killed; is there too little memory?"
+        raise MeasurementError(f"the process that measures memory ended with {done.returncode}: {said}")
+    peak, bare = json.loads(done.stdout.rpartition("\n")[2])
     return peak, peak - bare
 
 
@@ -329,17 +400,14 @@ def _high_water_mb() -> float:
     raise MeasurementError("the kernel does not say VmHWM in /proc/self/status")
 
 
-def _child(order: str) -> Iterator[float]:
-    path, engine, threads, providers = json.loads(order)
+def child() -> None:
+    """What the child process of `peak_memory` does: run a model, write [peak, bare] to its standard output."""
+    _, path, engine, threads, spin, providers = json.loads(sys.argv[1])
     bare = _high_water_mb()
     model = Model.open(path)
-    with open_engine(model, engine, EngineOptions(threads=threads, providers=tuple(providers))) as opened:
+    options = EngineOptions(threads=threads, spin=spin, providers=tuple(providers))
+    with open_engine(model, engine, options) as opened:
         sample = sample_feeds(model.manifest, 1)[0]
         for _ in range(3):
             opened.run(sample)
-    yield _high_water_mb()
-    yield bare
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(list(_child(sys.argv[1]))))
+    sys.stdout.write("\n" + json.dumps([_high_water_mb(), bare]))

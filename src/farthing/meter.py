@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+ZONES = "sys/class/powercap/intel-rapl:*"
+
 
 class Rapl:
     """Energy counters of the powercap interface (Linux, Documentation/power/powercap): whole packages, microjoules."""
@@ -25,10 +27,15 @@ class Rapl:
 
 def find_meter(root: Path = Path("/")) -> Rapl | None:
     """The machine's energy meter below ``root``; None if there is none or it may not be read."""
-    zones = sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]"))
     try:
+        zones = [zone for zone in sorted(root.glob(ZONES)) if _is_package(zone)]
         meter = Rapl(zones)
         meter.read()
     except (OSError, ValueError):
         return None
     return meter if zones else None
+
+
+def _is_package(zone: Path) -> bool:
+    """Whether a zone is a processor package: no part of one (``core``), nor the whole platform (``psys``)."""
+    return (zone / "name").read_text().startswith("package")
