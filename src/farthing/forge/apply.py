@@ -10,7 +10,7 @@ from typing import Any
 import farthing
 from farthing import files, plugins
 from farthing.config import Section, convert, plain
-from farthing.errors import ConfigError, ModelError
+from farthing.errors import ConfigError, FarthingError, ModelError, PluginError, TaskError, nearest
 from farthing.forge import graph
 from farthing.forge.cache import Cache, key_of
 from farthing.model import Model, checked
@@ -24,42 +24,64 @@ def build(step: Step, target: Target) -> tuple[Pass, Step]:
 
     Raises:
         PluginError: no pass of that name.
-        ConfigError: options that the pass does not have.
+        ConfigError: options that the pass does not have (the nearest right one is named), or of the wrong type.
     """
     part = plugins.get("pass", step.use)
     if isinstance(part, type) and issubclass(part, Section):
         made: Any = convert(step.options, part, step.use)
         made = made.resolved(target) if hasattr(made, "resolved") else made
         return made, Step(use=step.use, options=plain(made))
-    if step.options:
-        try:
-            inspect.signature(part).bind(None, None, None, **step.options)
-        except TypeError as error:
-            raise ConfigError(f"{step.use}: {error}") from error
+    if not isinstance(part, type):
+        _check_options(part, step)
         return (lambda model, target, task: part(model, target, task, **step.options)), step
-    return part, step
+    raise PluginError(f"{step.use}: a pass is a function, or a class made from farthing.recipe.PassSection")
 
 
-def apply(steps: Sequence[Step], model: Model, target: Target, task: Task, cache: Cache) -> tuple[Model, tuple[Step, ...]]:
+def _check_options(part: Any, step: Step) -> None:
+    signature = inspect.signature(part)
+    try:
+        signature.bind(None, None, None, **step.options)
+    except TypeError as error:
+        known = list(signature.parameters)[3:]
+        unknown = [name for name in step.options if name not in known]
+        hint = f"; {nearest(unknown[0], known)}" if unknown else ""
+        raise ConfigError(f"{step.use}: {error}{hint}") from error
+
+
+def apply(
+    steps: Sequence[Step], model: Model, target: Target, task: Task, cache: Cache
+) -> tuple[Model, tuple[Step, ...]]:
     """Run steps one after another, each through the cache.
 
     Returns:
         The resulting model, and the steps with their options resolved.
 
     Raises:
+        PluginError: no pass of that name, or it raised an error of its own.
         FarthingError: what a pass raised; nothing half-made is kept.
     """
     done: list[Step] = []
     for step in steps:
-        made, step = build(step, target)
-        key = key_of(model.digest, step, target, _read_by(made, task), versions(step.use), _code_of(step.use))
-        model = cache.model(key, lambda made=made, model=model, step=step: _run(made, model, target, task, step))  # type: ignore[misc]
+        model, step = _apply_one(step, model, target, task, cache)
         done.append(step)
     return model, tuple(done)
 
 
+def _apply_one(step: Step, model: Model, target: Target, task: Task, cache: Cache) -> tuple[Model, Step]:
+    made, step = build(step, target)
+
+    def run() -> Model:
+        return _run(made, model, target, task, step)
+
+    code = _code_of(step.use)
+    if code is None:
+        return run(), step
+    key = key_of(model.digest, step, target, _read_by(step.use, task), versions(step.use), code)
+    return cache.model(key, run), step
+
+
 def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Model:
-    result = made(model, target, task)
+    result = _guarded(made, model, target, task, step)
     if not isinstance(result, Model):
         raise ModelError(f"{step.use} gives a {type(result).__name__}: a step of a search must give a Model")
     if result.manifest.format == "onnx":
@@ -69,9 +91,26 @@ def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Mo
     return Model.create(checked(result.manifest, lineage=lineage), content)
 
 
-def _read_by(made: Pass, task: Task) -> list[str]:
+def _guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) -> object:
+    """Run a pass: whatever it raises is that candidate's failure, and its input must come out as it went in."""
+    try:
+        result = made(model, target, task)
+    except FarthingError:
+        raise
+    except Exception as error:  # passes are other people's code, and so are the tools inside ours
+        raise PluginError(f"{step.use} failed with {type(error).__name__}: {error}") from error
+    try:
+        model.verify()
+    except ModelError as error:
+        raise ModelError(
+            f"{step.use} changed the model it was given, which a pass must not do: {error}"
+        ) from error
+    return result
+
+
+def _read_by(use: str, task: Task) -> list[str]:
     """Digests of the splits a pass looks at."""
-    reads = getattr(made, "reads", ("calibration",))
+    reads = getattr(plugins.get("pass", use), "reads", ("calibration",))
     return [task.splits[name].digest for name in reads if name in task.splits]
 
 
@@ -86,12 +125,21 @@ def versions(use: str) -> dict[str, str]:
     return found
 
 
-def _code_of(use: str) -> str:
-    """SHA-256 of the module a pass is written in: changed code is not answered from the cache."""
-    try:
-        return files.digest(inspect.getsource(inspect.getmodule(plugins.get("pass", use)) or inspect).encode())
-    except (OSError, TypeError):
-        return "unknown"
+def _code_of(use: str) -> str | None:
+    """SHA-256 of the code of a pass: changed code is not answered from the cache.
+
+    None if it cannot be read or depends on more than its text (a function that closes over variables, an object
+    with a state of its own): such a pass runs each time.
+    """
+    part = plugins.get("pass", use)
+    if not inspect.isclass(part) and (not inspect.isfunction(part) or part.__closure__):
+        return None
+    for place in (inspect.getmodule(part), part):
+        try:
+            return files.digest(inspect.getsource(place).encode())  # type: ignore[arg-type]
+        except (OSError, TypeError):
+            continue
+    return None
 
 
 def replay(recipe: Recipe, model: Model, task: Task, cache: Cache) -> Model:
@@ -99,16 +147,25 @@ def replay(recipe: Recipe, model: Model, task: Task, cache: Cache) -> Model:
 
     Raises:
         ModelError: another input model, or a result that differs from the recorded artefact.
-        ConfigError: another task's data.
+        TaskError: another task's data.
+        FarthingError: what a pass raised.
     """
     if recipe.model != model.digest:
-        raise ModelError(f"the recipe is for model {recipe.model[:12]}, not {model.digest[:12]}: give the model it was made from")
+        raise ModelError(
+            f"the recipe is for model {recipe.model[:12]}, not {model.digest[:12]}: "
+            "give the model it was made from"
+        )
     if recipe.task != task.digest:
-        raise ConfigError(f"the recipe was made with other data ({recipe.task[:12]}) than task {task.name} has ({task.digest[:12]})")
+        raise TaskError(
+            f"the recipe was made with other data ({recipe.task[:12]}) than task {task.name} "
+            f"has ({task.digest[:12]}): give the task it was made with"
+        )
     made, _ = apply(recipe.steps, model, recipe.target, task, cache)
     if recipe.artefact and made.digest != recipe.artefact:
         now = {name: found for step in recipe.steps for name, found in versions(step.use).items()}
-        differing = {name: (was, now.get(name)) for name, was in recipe.versions.items() if now.get(name) != was}
+        differing = {
+            name: (was, now[name]) for name, was in recipe.versions.items() if now.get(name, was) != was
+        }
         raise ModelError(
             f"the replay gives {made.digest[:12]}, the recipe recorded {recipe.artefact[:12]}; "
             f"versions that differ: {differing or 'none'}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +18,8 @@ from farthing.errors import FarthingError
 from farthing.model import Model
 
 ValueT = TypeVar("ValueT")
+KINDS = ("models", "values")
+LEFTOVER_SECONDS = 3600
 
 
 def key_of(*parts: object) -> str:
@@ -32,32 +37,66 @@ class Cache:
         self.root = root
 
     def model(self, key: str, make: Callable[[], Model]) -> Model:
-        """The model kept under a key, or the one that ``make`` returns, kept from now on."""
+        """The model kept under a key, or the one that ``make`` returns, kept from now on.
+
+        Raises:
+            StorageError: it cannot be kept; and whatever ``make`` raises.
+        """
         place = self.root / "models" / key[:2] / key
-        if place.exists():
-            try:
-                return Model.open(place)
-            except FarthingError:
-                shutil.rmtree(place, ignore_errors=True)
-        return make().save(place)
+        return self._kept(place) or self._keep(make(), place)
+
+    def _kept(self, place: Path) -> Model | None:
+        if not place.exists():
+            return None
+        try:
+            return Model.open(place)
+        except FarthingError:
+            shutil.rmtree(place, ignore_errors=True)
+            return None
+
+    def _keep(self, made: Model, place: Path) -> Model:
+        """Save beside the place, then take it in one step; whoever comes second uses what the first one kept."""
+        with files.explained(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=place.parent) as folder:
+                fresh = made.save(Path(folder) / place.name)
+                with contextlib.suppress(OSError):  # another process was quicker, or left something there
+                    fresh.path.rename(place)
+                return self._kept(place) or fresh.save(place)
 
     def value(self, key: str, kind: type[ValueT], make: Callable[[], ValueT], again: bool = False) -> ValueT:
-        """The value kept under a key, or the one that ``make`` returns; ``again`` makes it in any case."""
+        """The value kept under a key, or the one that ``make`` returns; ``again`` makes it in any case.
+
+        Raises:
+            StorageError: it cannot be kept; and whatever ``make`` raises.
+        """
         place = self.root / "values" / key[:2] / f"{key}.json"
-        if place.exists() and not again:
-            try:
+        if not again:
+            with contextlib.suppress(
+                OSError, msgspec.MsgspecError, UnicodeDecodeError
+            ):  # none there, or damaged
                 return msgspec.json.decode(place.read_bytes(), type=kind)
-            except msgspec.MsgspecError:
-                place.unlink(missing_ok=True)
         made = make()
         files.write(place, msgspec.json.encode(plain(made)))
         return made
 
+    def sweep(self) -> None:
+        """Remove what killed processes left behind; what is younger than an hour may belong to a live one."""
+        for left in self.root.glob(f"*/*/{files.TEMPORARY}*"):
+            with contextlib.suppress(OSError):  # a live process may be quicker
+                if time.time() - left.stat().st_mtime < LEFTOVER_SECONDS:
+                    continue
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
+
     def size_bytes(self) -> int:
         """Bytes of all entries."""
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        entries = [path for name in KINDS for path in (self.root / name).rglob("*")]
+        return sum(path.stat().st_size for path in entries if path.is_file())
 
     def clear(self) -> None:
         """Remove every entry."""
-        for name in ("models", "values"):
+        for name in KINDS:
             shutil.rmtree(self.root / name, ignore_errors=True)
