@@ -12,7 +12,7 @@ from farthing import bench
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import require
 from farthing.forge import graph
-from farthing.forge.quantize.calibrate import quiet
+from farthing.forge.quantize.calibrate import Once, model_feeds, quiet
 from farthing.model import Model
 from farthing.task import Task
 
@@ -45,32 +45,21 @@ def _noise(model: Model, quantized: Model, task: Task) -> dict[str, float]:
     """Tensor name -> mean squared difference over mean squared signal."""
     runtime()
     debug = require("onnxruntime.quantization.qdq_loss_debug", "forge")
-    split = task.split("calibration")
-    size = bench.batch_size(model.manifest, SAMPLES)
-    picks = np.resize(np.arange(min(size, len(split))), size)
-    feeds = bench.feeds(task, split, model.manifest, picks)
+    size = bench.batch_size(model.manifest, min(SAMPLES, len(task.split("calibration"))))
+    feeds = model_feeds(model, task, np.arange(min(size, len(task.split("calibration")))))
     with tempfile.TemporaryDirectory(prefix="farthing-") as folder, quiet():
         found: list[dict[str, Any]] = []
         for name, source in (("float", model), ("int8", quantized)):
             place = Path(folder) / f"{name}.onnx"
             debug.modify_model_output_intermediate_tensors(str(source.file), str(place))
-            found.append(debug.collect_activations(str(place), _Once(feeds)))
+            found.append(debug.collect_activations(str(place), Once(feeds)))
         matched = debug.create_activation_matching(found[1], found[0])
-    return {name: _ratio(pair["float"], pair["post_qdq"]) for name, pair in matched.items() if pair.get("float")}
+    return {
+        name: _ratio(pair["float"], pair["post_qdq"]) for name, pair in matched.items() if pair.get("float")
+    }
 
 
 def _ratio(signal: list[Any], noisy: list[Any]) -> float:
     a = np.concatenate([np.ravel(part) for part in signal]).astype(np.float64)
     b = np.concatenate([np.ravel(part) for part in noisy]).astype(np.float64)
     return float(np.mean((a - b) ** 2) / max(float(np.mean(a**2)), 1e-30))
-
-
-class _Once:
-    """A calibration reader of one feed."""
-
-    def __init__(self, feeds: dict[str, Any]) -> None:
-        self._feeds: dict[str, Any] | None = feeds
-
-    def get_next(self) -> dict[str, Any] | None:
-        feeds, self._feeds = self._feeds, None
-        return feeds

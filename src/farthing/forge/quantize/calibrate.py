@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from farthing import bench
+from farthing.engines.base import zero_state
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import TaskError, require
 from farthing.model import Model
@@ -24,7 +25,7 @@ CHUNK = 16
 _ranges: weakref.WeakKeyDictionary[Task, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
 
 
-def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, samples: int, symmetric: bool) -> Any:
+def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, samples: int) -> Any:
     """Ranges of all float tensors of a model over calibration samples, as ONNX Runtime's TensorsData.
 
     Args:
@@ -32,29 +33,30 @@ def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, 
             least Kullback-Leibler divergence (Migacz, GTC 2017).
         percentile: share kept by ``percentile``, per cent.
         samples: most calibration samples to run.
-        symmetric: ranges centred on zero, for signed activations without zero point.
 
     Raises:
         TaskError: the task has no calibration data, or the model answers NaN to it.
     """
-    key = (model.digest, calibrator, percentile, samples, symmetric)
+    key = (model.digest, calibrator, percentile, samples)
     known = _ranges.setdefault(task, {})
     if key not in known:
-        known[key] = _collect(model, task, calibrator, percentile, samples, symmetric)
+        known[key] = _collect(model, task, calibrator, percentile, samples)
     return known[key]
 
 
-def _collect(model: Model, task: Task, method: Calibrator, percentile: float, samples: int, symmetric: bool) -> Any:
+def _collect(model: Model, task: Task, method: Calibrator, percentile: float, samples: int) -> Any:
     runtime()
     calibrate = require("onnxruntime.quantization.calibrate", "forge")
     task.check(model.manifest)
     split = task.split("calibration")
     with tempfile.TemporaryDirectory(prefix="farthing-") as folder, quiet():
         place = str(Path(folder) / "augmented.onnx")
-        options: dict[str, Any] = {"symmetric": symmetric, "augmented_model_path": place}
+        options: dict[str, Any] = {"symmetric": False, "augmented_model_path": place}
         kinds = {
             "minmax": lambda: calibrate.MinMaxCalibrater(model.file, **options),
-            "percentile": lambda: calibrate.PercentileCalibrater(model.file, percentile=percentile, **options),
+            "percentile": lambda: calibrate.PercentileCalibrater(
+                model.file, percentile=percentile, **options
+            ),
             "entropy": lambda: calibrate.EntropyCalibrater(model.file, **options),
         }
         calibrater = kinds[method]()
@@ -63,24 +65,34 @@ def _collect(model: Model, task: Task, method: Calibrator, percentile: float, sa
         order = np.arange(min(samples, len(split)))
         size = bench.batch_size(model.manifest, CHUNK)
         for start in range(0, len(order), size):
-            picks = order[start : start + size]
-            picks = np.resize(picks, size) if model.manifest.data_inputs[0].fixed_batch else picks
-            calibrater.collect_data(_Reader([bench.feeds(task, split, model.manifest, picks)]))
+            calibrater.collect_data(Once(model_feeds(model, task, order[start : start + size])))
         found = calibrater.compute_data()
     for name, data in found.items():
         if not np.isfinite(np.asarray(data.range_value, np.float64)).all():
-            raise TaskError(f"tensor {name} of {model.manifest.name} is NaN or infinite on the calibration data")
+            raise TaskError(
+                f"tensor {name} of {model.manifest.name} is NaN or infinite on the calibration data"
+            )
     return found
 
 
-class _Reader:
-    """What ONNX Runtime asks for calibration data."""
+def model_feeds(model: Model, task: Task, picks: Any) -> dict[str, Any]:
+    """All inputs for some calibration samples, at the start of a stream for a model that keeps state."""
+    manifest = model.manifest
+    state = zero_state([spec for spec in manifest.inputs if spec.role == "state"])
+    picks = bench.padded_to_batch(np.asarray(picks), manifest)
+    return {**bench.feeds(task, task.split("calibration"), manifest, picks), **state}
 
-    def __init__(self, feeds: list[dict[str, Any]]) -> None:
-        self._feeds: Iterator[dict[str, Any]] = iter(feeds)
+
+class Once:
+    """What ONNX Runtime's tools ask for data: one feed, then None."""
+
+    def __init__(self, feeds: dict[str, Any]) -> None:
+        self._feeds: dict[str, Any] | None = feeds
 
     def get_next(self) -> dict[str, Any] | None:
-        return next(self._feeds, None)
+        """The feed the first time, None from then on."""
+        feeds, self._feeds = self._feeds, None
+        return feeds
 
 
 @contextmanager

@@ -37,9 +37,12 @@ class DynamicInt8(PassSection, frozen=True, kw_only=True):
         runtime()
         tools = require("onnxruntime.quantization", "forge")
         reduce_range = target.arch == "x86_64" and not target.vnni
+        needed = () if reduce_range or target.arch != "x86_64" else ("vnni",)
         source = graph.inferred(graph.load(model.file))
         if not pays(source):
-            raise UnsupportedError(f"{model.manifest.name} has no {', '.join(OPERATORS)} with weights to quantize")
+            raise UnsupportedError(
+                f"{model.manifest.name} has no {', '.join(OPERATORS)} with weights to quantize"
+            )
         with tempfile.TemporaryDirectory(prefix="farthing-") as folder, quiet():
             place = Path(folder) / "model.onnx"
             tools.quantize_dynamic(
@@ -54,9 +57,13 @@ class DynamicInt8(PassSection, frozen=True, kw_only=True):
         manifest = checked(
             model.manifest,
             quantization=Quantization(
-                scheme="dynamic", weights="int8", activations="uint8", per_channel=self.per_channel, reduce_range=reduce_range
+                scheme="dynamic",
+                weights="int8",
+                activations="uint8",
+                per_channel=self.per_channel,
+                reduce_range=reduce_range,
             ),
-            requires=() if reduce_range or target.arch != "x86_64" else ("vnni",),
+            requires=tuple(dict.fromkeys([*model.manifest.requires, *needed])),
         )
         return Model.create(manifest, {"model.onnx": graph.save_bytes(quantized)})
 
@@ -64,6 +71,8 @@ class DynamicInt8(PassSection, frozen=True, kw_only=True):
 def pays(model: Any, share: float = 0.0) -> bool:
     """Whether matrix products hold more than ``share`` of the parameters of a graph."""
     sizes = {tensor.name: graph.elements(tensor) for tensor in model.graph.initializer}
-    heavy = {name for node in model.graph.node if node.op_type in OPERATORS for name in node.input if name in sizes}
+    heavy = {
+        name for node in model.graph.node if node.op_type in OPERATORS for name in node.input if name in sizes
+    }
     total = sum(sizes.values())
     return total > 0 and sum(sizes[name] for name in heavy) > share * total

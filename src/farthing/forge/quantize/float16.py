@@ -32,11 +32,15 @@ class Float16(PassSection, frozen=True, kw_only=True):
         blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *self.keep]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # values that round to 0 or infinity: accuracy is judged afterwards
+                # Values may round to 0 or infinity: accuracy is judged afterwards.
+                warnings.simplefilter("ignore")
                 halved = float16.convert_float_to_float16(source, keep_io_types=True, op_block_list=blocked)
         except (ValueError, RuntimeError, AttributeError) as error:
-            raise UnsupportedError(f"{model.manifest.name} cannot be converted to float16: {error}") from error
+            raise UnsupportedError(
+                f"{model.manifest.name} cannot be converted to float16: {error}"
+            ) from error
         manifest = checked(
-            model.manifest, quantization=Quantization(scheme="float16", weights="float16", activations="float16")
+            model.manifest,
+            quantization=Quantization(scheme="float16", weights="float16", activations="float16"),
         )
         return Model.create(manifest, {"model.onnx": graph.save_bytes(halved)})

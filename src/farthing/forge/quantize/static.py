@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import UnsupportedError, require
 from farthing.forge import graph
+from farthing.forge.fuse import OPSET
 from farthing.forge.quantize.calibrate import Calibrator, quiet, ranges
 from farthing.model import Model, Quantization, checked
 from farthing.recipe import PassSection
@@ -24,7 +24,8 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
 
     What is left None is chosen from the target's instruction set: on x86 uint8 activations and int8 weights,
     whose products VNNI sums without saturation; without VNNI the weights keep 7 bits (``reduce_range``), because
-    ``vpmaddubsw`` adds pairs of products in 16 bits; on ARM both are int8.
+    ``vpmaddubsw`` adds pairs of products in 16 bits; on ARM both are int8. Activations keep a zero point either
+    way: ranges of both signs and of one fill all 8 bits, and a ReLU after a convolution costs nothing.
 
     Attributes:
         calibrator: ``minmax``, ``percentile`` or ``entropy``.
@@ -58,10 +59,11 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
     def __call__(self, model: Model, target: Target, task: Task) -> Model:
         """Raises UnsupportedError if nothing in the graph can be quantized, TaskError for unusable data."""
         fixed = self.resolved(target)
-        found = ranges(model, task, self.calibrator, self.percentile, self.samples, fixed.activations == "int8")
-        quantized = _quantize(graph.load(model.file), found, fixed)
-        before = {node.op_type for node in quantized.graph.node}
-        if "QuantizeLinear" not in before and "DequantizeLinear" not in before:
+        source = graph.load(model.file)
+        _check_opset(source, model)
+        found = ranges(model, task, self.calibrator, self.percentile, self.samples)
+        quantized = _quantize(source, found, fixed)
+        if not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in quantized.graph.node}:
             raise UnsupportedError(f"{model.manifest.name} has no operator that can be quantized to int8")
         manifest = checked(
             model.manifest,
@@ -74,7 +76,7 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
                 calibrator=self.calibrator,
                 excluded=self.exclude,
             ),
-            requires=_requires(fixed, target),
+            requires=tuple(dict.fromkeys([*model.manifest.requires, *_requires(fixed, target)])),
         )
         return Model.create(manifest, {"model.onnx": graph.save_bytes(quantized)})
 
@@ -85,13 +87,20 @@ def _requires(fixed: StaticInt8, target: Target) -> tuple[str, ...]:
     return (VNNI,) if unsafe and target.arch == "x86_64" else ()
 
 
-def _quantize(model: Any, found: Any, options: StaticInt8) -> Any:
+def _check_opset(source: Any, model: Model) -> None:
+    opset = next((entry.version for entry in source.opset_import if entry.domain in {"", "ai.onnx"}), 1)
+    if opset < OPSET:
+        raise UnsupportedError(
+            f"{model.manifest.name} has opset {opset}, int8 needs {OPSET}: fuse it first, or export it with a newer one"
+        )
+
+
+def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
     runtime()
     tools = require("onnxruntime.quantization", "forge")
     qdq = require("onnxruntime.quantization.qdq_quantizer", "forge")
     registry = require("onnxruntime.quantization.registry", "forge")
     types = {"uint8": tools.QuantType.QUInt8, "int8": tools.QuantType.QInt8}
-    source = copy.deepcopy(model)
     graph.name_nodes(source)
     operators = sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
     with quiet():
@@ -105,7 +114,7 @@ def _quantize(model: Any, found: Any, options: StaticInt8) -> Any:
             [],
             list(options.exclude),
             operators,
-            {"ActivationSymmetric": options.activations == "int8", "WeightSymmetric": options.weights == "int8"},
+            {"ActivationSymmetric": False, "WeightSymmetric": options.weights == "int8"},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
