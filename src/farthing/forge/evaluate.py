@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from farthing import bench
 from farthing.config import Section
 from farthing.engines.base import EngineOptions, open_engine
+from farthing.errors import ModelError, TaskError
 from farthing.forge.cache import Cache, key_of
 from farthing.measure import Interval
 from farthing.metrics import Outputs
 from farthing.model import Model
+from farthing.target import Target
 from farthing.task import SplitName, Task
 
+Array = NDArray[Any]
 PROXY_SAMPLES = 256
 
 
@@ -31,11 +38,13 @@ class Judge:
         baseline: the input model, candidate 0; also the reference of metrics such as ``agreement``.
     """
 
-    def __init__(self, task: Task, baseline: Model, engine: str, version: str, cache: Cache) -> None:
+    def __init__(
+        self, task: Task, baseline: Model, target: Target, engine: str, version: str, cache: Cache
+    ) -> None:
         self._task = task
         self._baseline = baseline
         self._engine = engine
-        self._version = version
+        self._where = [target.arch, *target.isa, engine, version]  # what may round differently
         self._cache = cache
         self._outputs: dict[tuple[SplitName, int | None], Outputs] = {}
 
@@ -43,12 +52,12 @@ class Judge:
         """The score on a split, or on ``limit`` samples spread over it; ``again`` runs the model in any case.
 
         Raises:
-            TaskError: outputs are NaN, or the task does not fit.
+            TaskError: outputs are NaN, the metric has no value on this split, or the task does not fit.
+            ModelError: the outputs are not those of the baseline.
             EngineError: the model does not run.
         """
-        key = key_of(
-            "score", model.digest, self._baseline.digest, self._task.digest, split, limit or 0, self._engine, self._version
-        )
+        data = [self._task.digest, split, limit or 0]
+        key = key_of("score", model.digest, self._baseline.digest, *data, *self._where)
         return self._cache.value(key, Score, lambda: self._compute(model, split, limit), again)
 
     def _compute(self, model: Model, split: SplitName, limit: int | None) -> Score:
@@ -57,13 +66,16 @@ class Judge:
         base = self._base(split, limit)
         same = model.digest == self._baseline.digest
         found = base if same else self._run(model, split, picks)
+        _compare(base, found)
         labels = None if data.labels is None else data.labels[picks]
         metric = self._task.metric
-        return Score(
-            accuracy=metric.score(found, labels, base),
-            drop=Interval(value=0.0, low=0.0, high=0.0) if same else metric.drop(base, found, labels, base),
-            samples=len(picks),
-        )
+        accuracy = metric.score(found, labels, base)
+        if not math.isfinite(accuracy.value):
+            raise TaskError(
+                f"metric {metric.name} has no value on the {split} split: does it hold every class?"
+            )
+        drop = Interval(value=0.0, low=0.0, high=0.0) if same else metric.drop(base, found, labels, base)
+        return Score(accuracy=accuracy, drop=drop, samples=len(picks))
 
     def _base(self, split: SplitName, limit: int | None) -> Outputs:
         if (split, limit) not in self._outputs:
@@ -71,12 +83,25 @@ class Judge:
             self._outputs[split, limit] = self._run(self._baseline, split, picks)
         return self._outputs[split, limit]
 
-    def _run(self, model: Model, split: SplitName, picks: np.ndarray) -> Outputs:
+    def _run(self, model: Model, split: SplitName, picks: Array) -> Outputs:
+        """In batches, after one sample alone: timing will run it both ways."""
+        data = self._task.split(split)
         with open_engine(model, self._engine, EngineOptions(threads=1)) as engine:
-            return bench.outputs(engine, model.manifest, self._task, self._task.split(split), picks)
+            bench.outputs(engine, model.manifest, self._task, data, picks[:1])
+            return bench.outputs(engine, model.manifest, self._task, data, picks)
 
     @staticmethod
-    def _picks(count: int, limit: int | None) -> np.ndarray:
+    def _picks(count: int, limit: int | None) -> Array:
         if limit is None or limit >= count:
             return np.arange(count)
         return np.linspace(0, count - 1, limit).round().astype(np.int64)
+
+
+def _compare(base: Outputs, found: Outputs) -> None:
+    """A candidate may leave outputs out, but what it answers is the baseline's in name and shape."""
+    for name, array in found.items():
+        if name not in base:
+            raise ModelError(f"output {name!r} is new: the model as given has {', '.join(base)}")
+        if array.shape != base[name].shape:
+            expected, got = list(base[name].shape[1:]), list(array.shape[1:])
+            raise ModelError(f"output {name!r} of a sample has shape {got}, in the model as given {expected}")

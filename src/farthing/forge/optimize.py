@@ -12,55 +12,43 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 import farthing
-from farthing import files
 from farthing.assets import default_cache
 from farthing.bench import Rule, Tick
-from farthing.engines.base import EngineOptions, open_engine
-from farthing.errors import ConfigError, FarthingError, TargetError
-from farthing.forge import exclude, graph, output
-from farthing.forge.apply import apply, versions
+from farthing.engines.base import make_options, open_engine
+from farthing.errors import ConfigError, TargetError, TaskError
+from farthing.forge import output
+from farthing.forge.apply import versions
 from farthing.forge.cache import Cache
-from farthing.forge.evaluate import PROXY_SAMPLES, Judge, Score
-from farthing.forge.ladder import Rung, ladder, with_exclusions
+from farthing.forge.candidates import Listing, Times, key_of
+from farthing.forge.climb import Artefact, Climber
+from farthing.forge.evaluate import PROXY_SAMPLES, Judge
+from farthing.forge.ladder import Rung, ladder
 from farthing.forge.timing import Clock, Lap, Variant
-from farthing.forge.verdict import accuracy_refusal, choose, harmless, hopeless, points, sentence, speed_words, unresolved
-from farthing.measure import Figures, machine_name, violations
+from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
+from farthing.measure import Figures, machine_name, violations, within
+from farthing.meter import find_meter
 from farthing.model import Model
-from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Step, Summary, TestScores, ignore
+from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
 from farthing.target import Budget, Target
 from farthing.task import Task
 
-DEFAULT_BUDGET = "accuracy_drop<=0.01"
+DEFAULT_DROP = 0.01
 SPRINT = Rule(warmup=3, min_count=30, min_seconds=1.5, max_seconds=40.0)
 FINAL = Rule(warmup=10, min_count=200, min_seconds=4.0, max_seconds=90.0)
 FINALISTS = 5
 SLOW = 0.9
 
 
-@dataclass
-class Artefact:
-    """A rung that was made: its model, its score on validation, and why it is out, if it is."""
-
-    rung: Rung
-    steps: tuple[Step, ...] = ()
-    model: Model | None = None
-    score: Score | None = None
-    refusal: str = ""
-    failed: bool = False
-    laps: list[Lap] = field(default_factory=list)
-
-
 def optimize(
     model: Model,
     task: Task,
     target: Target | str = "this",
-    budget: Budget | str = DEFAULT_BUDGET,
+    budget: Budget | str = f"accuracy_drop<={DEFAULT_DROP}",
     out: Path | str = "optimized",
     *,
     engine: str = "onnxruntime",
@@ -76,7 +64,7 @@ def optimize(
     Args:
         model: the trained model, candidate 0.
         task: data and metric; search looks at its validation split, the test split is scored once.
-        target: the device; timing needs ``this`` machine.
+        target: the device; on another one than ``this`` machine only accuracy and size are held to the budget.
         budget: limits; without one on accuracy, ``accuracy_drop<=0.01`` is added.
         out: output directory: absent, empty or an earlier result, which is replaced once all is done.
         engine: what runs the candidates.
@@ -93,25 +81,31 @@ def optimize(
     Raises:
         FarthingError: bad input (see `farthing.errors`); nothing is left half-written.
     """
-    out = Path(out)
-    search = _Search(model, task, target, budget, engine, threads, allow_slower, cache, measure_again, listener)
-    output.claim(out)
-    with files.lock(out.parent / f".{out.name}.lock", f"the output directory {out}"):
+    search = _Search(
+        model, task, target, budget, engine, threads, allow_slower, cache, measure_again, listener
+    )
+    with output.claimed(Path(out)) as directory:
         winner, recipe, summary = search.run(command)
-        return output.write(winner, recipe, summary, out)
+        return output.write(winner, recipe, summary, directory)
 
 
 def _with_accuracy(budget: Budget, task: Task) -> Budget:
     """The budget with a limit on accuracy in any case: nothing is returned that nobody judged."""
-    if budget.accuracy_min is not None and not task.metric.higher_is_better:
-        raise ConfigError(f"metric {task.metric.name} is an error, lower is better: limit accuracy_drop instead of accuracy_min")
+    metric = task.metric
+    if budget.accuracy_min is not None and not metric.higher_is_better:
+        raise ConfigError(f"metric {metric.name} is better when lower: limit accuracy_drop, not accuracy_min")
     if budget.accuracy_drop is None and budget.accuracy_min is None:
-        return msgspec.structs.replace(budget, accuracy_drop=Budget.parse(DEFAULT_BUDGET).accuracy_drop)
+        return replace(budget, accuracy_drop=DEFAULT_DROP)
     return budget
 
 
-def _accuracy_only(budget: Budget) -> Budget:
-    return Budget(accuracy_drop=budget.accuracy_drop, accuracy_min=budget.accuracy_min)
+def _check_task(task: Task, model: Model) -> None:
+    task.check(model.manifest)
+    task.split("validation")
+    if "calibration" not in task.splits:
+        raise TaskError(
+            f"task {task.name} has neither calibration nor train data: int8 needs some; add a split"
+        )
 
 
 class _Search:
@@ -128,119 +122,83 @@ class _Search:
         measure_again: bool,
         listener: Listener,
     ) -> None:
-        self.model, self.task, self.engine = model, task, engine
+        self.model, self.task, self.engine, self.listener = model, task, engine, listener
         self.target = Target.find(target) if isinstance(target, str) else target
         if self.target.engines and engine not in self.target.engines:
-            raise TargetError(f"target {self.target.name} runs {', '.join(self.target.engines)}, not {engine}")
+            raise TargetError(
+                f"target {self.target.name} runs {', '.join(self.target.engines)}, not {engine}"
+            )
+        self.machine = Target.detect()
+        here = self.target.arch == self.machine.arch and set(self.target.isa) <= set(self.machine.isa)
         self.budget = _with_accuracy(Budget.parse(budget) if isinstance(budget, str) else budget, task)
-        self.threads = tuple(threads) or tuple(sorted({1, self.target.cores or 1}))
-        self.allow_slower = allow_slower
-        self.listener = listener
-        self.cache = Cache(cache or default_cache())
-        task.check(model.manifest)
-        task.split("validation")
-        if "calibration" not in task.splits:
-            raise ConfigError(f"task {task.name} has neither calibration nor train data: int8 needs some; add a split")
-        with open_engine(model, engine, EngineOptions(threads=1)) as opened:
+        counts = sorted({*threads} or {1, self.target.cores or 1})
+        self.threads = tuple(make_options(count).threads for count in counts)
+        self.allow_slower = allow_slower or not here
+        _check_task(task, model)
+        with open_engine(model, engine) as opened:
             self.version = opened.version
-        self.judge = Judge(task, model, engine, self.version, self.cache)
-        self.clock = Clock(task, self.target, engine, self.version, self.cache, measure_again)
-        self.candidates: list[Candidate] = []
+        self.cache = Cache(cache or default_cache())
+        self.judge = Judge(task, model, self.machine, engine, self.version, self.cache)
+        self.clock = Clock(task, self.machine, engine, self.version, self.cache, measure_again, find_meter())
+        self.climber = Climber(model, task, self.target, self.budget, self.cache, self.judge, listener)
+        self.listing = Listing(self.budget, engine, self.clock, self.allow_slower, here, FINAL)
         self.notes: list[str] = []
+        if not here:
+            self.notes.append(
+                f"Target {self.target.name} is not this machine: speeds are those of this one, and limits on "
+                "latency, throughput, memory and energy could not be checked."
+            )
 
     def run(self, command: str) -> tuple[Model, Recipe, Summary]:
         start = time.perf_counter()
+        self.cache.sweep()
         self._say("baseline", f"scoring {self.model.manifest.name} as it is")
-        base = Artefact(Rung("baseline"), model=self.model, score=self.judge.score(self.model, "validation"))
-        if base.score and (problem := accuracy_refusal(base.score, self.budget, self.task.metric)):
-            self.notes.append(f"The model as given misses accuracy_min itself ({problem.removeprefix('rejected: ')}).")
-        made = self._climb(ladder(self.model))
-        made += self._give_back(made)
-        fit = [artefact for artefact in made if not artefact.refusal and artefact.model]
-        self._time(base, fit)
-        self._list(base, made)
+        score = self.judge.score(self.model, "validation")
+        base = Artefact(Rung("baseline"), model=self.model, score=score)
+        if problem := accuracy_refusal(score, self.budget, self.task.metric):
+            problem = problem.removeprefix("rejected: ")
+            self.notes.append(f"The model as given misses accuracy_min itself ({problem}).")
+        made = self.climber.climb(ladder(self.model))
+        made += self.climber.give_back(made)
+        fit = [artefact for artefact in made if not artefact.refusal]
+        self.listing.fill(base, made, self._times(base, fit), self.listener)
         artefact, candidate = self._pick({a.model.digest: a for a in [base, *made] if a.model})
-        return self._conclude(base, artefact, candidate, command, time.perf_counter() - start)
-
-    # Making and scoring -----------------------------------------------------------------------------------------
-
-    def _climb(self, rungs: Sequence[Rung]) -> list[Artefact]:
-        made: list[Artefact] = []
-        for number, rung in enumerate(rungs):
-            self._say("passes", rung.name, number, len(rungs))
-            made.append(self._make(rung, made))
-            self._say("passes", f"{rung.name}: {made[-1].refusal or self._score_words(made[-1])}", number + 1, len(rungs))
-        return made
-
-    def _make(self, rung: Rung, earlier: Sequence[Artefact]) -> Artefact:
-        artefact = Artefact(rung)
-        try:
-            artefact.model, artefact.steps = apply(rung.steps, self.model, self.target, self.task, self.cache)
-            content = artefact.model.manifest.files
-            twin = next((a for a in earlier if a.model and a.model.manifest.files == content), None)
-            if twin:
-                artefact.refusal = f"rejected: the same file as {twin.rung.name}"
-                artefact.score = twin.score
-            else:
-                self._judge(artefact)
-        except FarthingError as error:
-            artefact.refusal, artefact.failed = f"failed: {error}", True
-        return artefact
-
-    def _judge(self, artefact: Artefact) -> None:
-        """A few samples first; the whole validation split only for what they do not rule out."""
-        if artefact.model is None:
-            return
-        if len(self.task.split("validation")) > 2 * PROXY_SAMPLES:
-            artefact.score = self.judge.score(artefact.model, "validation", PROXY_SAMPLES)
-            if hopeless(artefact.score, self.budget):
-                refusal = accuracy_refusal(artefact.score, self.budget, self.task.metric)
-                artefact.refusal = f"{refusal}, on {PROXY_SAMPLES} samples"
-                return
-        artefact.score = self.judge.score(artefact.model, "validation")
-        artefact.refusal = accuracy_refusal(artefact.score, self.budget, self.task.metric)
-
-    def _give_back(self, made: Sequence[Artefact]) -> list[Artefact]:
-        """If every int8 artefact loses too much: the fewest worst operators of the best one back to float, by bisection."""
-        int8 = [a for a in made if a.model and a.score and any(s.use == "quantize.static.v1" for s in a.steps)]
-        if not int8 or any(not a.refusal or "same file" in a.refusal for a in int8):
-            return []
-        best = min(int8, key=lambda a: a.score.drop.value if a.score else 0.0)
-        before = [step for step in best.rung.steps if step.use == "graph.fuse.v1"]
-        quantize = [step for step in best.rung.steps if step.use == "quantize.static.v1"]
-        floating, _ = apply(before, self.model, self.target, self.task, self.cache)
-        quantized, _ = apply([*before, *quantize], self.model, self.target, self.task, self.cache)
-        self._say("passes", f"ranking the operators of {best.rung.name}")
-        worst = exclude.ranked(floating, quantized, self.task)
-        return self._bisect(best.rung, worst, made)
-
-    def _bisect(self, rung: Rung, worst: list[str], made: Sequence[Artefact]) -> list[Artefact]:
-        tried: list[Artefact] = []
-        low, high = 0, len(worst)  # with `low` given back it is too little, with `high` all are float
-        while high - low > 1:
-            middle = (low + high) // 2 if low else max(1, min(high // 2, 4))
-            artefact = self._make(with_exclusions(rung, worst[:middle]), [*made, *tried])
-            tried.append(artefact)
-            self._say("passes", f"{artefact.rung.name}: {artefact.refusal or self._score_words(artefact)}")
-            low, high = (middle, high) if artefact.refusal else (low, middle)
-        return tried
+        return self._conclude(artefact, candidate, command, time.perf_counter() - start)
 
     # Timing -----------------------------------------------------------------------------------------------------
 
-    def _time(self, base: Artefact, fit: list[Artefact]) -> None:
+    def _times(self, base: Artefact, fit: list[Artefact]) -> Times:
         """Everything sprints; what is not clearly slower races again for longer, alone and in batches."""
-        bases = self._variants([base])
-        laps = self.clock.race(bases, self._variants(fit), "single_stream", SPRINT, self._ticker("race", "first timing"))
-        rivals = sorted(laps[len(bases) :], key=lambda lap: -lap.speedup.value)
-        going = [lap for lap in rivals if lap.speedup.high >= SLOW or self.allow_slower][:FINALISTS]
-        chosen = {(lap.variant.model, lap.variant.threads) for lap in going}
-        finalists = [(v, m) for v, m in self._variants(fit) if (v.model, v.threads) in chosen]
-        final = self.clock.race(bases, finalists, "single_stream", FINAL, self._ticker("final", "final timing"))
-        offline = self.clock.race(bases, finalists, "offline", SPRINT, self._ticker("final", "timing batches"))
-        raced = {(lap.variant.model, lap.variant.threads) for lap in final}
-        self._laps = [*final, *(lap for lap in laps if (lap.variant.model, lap.variant.threads) not in raced)]
-        self._offline = {(lap.variant.model, lap.variant.threads): lap for lap in offline}
-        self._finalists = raced
+        bases, rivals = self._variants([base]), self._variants(fit)
+        sprint = self.clock.race(bases, rivals, "single_stream", SPRINT, self._ticker("race", "first timing"))
+        chosen = self._finalists(sprint[len(bases) :], rivals)
+        finalists = [(variant, model) for variant, model in rivals if key_of(variant) in chosen]
+        final = self.clock.race(
+            bases, finalists, "single_stream", FINAL, self._ticker("final", "final timing")
+        )
+        offline = self.clock.race(
+            bases, finalists, "offline", SPRINT, self._ticker("final", "timing batches")
+        )
+        raced = {key_of(lap.variant) for lap in final}
+        return Times(
+            laps=[*final, *(lap for lap in sprint if key_of(lap.variant) not in raced)],
+            offline={key_of(lap.variant): lap for lap in offline},
+            finalists=raced,
+        )
+
+    def _finalists(
+        self, laps: Sequence[Lap], rivals: Sequence[tuple[Variant, Model]]
+    ) -> set[tuple[str, int]]:
+        """The fastest that are not clearly slower than the baseline; those that keep the size come first."""
+        sizes = {variant.model: model.size_bytes / 1e6 for variant, model in rivals}
+        limit = self.budget.size_mb
+
+        def rank(lap: Lap) -> tuple[bool, float]:
+            fits = limit is None or within(sizes[lap.variant.model], limit, least=False)
+            return not fits, -lap.speedup.value
+
+        going = [lap for lap in laps if lap.speedup.high >= SLOW or self.allow_slower]
+        return {key_of(lap.variant) for lap in sorted(going, key=rank)[:FINALISTS]}
 
     def _variants(self, artefacts: Sequence[Artefact]) -> list[tuple[Variant, Model]]:
         return [
@@ -250,147 +208,67 @@ class _Search:
             for count in self.threads
         ]
 
-    # Listing and choosing ---------------------------------------------------------------------------------------
-
-    def _list(self, base: Artefact, made: Sequence[Artefact]) -> None:
-        """Every artefact and thread count becomes a numbered candidate with its figures and verdict."""
-        laps = [lap for lap in self._laps if base.model and lap.variant.model == base.model.digest]
-        for lap in sorted(laps, key=lambda lap: lap.measurement.p50_ms):
-            self._add(base, lap)
-        for artefact in made:
-            own = [lap for lap in self._laps if artefact.model and lap.variant.model == artefact.model.digest]
-            for lap in [] if artefact.refusal else own:
-                self._add(artefact, lap)
-            if artefact.refusal or not own:
-                self._add(artefact, None)
-
-    def _add(self, artefact: Artefact, lap: Lap | None) -> None:
-        key = (lap.variant.model, lap.variant.threads) if lap else ("", 0)
-        offline = self._offline.get(key)
-        is_base = artefact.rung.name == "baseline"
-        figures = Figures(
-            accuracy=artefact.score.accuracy.value if artefact.score else None,
-            accuracy_drop=artefact.score.drop.value if artefact.score else None,
-            latency_ms=lap.measurement.p90_ms if lap else None,
-            throughput=offline.measurement.throughput if offline else None,
-            size_mb=artefact.model.size_bytes / 1e6 if artefact.model else None,
-            peak_memory_mb=self._memory(lap, artefact) if lap and (is_base or key in self._finalists) else None,
-        )
-        candidate = Candidate(
-            name=artefact.rung.name,
-            number=len(self.candidates),
-            steps=artefact.steps or artefact.rung.steps,
-            engine=self.engine,
-            threads=lap.variant.threads if lap else self.threads[0],
-            model=artefact.model.digest if artefact.model else "",
-            nodes=graph.node_count(artefact.model) if artefact.model else None,
-            figures=figures,
-            accuracy=artefact.score.accuracy if artefact.score else None,
-            drop=artefact.score.drop if artefact.score else None,
-            speedup=lap.speedup if lap else None,
-            offline_speedup=offline.speedup if offline else None,
-            measurements={
-                **({"single_stream": lap.measurement} if lap else {}),
-                **({"offline": offline.measurement} if offline else {}),
-            },
-            status="baseline" if is_base else "failed" if artefact.failed else "rejected",
-            verdict="the model as given" if is_base else artefact.refusal,
-        )
-        if not is_base and lap and not artefact.refusal:
-            candidate = self._judged(candidate, key in self._finalists)
-        self.candidates.append(candidate)
-        self._say("candidate", f"{candidate.name}, {candidate.threads} threads: {candidate.verdict}", candidate=candidate)
-
-    def _memory(self, lap: Lap, artefact: Artefact) -> float | None:
-        return self.clock.memory(lap.variant, artefact.model)[0] if artefact.model else None
-
-    def _judged(self, candidate: Candidate, finalist: bool) -> Candidate:
-        """Verdict of a timed candidate."""
-        speedup = candidate.speedup
-        broken = violations(candidate.figures, self.budget)
-        if speedup is None:
-            return candidate
-        if not harmless(speedup) and not self.allow_slower:
-            word = speed_words(speedup) if speedup.high < 1 else f"may be slower ({speedup.low:.2f}x..{speedup.high:.2f}x)"
-            return msgspec.structs.replace(candidate, verdict=f"rejected: {word} on this machine")
-        if not finalist:
-            return msgspec.structs.replace(candidate, verdict=f"rejected: {speedup.value:.2f}x, others are faster")
-        if broken:
-            return msgspec.structs.replace(candidate, verdict=f"over budget: {'; '.join(broken)}")
-        return msgspec.structs.replace(candidate, status="accepted", verdict=f"accepted: {speed_words(speedup)}")
+    # Choosing ---------------------------------------------------------------------------------------------------
 
     def _pick(self, artefacts: dict[str, Artefact]) -> tuple[Artefact, Candidate]:
-        """The best candidate that keeps the budget, or else the best that does no harm; re-checked from a saved file."""
-        base = self.candidates[0]
-        left = [c for c in self.candidates if c.status == "accepted"]
-        base_fits = not violations(base.figures, self.budget)
-        if not left and not base_fits:
-            left = [c for c in self.candidates if c.verdict.startswith("over budget")]
-        while left:
-            fewest = min(len(violations(c.figures, self.budget)) for c in left)
-            best = choose([c for c in left if len(violations(c.figures, self.budget)) == fewest])
+        """The best candidate that a second look confirms, or the baseline."""
+        while (best := self.listing.best()).status != "baseline":
             refusal = self._recheck(artefacts[best.model], best)
+            settled = self.listing.settle(best, refusal)
             if not refusal:
-                won = msgspec.structs.replace(best, status="winner", verdict=f"winner: {speed_words(best.speedup)}" if best.speedup else "winner")
-                self.candidates[best.number] = won
-                return artefacts[best.model], won
-            self.candidates[best.number] = msgspec.structs.replace(best, status="rejected", verdict=refusal)
-            left = [c for c in left if c.number != best.number]
-        return artefacts[base.model], base
+                return artefacts[best.model], settled
+        return artefacts[best.model], best
 
     def _recheck(self, artefact: Artefact, candidate: Candidate) -> str:
         """Open the artefact from its file, score and time it once more; why it must go, or empty."""
-        if artefact.model is None or artefact.score is None:
+        if artefact.model is None:
             return "rejected: there is no file"
         self._say("final", f"re-checking {candidate.name} from its file")
+        before = self.judge.score(artefact.model, "validation", PROXY_SAMPLES).accuracy.value
         reopened = Model.open(artefact.model.path)
-        fresh = self.judge.score(reopened, "validation", PROXY_SAMPLES, again=True)
-        before = self.judge.score(artefact.model, "validation", PROXY_SAMPLES)
-        if fresh.accuracy.value != before.accuracy.value:
-            return f"rejected: scored {before.accuracy.value:.4f}, and {fresh.accuracy.value:.4f} when opened again"
-        base = self.candidates[0]
-        rule = msgspec.structs.replace(FINAL, warmup=FINAL.warmup + 1)  # another key in the cache: a second measurement
+        fresh = self.judge.score(reopened, "validation", PROXY_SAMPLES, again=True).accuracy.value
+        if fresh != before:
+            return f"rejected: scored {before:.4f}, and {fresh:.4f} when opened again"
+        base = self.listing.candidates[0]
         laps = self.clock.race(
             [(Variant(model=base.model, threads=base.threads), self.model)],
             [(Variant(model=candidate.model, threads=candidate.threads), reopened)],
             "single_stream",
-            rule,
+            replace(FINAL, warmup=FINAL.warmup + 1),  # another key in the cache: a second measurement
             self._ticker("final", "timing the winner again"),
         )
-        if not harmless(laps[1].speedup) and not self.allow_slower:
-            return f"rejected: {laps[1].speedup.value:.2f}x when timed again (lower bound {laps[1].speedup.low:.2f}x)"
+        speedup = laps[1].speedup
+        if not harmless(speedup) and not self.allow_slower:
+            return f"rejected: {speedup.value:.2f}x when timed again (lower bound {speedup.low:.2f}x)"
         return ""
 
     # Concluding -------------------------------------------------------------------------------------------------
 
     def _conclude(
-        self, base: Artefact, won: Artefact, candidate: Candidate, command: str, seconds: float
+        self, won: Artefact, candidate: Candidate, command: str, seconds: float
     ) -> tuple[Model, Recipe, Summary]:
-        model = won.model or self.model
+        model, metric = won.model or self.model, self.task.metric
         test = self._test(model)
-        broken = list(violations(candidate.figures, self.budget))
-        if test:
-            seen = violations(Figures(accuracy=test.winner.value, accuracy_drop=test.drop.value), _accuracy_only(self.budget))
-            broken += [f"on the test split, {problem}" for problem in seen]
-            self._caution(test)
-        if problem := unresolved(len(self.task.split("validation")), self.budget, self.task.metric):
+        broken = [*violations(candidate.figures, self.budget), *self._broken_on_test(test)]
+        problem = unresolved(len(self.task.split("validation")), self.budget, metric)
+        if problem and candidate.status != "baseline":
             broken.append(problem)
-        drop = test.drop if test else candidate.drop
+        drop, split = (test.drop, "test") if test else (candidate.drop, "validation")
         recipe = self._recipe(candidate, won)
         summary = Summary(
             model_name=self.model.manifest.name,
             task_name=self.task.name,
-            metric=self.task.metric.name,
-            sentence=sentence(self.candidates[0], candidate, drop, "test" if test else "validation", self.task.metric, broken),
+            metric=metric.name,
+            sentence=sentence(self.listing.candidates[0], candidate, drop, split, metric, broken),
             met=not broken,
             violations=tuple(broken),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *self.climber.notes, *self.listing.notes),
             budget=str(self.budget),
             winner=candidate.number,
-            candidates=tuple(self.candidates),
+            candidates=tuple(self.listing.candidates),
             test=test,
             samples={name: len(split) for name, split in self.task.splits.items()},
-            machine=machine_name(self.target.cpu, self.target.cores),
+            machine=machine_name(self.machine.cpu, self.machine.cores),
             versions=recipe.versions,
             command=command,
             when=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -401,19 +279,29 @@ class _Search:
 
     def _test(self, winner: Model) -> TestScores | None:
         if "test" not in self.task.splits:
-            self.notes.append("The task has no test split: the accuracy is that of the validation split the search looked at.")
+            self.notes.append(
+                "The task has no test split: the accuracy is that of the validation split the search looked at."
+            )
             return None
         self._say("final", "scoring baseline and winner on the test split, once")
         base, score = self.judge.score(self.model, "test"), self.judge.score(winner, "test")
-        return TestScores(baseline=base.accuracy, winner=score.accuracy, drop=score.drop, samples=score.samples)
+        return TestScores(
+            baseline=base.accuracy, winner=score.accuracy, drop=score.drop, samples=score.samples
+        )
 
-    def _caution(self, test: TestScores) -> None:
+    def _broken_on_test(self, test: TestScores | None) -> list[str]:
+        """The accuracy limits that the test split shows to be exceeded; a note where it is too small to exclude it."""
+        if test is None:
+            return []
         limit = self.budget.accuracy_drop
         if limit is not None and test.drop.value <= limit < test.drop.high:
             self.notes.append(
                 f"The drop on the test split is within the budget, but {test.samples} samples cannot exclude "
                 f"a drop of up to {points(test.drop.high, self.task.metric).lstrip('+')}."
             )
+        wanted = Budget(accuracy_drop=limit, accuracy_min=self.budget.accuracy_min)
+        seen = violations(Figures(accuracy=test.winner.value, accuracy_drop=test.drop.value), wanted)
+        return [f"on the test split, {problem}" for problem in seen]
 
     def _recipe(self, candidate: Candidate, won: Artefact) -> Recipe:
         found: dict[str, str] = {"farthing": farthing.__version__}
@@ -433,14 +321,8 @@ class _Search:
 
     # Speaking ---------------------------------------------------------------------------------------------------
 
-    def _say(self, stage: str, text: str, done: int = 0, total: int = 0, candidate: Candidate | None = None) -> None:
-        self.listener(Progress(stage=stage, text=text, done=done, total=total, candidate=candidate))
+    def _say(self, stage: str, text: str, done: int = 0, total: int = 0) -> None:
+        self.listener(Progress(stage=stage, text=text, done=done, total=total))
 
     def _ticker(self, stage: str, text: str) -> Tick:
         return lambda done, total: self._say(stage, text, done, total)
-
-    def _score_words(self, artefact: Artefact) -> str:
-        if artefact.score is None:
-            return ""
-        sign = -1.0 if self.task.metric.higher_is_better else 1.0
-        return f"{self.task.metric.name} {points(sign * artefact.score.drop.value, self.task.metric)}"

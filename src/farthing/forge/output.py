@@ -1,7 +1,10 @@
-"""The output directory of a search: written beside its place and swapped in whole, so earlier results stay until then."""
+"""The output directory of a search: written beside its place and swapped in whole, earlier results stay until then."""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,21 +21,45 @@ MODEL, RECIPE, RESULT, REPORT, SCRIPT = "model", "recipe.yaml", "result.json", "
 OURS = {MODEL, RECIPE, RESULT, REPORT}
 
 
-def claim(directory: Path) -> None:
-    """Check that results may be written to a directory: absent, empty, or holding an earlier result.
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[Path]:
+    """Hold an output directory for the length of a ``with`` block: absent, empty, or with an earlier result.
+
+    What a killed search left beside it is removed; nothing in it is touched.
 
     Raises:
-        StorageError: it holds something else, is a file, or may not be written to.
+        StorageError: another search holds it, it holds something else or is a file or a mount point, or it may not
+            be written to.
     """
+    directory = directory if directory.name not in {"", ".."} else directory.resolve()
+    _refuse_foreign(directory)
+    with files.lock(directory.parent / f".{directory.name}.lock", f"the output directory {directory}"):
+        files.sweep(directory)
+        with files.explained(directory), _probe(directory):
+            pass
+        yield directory
+
+
+def _refuse_foreign(directory: Path) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise StorageError(f"{directory} is not a directory: choose another output directory")
+    if directory.is_mount():
+        raise StorageError(
+            f"{directory} is a mount point, which cannot be swapped: choose a directory inside it"
+        )
     if directory.exists():
         foreign = sorted(path.name for path in directory.iterdir() if path.name not in OURS)
         if foreign:
-            raise StorageError(f"{directory} holds {foreign[0]!r}, which no search wrote: choose another output directory")
-    probe = directory.parent / f"{files.TEMPORARY}probe-{directory.name}"
-    files.write(probe, b"")
-    probe.unlink(missing_ok=True)
+            raise StorageError(
+                f"{directory} holds {foreign[0]!r}, which no search wrote: choose another output directory"
+            )
+
+
+def _probe(directory: Path) -> tempfile.TemporaryDirectory[str]:
+    """A directory made beside the output directory and removed: whether that is possible is known before the search."""
+    return tempfile.TemporaryDirectory(
+        prefix=files.TEMPORARY, suffix=f"-{directory.name}", dir=directory.parent
+    )
 
 
 def write(winner: Model, recipe: Recipe, summary: Summary, directory: Path) -> Result:
@@ -47,7 +74,7 @@ def write(winner: Model, recipe: Recipe, summary: Summary, directory: Path) -> R
         try:
             (fresh / MODEL / SCRIPT).write_text(standalone(winner.manifest, recipe.threads))
         except UnsupportedError as error:
-            (fresh / MODEL / SCRIPT).write_text(f'raise SystemExit({str(error)!r})\n')
+            (fresh / MODEL / SCRIPT).write_text(f"raise SystemExit({str(error)!r})\n")
         (fresh / RECIPE).write_text(to_yaml(recipe))
         (fresh / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(plain(summary))) + b"\n")
         (fresh / REPORT).write_text(render(summary, recipe))

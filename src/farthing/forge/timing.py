@@ -13,6 +13,7 @@ from farthing.config import Section
 from farthing.engines.base import EngineOptions, open_engine
 from farthing.forge.cache import Cache, key_of
 from farthing.measure import Interval, Measurement, Scenario, ratio_of_medians
+from farthing.meter import Rapl
 from farthing.model import Model
 from farthing.target import Target
 from farthing.task import Task
@@ -26,7 +27,7 @@ class Variant(Section, frozen=True, kw_only=True):
 
 
 class Lap(Section, frozen=True, kw_only=True):
-    """A variant's figures in a race: its measurement, and how many times faster than the best baseline variant it is."""
+    """A variant's figures in a race, and how many times faster than the best baseline variant it is."""
 
     variant: Variant
     measurement: Measurement
@@ -37,14 +38,24 @@ class Clock:
     """Races variants of models of one task in one engine on this machine.
 
     Args:
+        machine: this machine; figures are kept under its description.
         again: measure even what the cache knows.
+        meter: of energy, None where the machine has none.
     """
 
     def __init__(
-        self, task: Task, target: Target, engine: str, version: str, cache: Cache, again: bool = False
+        self,
+        task: Task,
+        machine: Target,
+        engine: str,
+        version: str,
+        cache: Cache,
+        again: bool = False,
+        meter: Rapl | None = None,
     ) -> None:
         self._task = task
-        self._target = target
+        self._machine = machine
+        self._meter = meter
         self._engine = engine
         self._version = version
         self._cache = cache
@@ -64,16 +75,19 @@ class Clock:
             EngineError: one of them does not load or run.
         """
         entrants = [*baselines, *rivals]
-        key = key_of(
-            "race", scenario, [variant for variant, _ in entrants], len(baselines), rule, self._target, self._task.digest,
-            self._engine, self._version,
-        )  # fmt: skip
+        names = [variant for variant, _ in entrants]
+        key = self._key("race", scenario, names, len(baselines), rule, self._task.digest)
         return self._cache.value(
             key, list[Lap], lambda: self._time(entrants, len(baselines), scenario, rule, tick), self._again
         )
 
     def _time(
-        self, entrants: Sequence[tuple[Variant, Model]], bases: int, scenario: Scenario, rule: Rule, tick: Tick | None
+        self,
+        entrants: Sequence[tuple[Variant, Model]],
+        bases: int,
+        scenario: Scenario,
+        rule: Rule,
+        tick: Tick | None,
     ) -> list[Lap]:
         wanted = 1 if scenario == "single_stream" else bench.OFFLINE_BATCH
         with ExitStack() as stack:
@@ -96,10 +110,25 @@ class Clock:
 
     def memory(self, variant: Variant, model: Model) -> tuple[float, float]:
         """Peak memory of a process that runs the variant, as `farthing.bench.peak_memory` gives it."""
-        key = key_of("memory", variant, self._target, self._engine, self._version)
+        options = EngineOptions(threads=variant.threads)
         return self._cache.value(
-            key,
+            self._key("memory", variant),
             tuple[float, float],
-            lambda: bench.peak_memory(model, self._engine, EngineOptions(threads=variant.threads)),
+            lambda: bench.peak_memory(model, self._engine, options),
             self._again,
         )
+
+    def energy(self, variant: Variant, model: Model, rule: Rule) -> float | None:
+        """Millijoules of one inference, single stream; None where the machine has no meter."""
+        if self._meter is None:
+            return None
+        key = self._key("energy", variant, rule, self._task.digest)
+        return self._cache.value(key, float, lambda: self._energy(variant, model, rule) or 0.0, self._again)
+
+    def _energy(self, variant: Variant, model: Model, rule: Rule) -> float | None:
+        with open_engine(model, self._engine, EngineOptions(threads=variant.threads)) as engine:
+            samples = bench.sample_feeds(model.manifest, 1, self._task)
+            return bench.metered(engine, samples, bench.batch_size(model.manifest, 1), rule, self._meter)[1]
+
+    def _key(self, *parts: object) -> str:
+        return key_of(*parts, self._machine, self._engine, self._version)

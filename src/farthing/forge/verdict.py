@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from farthing.forge.evaluate import Score
-from farthing.measure import Interval, within
+from farthing.measure import Figures, Interval, violations, within
 from farthing.metrics import Metric
 from farthing.recipe import Candidate
-from farthing.target import Budget
+from farthing.target import BUDGET_NAMES, Budget
 
 HARM = 0.97
 ALIKE = 0.97
+CONTINUOUS = {"cosine", "error"}  # one sample more or less right does not move them by a step
 
 
 def points(value: float, metric: Metric) -> str:
     """A difference of the metric for people: points (hundredths) where it is a share, plain where it is an error."""
-    return f"{value * 100:+.2f} points" if metric.higher_is_better else f"{value:+.4g} {metric.name}"
+    if metric.higher_is_better:
+        return f"{round(value * 100, 2) + 0.0:+.2f} points"  # + 0.0 turns -0.0 into 0.0
+    return f"{value + 0.0:+.4g} {metric.name}"
 
 
 def accuracy_refusal(score: Score, budget: Budget, metric: Metric) -> str:
     """Why the budget's accuracy limits rule a score out; empty if they do not."""
     if budget.accuracy_drop is not None and not within(score.drop.value, budget.accuracy_drop, least=False):
         sign = -1.0 if metric.higher_is_better else 1.0
-        return f"rejected: {points(sign * score.drop.value, metric)} (limit {points(sign * budget.accuracy_drop, metric)})"
+        limit = points(sign * budget.accuracy_drop, metric)
+        return f"rejected: {points(sign * score.drop.value, metric)} (limit {limit})"
     if budget.accuracy_min is not None and not within(score.accuracy.value, budget.accuracy_min, least=True):
         return f"rejected: {metric.name} {score.accuracy.value:.4f} (limit {budget.accuracy_min:g})"
     return ""
@@ -39,11 +44,11 @@ def hopeless(score: Score, budget: Budget) -> bool:
 def unresolved(samples: int, budget: Budget, metric: Metric) -> str:
     """A sentence if so few samples cannot show a drop as small as the limit; empty if they can."""
     limit = budget.accuracy_drop
-    if limit is None or metric.name == "error" or samples * max(limit, 1e-9) >= 1 or limit == 0:
+    if not limit or metric.name in CONTINUOUS or not metric.higher_is_better or samples * limit >= 1 - 1e-9:
         return ""
     return (
         f"cannot tell whether accuracy_drop<={limit:g} holds: one of {samples} samples is "
-        f"{100 / samples:.2f} points; give the task at least {int(1 / limit) + 1} validation samples"
+        f"{100 / samples:.2f} points; give the task at least {math.ceil(1 / limit - 1e-9)} validation samples"
     )
 
 
@@ -59,11 +64,29 @@ def speed_words(speedup: Interval) -> str:
     return f"{speedup.value:.2f}x"
 
 
-def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """The fastest by p50; among those within 3 % of it, the smallest, then the most accurate."""
-    fastest = max(candidate.speedup.value for candidate in candidates if candidate.speedup)
-    close = [c for c in candidates if c.speedup and c.speedup.value >= ALIKE * fastest]
+def choose(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
+    """The best of some timed candidates.
+
+    Of those that keep the budget, the fastest by p50; among those within 3 % of it, the smallest, then the most
+    accurate. If none keeps it, the one that exceeds the fewest limits, and these by the least.
+    """
+    kept = [candidate for candidate in candidates if not violations(candidate.figures, budget)]
+    if not kept:
+        return min(candidates, key=lambda c: (len(violations(c.figures, budget)), excess(c.figures, budget)))
+    fastest = max(_speed(candidate) for candidate in kept)
+    close = [candidate for candidate in kept if _speed(candidate) >= ALIKE * fastest]
     return min(close, key=lambda c: (c.figures.size_mb or 0, c.figures.accuracy_drop or 0, -_speed(c)))
+
+
+def excess(figures: Figures, budget: Budget) -> float:
+    """By how much figures exceed a budget, as a sum over its limits, each relative to the limit."""
+    total = 0.0
+    for name in BUDGET_NAMES:
+        limit = getattr(budget, name)
+        value = getattr(figures, name.removesuffix("_min"))
+        if limit is not None and value is not None:
+            total += max(0.0, (limit - value if name.endswith("_min") else value - limit) / max(limit, 1e-9))
+    return total
 
 
 def _speed(candidate: Candidate) -> float:
@@ -71,10 +94,15 @@ def _speed(candidate: Candidate) -> float:
 
 
 def sentence(
-    baseline: Candidate, winner: Candidate, drop: Interval | None, split: str, metric: Metric, violations: Sequence[str]
+    baseline: Candidate,
+    winner: Candidate,
+    drop: Interval | None,
+    split: str,
+    metric: Metric,
+    broken: Sequence[str],
 ) -> str:
-    """The verdict in one sentence."""
-    end = "the budget is met" if not violations else f"the budget is not met ({'; '.join(violations)})"
+    """The verdict in one sentence; ``broken`` are the limits it exceeds."""
+    end = "the budget is met" if not broken else f"the budget is not met ({'; '.join(broken)})"
     if winner.number == baseline.number or winner.status == "baseline":
         return f"Nothing tried beats the model as it is: it is returned unchanged; {end}."
     ratio = (baseline.figures.size_mb or 0) / max(winner.figures.size_mb or 1e-9, 1e-9)
@@ -86,5 +114,6 @@ def sentence(
     if drop is not None:
         sign = -1.0 if metric.higher_is_better else 1.0
         low, high = sorted((sign * drop.low, sign * drop.high))
-        parts.append(f"{metric.name} {points(sign * drop.value, metric)} on {split} ({points(low, metric)} to {points(high, metric)})")
+        spread = f"{points(low, metric)} to {points(high, metric)}"
+        parts.append(f"{metric.name} {points(sign * drop.value, metric)} on {split} ({spread})")
     return f"{', '.join(parts)}: {end}."

@@ -1,0 +1,177 @@
+"""From artefacts and times to numbered candidates, each with its figures and a verdict; and the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from farthing.bench import Rule
+from farthing.errors import FarthingError
+from farthing.forge import graph
+from farthing.forge.climb import Artefact
+from farthing.forge.timing import Clock, Lap, Variant
+from farthing.forge.verdict import choose, harmless, speed_words
+from farthing.measure import Figures, violations
+from farthing.recipe import Candidate, Listener, Progress
+from farthing.target import Budget
+
+OVER = "over budget: "
+Key = tuple[str, int]
+
+
+def key_of(variant: Variant) -> Key:
+    """What tells variants apart."""
+    return variant.model, variant.threads
+
+
+@dataclass
+class Times:
+    """What the races gave.
+
+    Attributes:
+        laps: the longest race of each variant, baselines first.
+        offline: the same in batches, of finalists and baselines.
+        finalists: who raced longest, baselines among them.
+    """
+
+    laps: list[Lap] = field(default_factory=list)
+    offline: dict[Key, Lap] = field(default_factory=dict)
+    finalists: set[Key] = field(default_factory=set)
+
+    def of(self, artefact: Artefact) -> list[Lap]:
+        """The laps of an artefact."""
+        return [lap for lap in self.laps if artefact.model and lap.variant.model == artefact.model.digest]
+
+
+class Listing:
+    """The candidates of one search.
+
+    Args:
+        allow_slower: a slower candidate is not rejected for it.
+        here: whether the target is this machine, so that what is measured here counts for the budget.
+        energy_rule: how long to measure energy, if the budget limits it.
+    """
+
+    def __init__(
+        self, budget: Budget, engine: str, clock: Clock, allow_slower: bool, here: bool, energy_rule: Rule
+    ) -> None:
+        self._budget = budget
+        self._engine = engine
+        self._clock = clock
+        self._allow_slower = allow_slower
+        self._here = here
+        self._energy_rule = energy_rule
+        self.candidates: list[Candidate] = []
+        self.notes: list[str] = []
+
+    def fill(self, base: Artefact, made: Sequence[Artefact], times: Times, listener: Listener) -> None:
+        """Every artefact and thread count becomes a candidate, the fastest baseline first."""
+        for lap in sorted(times.of(base), key=lambda lap: lap.measurement.p50_ms):
+            self._add(base, lap, times, listener)
+        for artefact in made:
+            laps: list[Lap | None] = [] if artefact.refusal else [*times.of(artefact)]
+            for lap in laps or [None]:
+                self._add(artefact, lap, times, listener)
+
+    def _add(self, artefact: Artefact, lap: Lap | None, times: Times, listener: Listener) -> None:
+        is_base = artefact.rung.name == "baseline"
+        finalist = lap is not None and key_of(lap.variant) in times.finalists
+        offline = times.offline.get(key_of(lap.variant)) if lap else None
+        candidate = Candidate(
+            name=artefact.rung.name,
+            number=len(self.candidates),
+            steps=artefact.steps or artefact.rung.steps,
+            engine=self._engine,
+            threads=lap.variant.threads if lap else 1,
+            model=artefact.model.digest if artefact.model else "",
+            nodes=graph.node_count(artefact.model) if artefact.model else None,
+            figures=self._figures(artefact, lap, offline, finalist),
+            accuracy=artefact.score.accuracy if artefact.score else None,
+            drop=artefact.score.drop if artefact.score else None,
+            speedup=lap.speedup if lap else None,
+            offline_speedup=offline.speedup if offline else None,
+            measurements={
+                **({"single_stream": lap.measurement} if lap else {}),
+                **({"offline": offline.measurement} if offline else {}),
+            },
+            status="baseline" if is_base else "failed" if artefact.failed else "rejected",
+            verdict="the model as given" if is_base else artefact.refusal,
+        )
+        if not is_base and not artefact.refusal:
+            candidate = self._judged(candidate, finalist)
+        self.candidates.append(candidate)
+        text = f"{candidate.name}, {candidate.threads} threads: {candidate.verdict}"
+        listener(Progress(stage="candidate", text=text, candidate=candidate))
+
+    def _figures(self, artefact: Artefact, lap: Lap | None, offline: Lap | None, finalist: bool) -> Figures:
+        """What the budget is held against; what was measured on another machine than the target is left out."""
+        figures = Figures(
+            accuracy=artefact.score.accuracy.value if artefact.score else None,
+            accuracy_drop=artefact.score.drop.value if artefact.score else None,
+            size_mb=artefact.model.size_bytes / 1e6 if artefact.model else None,
+        )
+        if lap is None or artefact.model is None or not self._here:
+            return figures
+        return replace(
+            figures,
+            latency_ms=lap.measurement.p90_ms,
+            throughput=offline.measurement.throughput if offline else None,
+            peak_memory_mb=self._memory(artefact, lap) if finalist else None,
+            energy_mj=self._energy(artefact, lap) if finalist else None,
+        )
+
+    def _memory(self, artefact: Artefact, lap: Lap) -> float | None:
+        try:
+            return self._clock.memory(lap.variant, artefact.model)[0] if artefact.model else None
+        except FarthingError as error:
+            self.notes.append(f"The peak memory of {artefact.rung.name} could not be measured: {error}")
+            return None
+
+    def _energy(self, artefact: Artefact, lap: Lap) -> float | None:
+        if artefact.model is None or self._budget.energy_mj is None:
+            return None
+        return self._clock.energy(lap.variant, artefact.model, self._energy_rule)
+
+    def _judged(self, candidate: Candidate, finalist: bool) -> Candidate:
+        """The verdict on a candidate whose accuracy is good enough."""
+        speedup = candidate.speedup
+        if speedup is None:
+            return replace(candidate, verdict="rejected: it was not timed")
+        if not harmless(speedup) and not self._allow_slower:
+            spread = f"{speedup.low:.2f}x..{speedup.high:.2f}x"
+            word = speed_words(speedup) if speedup.high < 1 else f"may be slower ({spread})"
+            return replace(candidate, verdict=f"rejected: {word} on this machine")
+        if not finalist:
+            return replace(candidate, verdict=f"rejected: {speedup.value:.2f}x, others are faster")
+        broken = violations(candidate.figures, self._budget)
+        if broken:
+            return replace(candidate, verdict=f"{OVER}{'; '.join(broken)}")
+        return replace(candidate, status="accepted", verdict=f"accepted: {speed_words(speedup)}")
+
+    def best(self) -> Candidate:
+        """The best candidate still in, or the baseline.
+
+        Where the baseline itself exceeds the budget, a candidate that exceeds no more limits than it does will do.
+        """
+        base = self.candidates[0]
+        limit = len(violations(base.figures, self._budget))
+        left = [
+            c
+            for c in self.candidates
+            if c.status == "accepted"
+            or (c.verdict.startswith(OVER) and len(violations(c.figures, self._budget)) <= limit)
+        ]
+        return choose(left, self._budget) if left else base
+
+    def settle(self, candidate: Candidate, refusal: str = "") -> Candidate:
+        """Make a candidate the winner, or reject it for what a second look found."""
+        speed = f": {speed_words(candidate.speedup)}" if candidate.speedup else ""
+        settled = replace(
+            candidate,
+            status="rejected" if refusal else "winner",
+            verdict=refusal or f"winner{speed}",
+        )
+        self.candidates[candidate.number] = settled
+        return settled

@@ -1,0 +1,156 @@
+"""Make artefacts rung by rung and score them; where int8 costs too much, its worst operators go back to float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from farthing.errors import FarthingError, PluginError
+from farthing.forge import exclude
+from farthing.forge.apply import apply
+from farthing.forge.cache import Cache
+from farthing.forge.evaluate import PROXY_SAMPLES, Judge, Score
+from farthing.forge.ladder import Rung, with_exclusions
+from farthing.forge.verdict import accuracy_refusal, hopeless, points
+from farthing.model import Model
+from farthing.recipe import Listener, Progress, Step
+from farthing.target import Budget, Target
+from farthing.task import Task
+
+STATIC = "quantize.static.v1"
+
+
+@dataclass
+class Artefact:
+    """A rung that was climbed.
+
+    Attributes:
+        rung: its name and steps.
+        steps: the same with their options resolved.
+        model: what they made, None if they failed.
+        score: its score on validation, on a few samples if those already rule it out.
+        refusal: why it is out; empty if it is not.
+        failed: whether a step or the model itself failed.
+    """
+
+    rung: Rung
+    steps: tuple[Step, ...] = ()
+    model: Model | None = None
+    score: Score | None = None
+    refusal: str = ""
+    failed: bool = False
+
+
+class Climber:
+    """Makes and scores the artefacts of one search.
+
+    Args:
+        model: candidate 0.
+        listener: hears of each rung, stage ``passes``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        target: Target,
+        budget: Budget,
+        cache: Cache,
+        judge: Judge,
+        listener: Listener,
+    ) -> None:
+        self._model = model
+        self._task = task
+        self._target = target
+        self._budget = budget
+        self._cache = cache
+        self._judge = judge
+        self._listener = listener
+        self.notes: list[str] = []
+
+    def climb(self, rungs: Sequence[Rung]) -> list[Artefact]:
+        """One artefact a rung, in their order."""
+        made: list[Artefact] = []
+        for number, rung in enumerate(rungs):
+            self._say(rung.name, number, len(rungs))
+            made.append(self._make(rung, made))
+            self._say(self._outcome(made[-1]), number + 1, len(rungs))
+        return made
+
+    def give_back(self, made: Sequence[Artefact]) -> list[Artefact]:
+        """If every int8 artefact loses too much: the fewest worst operators of the best one go back to float."""
+        int8 = [a for a in made if a.model and a.score and any(step.use == STATIC for step in a.steps)]
+        if not int8 or any(not artefact.refusal for artefact in int8):
+            return []
+        best = min(int8, key=lambda a: a.score.drop.value if a.score else 0.0)
+        self._say(f"ranking the operators of {best.rung.name}")
+        try:
+            worst = self._ranked(best)
+        except FarthingError as error:
+            self.notes.append(
+                f"Operators of {best.rung.name} could not be ranked, so none went back to float: {error}"
+            )
+            return []
+        return self._bisect(best.rung, worst, made)
+
+    def _make(self, rung: Rung, earlier: Sequence[Artefact]) -> Artefact:
+        artefact = Artefact(rung)
+        try:
+            artefact.model, artefact.steps = self._apply(rung.steps)
+            content = artefact.model.manifest.files
+            twin = next((a for a in earlier if a.model and a.model.manifest.files == content), None)
+            if twin:
+                artefact.refusal = f"rejected: the same file as {twin.rung.name}"
+                artefact.score = twin.score
+            else:
+                artefact.score, artefact.refusal = self._judged(artefact.model)
+        except FarthingError as error:
+            artefact.refusal, artefact.failed = f"failed: {error}", True
+        return artefact
+
+    def _apply(self, steps: Sequence[Step]) -> tuple[Model, tuple[Step, ...]]:
+        return apply(steps, self._model, self._target, self._task, self._cache)
+
+    def _judged(self, model: Model) -> tuple[Score, str]:
+        """A few samples first; the whole validation split only for what they do not rule out."""
+        if len(self._task.split("validation")) > 2 * PROXY_SAMPLES:
+            score = self._judge.score(model, "validation", PROXY_SAMPLES)
+            if hopeless(score, self._budget):
+                refusal = accuracy_refusal(score, self._budget, self._task.metric)
+                return score, f"{refusal}, on {PROXY_SAMPLES} samples"
+        score = self._judge.score(model, "validation")
+        return score, accuracy_refusal(score, self._budget, self._task.metric)
+
+    def _ranked(self, best: Artefact) -> list[str]:
+        """Names of the quantized operators of an artefact, worst first."""
+        place = next(i for i, step in enumerate(best.rung.steps) if step.use == STATIC)
+        floating, _ = self._apply(best.rung.steps[:place])
+        quantized, _ = self._apply(best.rung.steps[: place + 1])
+        try:
+            return exclude.ranked(floating, quantized, self._task)
+        except FarthingError:
+            raise
+        except Exception as error:  # the tools that compare both are other people's code, as in a pass
+            raise PluginError(f"comparing tensors failed with {type(error).__name__}: {error}") from error
+
+    def _bisect(self, rung: Rung, worst: list[str], made: Sequence[Artefact]) -> list[Artefact]:
+        """Artefacts on the way to the fewest operators whose return is enough, small numbers first."""
+        tried: list[Artefact] = []
+        low, high = 0, len(worst)  # with `low` given back it is too little, with `high` all are float
+        while high - low > 1:
+            middle = (low + high) // 2 if low else max(1, min(high // 2, 4))
+            artefact = self._make(with_exclusions(rung, worst[:middle]), [*made, *tried])
+            tried.append(artefact)
+            self._say(self._outcome(artefact))
+            low, high = (middle, high) if artefact.refusal else (low, middle)
+        return tried
+
+    def _outcome(self, artefact: Artefact) -> str:
+        metric, words = self._task.metric, artefact.refusal
+        if not words and artefact.score:
+            sign = -1.0 if metric.higher_is_better else 1.0
+            words = f"{metric.name} {points(sign * artefact.score.drop.value, metric)}"
+        return f"{artefact.rung.name}: {words}"
+
+    def _say(self, text: str, done: int = 0, total: int = 0) -> None:
+        self._listener(Progress(stage="passes", text=text, done=done, total=total))
