@@ -145,13 +145,23 @@ def _open_session(ort: ModuleType, model: Model, options: EngineOptions, provide
         return ort.InferenceSession(str(model.file), settings, providers=providers, enable_fallback=0)
     except _failures(ort) as error:
         text = str(error)
-        if any(mark in text for mark in ("NOT_IMPLEMENTED", "is not a registered function/op", "opset")):
+        if any(mark in text for mark in _UNSUPPORTED):
             raise UnsupportedError(
                 f"ONNX Runtime {ort.__version__} cannot run {model.file}: {text}"
             ) from error
         if "external data" in text.lower() or "model_path" in text:
             raise ModelError(f"{model.file} lacks its external weight files: {text}") from error
         raise ModelError(f"ONNX Runtime cannot load {model.file}: {text}") from error
+
+
+_UNSUPPORTED = (
+    "NOT_IMPLEMENTED",
+    "is not a registered function/op",
+    "No Op registered",
+    "No opset import",
+    "till opset",
+    "Unsupported model IR version",
+)
 
 
 def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:

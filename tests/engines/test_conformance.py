@@ -1,0 +1,790 @@
+"""What every engine must do. A new engine adds one row to ROWS, with the models its tests need, and passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from farthing import plugins
+from farthing.engines.base import Engine, EngineOptions, make_options, open_engine
+from farthing.errors import (
+    ConfigError,
+    EngineError,
+    FeedError,
+    ModelError,
+    PluginError,
+    UnsupportedError,
+)
+from farthing.model import Manifest, Model, TensorSpec
+from farthing.testing import fake_model
+
+Array = NDArray[Any]
+GENERATOR = np.random.default_rng(7)
+WEIGHTS = GENERATOR.standard_normal((4, 3)).astype(np.float32)
+BIAS = GENERATOR.standard_normal(3).astype(np.float32)
+DECAY = 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """An engine and the models it is tried with. What it cannot express stays None; nothing else may be left out.
+
+    All computations are ``x @ WEIGHTS + BIAS`` in float32 unless a builder says otherwise.
+
+    Attributes:
+        engine: its name; ``package`` the Python package it needs, empty if none; ``environment`` variables that
+            must be set before that package is imported.
+        threads: thread counts it honours, each meaning so many threads at work, the caller's included.
+        affine: input ``x`` (batch, 4), output ``y`` (batch, 3); the argument is the batch, a size or a name.
+        large: an affine model of 512 -> 512 with a megabyte of weights, batch free.
+        damaged: contents that are no model of this format, beside those no engine reads.
+        stateful: output ``y = DECAY * last y + x @ WEIGHTS + BIAS``, batch free, the first y from a state of zero.
+        fixed_state: the same with a batch of 2 that is fixed.
+        identity: output ``y`` equal to input ``x`` (batch, 2) of a dtype; ``dtypes`` lists those it knows.
+        free: input ``x`` (batch, time, 4), output ``y`` (batch, time, 3), both leading axes free.
+        two: inputs ``a`` and ``b`` (batch, 4), output ``y = a - b``.
+        parameter: input ``x`` (batch, 4), a scalar ``gain`` with role parameter, output ``y = gain * x``.
+        unsupported: files of the right format that need an operator or opset nobody has.
+        named: whether a file of this format names its tensors.
+    """
+
+    engine: str
+    affine: Callable[[int | str], Model]
+    large: Callable[[], Model]
+    package: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    threads: tuple[int, ...] = (1,)
+    damaged: tuple[bytes, ...] = ()
+    stateful: Callable[[], Model] | None = None
+    fixed_state: Callable[[], Model] | None = None
+    identity: Callable[[str], Model] | None = None
+    dtypes: tuple[str, ...] = ()
+    free: Callable[[], Model] | None = None
+    two: Callable[[], Model] | None = None
+    parameter: Callable[[], Model] | None = None
+    unsupported: tuple[Callable[[], Model], ...] = ()
+    named: bool = True
+
+    def open(self, model: Model, **options: Any) -> Engine:
+        return open_engine(model, self.engine, EngineOptions(**options))
+
+
+def spec(
+    name: str, *shape: int | str, dtype: str = "float32", batch_axis: int | None = 0, **more: Any
+) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape, batch_axis=batch_axis, **more)
+
+
+# --- fake
+
+
+def fake_affine(batch: int | str, decay: float | None = None) -> Model:
+    content = json.dumps({"weights": WEIGHTS.tolist(), "bias": BIAS.tolist(), "decay": decay})
+    manifest = Manifest(
+        name="m", format="fake", inputs=(spec("x", batch, 4),), outputs=(spec("y", batch, 3),)
+    )
+    return Model.create(manifest, {"model.json": content.encode()})
+
+
+# --- onnxruntime
+
+
+def onnx_model(
+    nodes: Sequence[tuple[Any, ...]],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    weights: dict[str, Array] | None = None,
+    opset: int = 17,
+) -> Model:
+    """An ONNX model of nodes (operator, inputs, outputs[, attributes]), written with onnx.helper."""
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+
+    def value(one: TensorSpec) -> Any:
+        kinds = {"bool": onnx.TensorProto.BOOL, "str": onnx.TensorProto.STRING}
+        kind = kinds.get(one.dtype) or helper.np_dtype_to_tensor_dtype(np.dtype(one.dtype))
+        return helper.make_tensor_value_info(one.name, kind, list(one.shape))
+
+    graph = helper.make_graph(
+        [
+            helper.make_node(op, *names, **(more[0] if more else {}))
+            for op, *names, more in map(_with_more, nodes)
+        ],
+        "g",
+        [value(one) for one in inputs],
+        [value(one) for one in outputs],
+        [onnx.numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    manifest = Manifest(name="m", format="onnx", inputs=tuple(inputs), outputs=tuple(outputs))
+    return Model.create(manifest, {"model.onnx": proto.SerializeToString()})
+
+
+def _with_more(node: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*node[:3], node[3:])
+
+
+GEMM = ("Gemm", ["x", "w", "b"], ["y"])
+AFFINE = {"w": WEIGHTS, "b": BIAS}
+
+
+def onnx_affine(batch: int | str) -> Model:
+    return onnx_model([GEMM], [spec("x", batch, 4)], [spec("y", batch, 3)], AFFINE)
+
+
+def onnx_large() -> Model:
+    weights = {"w": np.eye(512, dtype=np.float32), "b": np.zeros(512, np.float32)}
+    return onnx_model([GEMM], [spec("x", "batch", 512)], [spec("y", "batch", 512)], weights)
+
+
+def onnx_stateful(batch: int | str = "batch") -> Model:
+    nodes = [
+        ("Gemm", ["x", "w", "b"], ["z"]),
+        ("Mul", ["h", "d"], ["faded"]),
+        ("Add", ["faded", "z"], ["y"]),
+        ("Identity", ["y"], ["h_next"]),
+    ]
+    inputs = [spec("x", batch, 4), spec("h", batch, 3, role="state")]
+    outputs = [spec("y", batch, 3), spec("h_next", batch, 3, role="state")]
+    return onnx_model(nodes, inputs, outputs, {**AFFINE, "d": np.float32(DECAY).reshape(1)})
+
+
+def onnx_unknown_operator() -> Model:
+    return onnx_model([("Telepathy", ["x"], ["y"])], [spec("x", 1, 4)], [spec("y", 1, 4)])
+
+
+def onnx_future_opset() -> Model:
+    return onnx_model([("Identity", ["x"], ["y"])], [spec("x", 1, 4)], [spec("y", 1, 4)], opset=9999)
+
+
+ROWS = [
+    Row(
+        engine="fake",
+        affine=fake_affine,
+        large=lambda: fake_model(512, 512),
+        stateful=lambda: fake_affine("batch", DECAY),
+        fixed_state=lambda: fake_affine(2, DECAY),
+        named=False,
+        damaged=(b'{"weights": [[1]], "bias": [1], "colour": 1}', b'{"weights": [[1], [1, 2]], "bias": [1]}'),
+    ),
+    Row(
+        engine="onnxruntime",
+        package="onnxruntime",
+        environment={"ORT_DISABLE_TELEMETRY": "1"},
+        threads=(1, 2, 4),
+        affine=onnx_affine,
+        large=onnx_large,
+        stateful=onnx_stateful,
+        fixed_state=lambda: onnx_stateful(2),
+        identity=lambda dtype: onnx_model(
+            [("Identity", ["x"], ["y"])], [spec("x", "n", 2, dtype=dtype)], [spec("y", "n", 2, dtype=dtype)]
+        ),
+        dtypes=tuple(
+            "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 str".split()
+        ),
+        free=lambda: onnx_model(
+            [("MatMul", ["x", "w"], ["z"]), ("Add", ["z", "b"], ["y"])],
+            [spec("x", "batch", "time", 4)],
+            [spec("y", "batch", "time", 3)],
+            AFFINE,
+        ),
+        two=lambda: onnx_model(
+            [("Sub", ["a", "b"], ["y"])],
+            [spec("a", "batch", 4), spec("b", "batch", 4)],
+            [spec("y", "batch", 4)],
+        ),
+        parameter=lambda: onnx_model(
+            [("Mul", ["x", "gain"], ["y"])],
+            [spec("x", "batch", 4), spec("gain", batch_axis=None, role="parameter")],
+            [spec("y", "batch", 4)],
+        ),
+        unsupported=(onnx_unknown_operator, onnx_future_opset),
+    ),
+]
+
+
+def having(*builders: str) -> pytest.MarkDecorator:
+    """The rows that have these models."""
+    rows = [row for row in ROWS if all(getattr(row, name) for name in builders)]
+    return pytest.mark.parametrize("row", rows, ids=lambda row: row.engine)
+
+
+every = having()
+
+
+@pytest.fixture(autouse=True)
+def runtime(request: pytest.FixtureRequest) -> None:
+    row = request.node.callspec.params.get("row") if hasattr(request.node, "callspec") else None
+    if row and row.package:
+        pytest.importorskip(row.package)
+
+
+def numbers(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def expected(x: Array) -> Array:
+    return x @ WEIGHTS + BIAS
+
+
+def in_a_child(row: Row, model: Model, code: str) -> Any:
+    """Run code in a fresh interpreter, `model` opened there; what it gives as `answer` comes back."""
+    source = f"""
+import json, sys
+from pathlib import Path
+from farthing.engines.base import EngineOptions, open_engine, thread_count
+from farthing.model import Model
+model = Model.open({str(model.path)!r})
+name, package = {row.engine!r}, {row.package!r}
+{code}
+print(json.dumps(answer))
+"""
+    environment = {key: value for key, value in os.environ.items() if key not in row.environment}
+    child = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, env=environment, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout)
+
+
+# --- the table itself
+
+
+def test_every_built_in_engine_has_a_row() -> None:
+    assert {row.engine for row in ROWS} == set(plugins.BUILTIN["engine"])
+
+
+@every
+def test_an_engine_says_what_it_is(row: Row) -> None:
+    kind = plugins.get("engine", row.engine)
+    assert kind.name == row.engine
+    assert kind.concurrency in {"threads", "serial"}
+    with row.open(row.affine("batch")) as engine:
+        assert isinstance(engine, kind)
+        assert engine.version
+        assert engine.stateful is False
+
+
+# --- tensors
+
+
+@every
+def test_inputs_and_outputs_are_the_manifest_s(row: Row) -> None:
+    model = row.affine("batch")
+    with row.open(model) as engine:
+        assert tuple(engine.inputs) == model.manifest.inputs
+        assert tuple(engine.outputs) == model.manifest.outputs
+
+
+@every
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_names_dtypes_shapes_and_values(row: Row, batch: int) -> None:
+    x = numbers(batch, 4)
+    with row.open(row.affine("batch")) as engine:
+        results = engine.run({"x": x})
+    assert list(results) == ["y"]
+    assert isinstance(results["y"], np.ndarray)
+    assert results["y"].dtype == np.float32
+    assert results["y"].shape == (batch, 3)
+    np.testing.assert_allclose(results["y"], expected(x), rtol=1e-5, atol=1e-6)
+
+
+@every
+def test_a_batch_equals_its_samples_one_by_one(row: Row) -> None:
+    x = numbers(6, 4)
+    with row.open(row.affine("batch")) as engine:
+        together = engine.run({"x": x})["y"]
+        singly = np.concatenate([engine.run({"x": x[i : i + 1]})["y"] for i in range(6)])
+    np.testing.assert_allclose(together, singly, rtol=1e-6, atol=1e-6)
+
+
+@every
+def test_a_fixed_batch_is_kept_and_another_refused(row: Row) -> None:
+    with row.open(row.affine(2)) as engine:
+        np.testing.assert_allclose(
+            engine.run({"x": numbers(2, 4)})["y"], expected(numbers(2, 4)), rtol=1e-5, atol=1e-6
+        )
+        with pytest.raises(FeedError, match="'x'"):
+            engine.run({"x": numbers(3, 4)})
+
+
+@every
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=0)[::2],
+        lambda x: np.repeat(x, 3, axis=1)[:, ::3],
+        lambda x: x[::-1][::-1],
+    ],
+)
+def test_the_layout_in_memory_does_not_matter(row: Row, form: Callable[[Array], Array]) -> None:
+    x = numbers(5, 4)
+    with row.open(row.affine("batch")) as engine:
+        np.testing.assert_allclose(engine.run({"x": form(x)})["y"], expected(x), rtol=1e-5, atol=1e-6)
+
+
+@every
+def test_inputs_are_left_alone_and_results_belong_to_the_caller(row: Row) -> None:
+    first, second = numbers(3, 4), numbers(3, 4, seed=1)
+    first.setflags(write=False)
+    with row.open(row.affine("batch")) as engine:
+        one = engine.run({"x": first})["y"]
+        kept = one.copy()
+        two = engine.run({"x": second})["y"]
+        np.testing.assert_array_equal(one, kept)
+        one[:] = 0
+        np.testing.assert_allclose(two, expected(second), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(engine.run({"x": first})["y"], kept)
+    np.testing.assert_array_equal(first, numbers(3, 4))
+
+
+@having("identity")
+def test_every_dtype_goes_through_unchanged(row: Row) -> None:
+    assert row.identity
+    for dtype in row.dtypes:
+        if dtype == "str":
+            values: Array = np.array([["a", "bé"], ["", "long text"]])
+        else:
+            kind = np.dtype(dtype).kind
+            limits = np.iinfo(dtype) if kind in "iu" else None
+            values = np.array([[0, 1], [limits.min, limits.max] if limits else [1, 0]], dtype)
+        with row.open(row.identity(dtype)) as engine:
+            result = engine.run({"x": values})["y"]
+        assert result.tolist() == values.tolist()
+        assert dtype == "str" or result.dtype == values.dtype
+
+
+@having("free")
+@pytest.mark.parametrize(("batch", "time"), [(1, 1), (2, 5), (3, 2)])
+def test_free_axes_take_any_size(row: Row, batch: int, time: int) -> None:
+    assert row.free
+    x = numbers(batch, time, 4)
+    with row.open(row.free()) as engine:
+        for _ in range(2):
+            np.testing.assert_allclose(engine.run({"x": x})["y"], expected(x), rtol=1e-5, atol=1e-6)
+            x = numbers(batch, time + 1, 4)
+
+
+@having("two")
+def test_several_inputs_go_by_name_not_by_order(row: Row) -> None:
+    assert row.two
+    a, b = numbers(2, 4), numbers(2, 4, seed=1)
+    with row.open(row.two()) as engine:
+        for feeds in ({"a": a, "b": b}, {"b": b, "a": a}):
+            np.testing.assert_allclose(engine.run(feeds)["y"], a - b, rtol=1e-6)
+        with pytest.raises(FeedError, match="axis 'batch'"):
+            engine.run({"a": a, "b": numbers(1, 4)})
+        with pytest.raises(FeedError, match=r"missing: \['b'\].*unknown: \['c'\]"):
+            engine.run({"a": a, "c": b})
+
+
+@having("parameter")
+def test_a_scalar_parameter_is_fed_beside_the_data(row: Row) -> None:
+    assert row.parameter
+    x = numbers(3, 4)
+    with row.open(row.parameter()) as engine:
+        np.testing.assert_allclose(
+            engine.run({"x": x, "gain": np.array(2.5, np.float32)})["y"], x * 2.5, rtol=1e-6
+        )
+        with pytest.raises(FeedError, match="gain"):
+            engine.run({"x": x})
+        with pytest.raises(FeedError, match="gain"):
+            engine.run({"x": x, "gain": np.ones(1, np.float32)})
+
+
+# --- state
+
+
+def remembered(xs: Array) -> Array:
+    """What a stateful model answers to a stream, axis 0 being time."""
+    state, answers = np.zeros_like(expected(xs[0])), []
+    for x in xs:
+        state = DECAY * state + expected(x)
+        answers.append(state)
+    return np.stack(answers)
+
+
+def stream(engine: Engine, xs: Array) -> Array:
+    return np.stack([engine.run({"x": x})["y"] for x in xs])
+
+
+@having("stateful")
+def test_state_is_kept_between_calls_and_hidden_from_callers(row: Row) -> None:
+    assert row.stateful
+    model, xs = row.stateful(), numbers(5, 1, 4)
+    with row.open(model) as engine:
+        assert engine.stateful is True
+        assert [one.name for one in engine.inputs] == ["x"]
+        assert [one.name for one in engine.outputs] == ["y"]
+        np.testing.assert_allclose(stream(engine, xs), remembered(xs), rtol=1e-5, atol=1e-6)
+
+
+@having("stateful")
+def test_each_session_is_a_stream_of_its_own(row: Row) -> None:
+    assert row.stateful
+    xs, others = numbers(5, 1, 4), numbers(5, 1, 4, seed=1)
+    with row.open(row.stateful()) as engine:
+        stream(engine, numbers(3, 1, 4, seed=2))
+        one, two = engine.session(), engine.session()
+        answers = [(one.run({"x": x})["y"], two.run({"x": y})["y"]) for x, y in zip(xs, others, strict=True)]
+        np.testing.assert_allclose([a for a, _ in answers], remembered(xs), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose([b for _, b in answers], remembered(others), rtol=1e-5, atol=1e-6)
+        one.close()
+        with pytest.raises(EngineError, match="closed"):
+            one.run({"x": xs[0]})
+        two.run({"x": xs[0]})
+    two.run({"x": xs[0]})
+    two.close()
+
+
+@having("stateful")
+def test_writing_into_a_result_does_not_reach_the_state(row: Row) -> None:
+    assert row.stateful
+    xs = numbers(3, 1, 4)
+    with row.open(row.stateful()) as engine:
+        engine.run({"x": xs[0]})["y"][:] = 1e6
+        np.testing.assert_allclose(stream(engine, xs[1:]), remembered(xs)[1:], rtol=1e-5, atol=1e-6)
+
+
+@having("stateful")
+def test_a_stream_may_be_batched_but_not_change_its_batch(row: Row) -> None:
+    assert row.stateful
+    xs = numbers(4, 3, 4)
+    with row.open(row.stateful()) as engine:
+        np.testing.assert_allclose(stream(engine, xs), remembered(xs), rtol=1e-5, atol=1e-6)
+        for batch in (1, 2, 4):
+            with pytest.raises(FeedError, match=f"batches of 3, not {batch}"):
+                engine.run({"x": numbers(batch, 4)})
+        np.testing.assert_allclose(
+            stream(engine.session(), xs[:, :1]), remembered(xs[:, :1]), rtol=1e-5, atol=1e-6
+        )
+
+
+@having("fixed_state")
+def test_state_of_a_fixed_batch(row: Row) -> None:
+    assert row.fixed_state
+    xs = numbers(4, 2, 4)
+    with row.open(row.fixed_state()) as engine:
+        np.testing.assert_allclose(stream(engine, xs), remembered(xs), rtol=1e-5, atol=1e-6)
+
+
+@having("stateful")
+def test_streams_in_eight_threads_do_not_mix(row: Row) -> None:
+    assert row.stateful
+    with row.open(row.stateful()) as engine, ThreadPoolExecutor(8) as pool:
+        data = [numbers(50, 1, 4, seed=seed) for seed in range(8)]
+        answers = list(pool.map(lambda xs: stream(engine.session(), xs), data))
+    for xs, answer in zip(data, answers, strict=True):
+        np.testing.assert_allclose(answer, remembered(xs), rtol=1e-4, atol=1e-5)
+
+
+@having("stateful")
+def test_callers_of_one_stream_take_turns(row: Row) -> None:
+    """Nothing is lost: with x @ W + b = c each time, the n-th answer is c * (1 - DECAY**n) / (1 - DECAY)."""
+    assert row.stateful
+    x = numbers(1, 4)
+    with row.open(row.stateful()) as engine, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: engine.run({"x": x})["y"], range(16)))
+    found = sorted(float(answer[0, 0] / expected(x)[0, 0]) for answer in answers)
+    np.testing.assert_allclose(found, [(1 - DECAY**n) / (1 - DECAY) for n in range(1, 17)], rtol=1e-4)
+
+
+# --- threads and options
+
+
+@every
+def test_eight_threads_get_their_own_answers(row: Row) -> None:
+    def ask(seed: int) -> bool:
+        x = numbers(1 + seed % 5, 4, seed=seed)
+        return bool(np.allclose(engine.run({"x": x})["y"], expected(x), rtol=1e-4, atol=1e-5))
+
+    with row.open(row.affine("batch")) as engine, ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(400)))
+
+
+@every
+def test_a_thread_count_is_honoured_or_refused(row: Row) -> None:
+    counts = in_a_child(
+        row,
+        row.large(),
+        """
+import numpy as np
+from farthing.errors import EngineError
+open_engine(model, name).close()  # what the runtime starts once for all
+answer = []
+for threads in (1, 2, 4):
+    before = thread_count()
+    try:
+        with open_engine(model, name, EngineOptions(threads=threads)) as engine:
+            for _ in range(3):
+                engine.run({"x": np.zeros((64, 512), np.float32)})
+            answer.append(1 + thread_count() - before)
+        assert thread_count() == before, "threads are left behind"
+    except EngineError as error:
+        answer.append("threads" in str(error))
+""",
+    )
+    assert counts == [threads if threads in row.threads else True for threads in (1, 2, 4)]
+
+
+@every
+def test_what_an_engine_cannot_do_is_refused(row: Row) -> None:
+    with pytest.raises(EngineError, match="provider"):
+        row.open(row.affine("batch"), providers=("NoSuchProvider",))
+    for threads in (0, -1, 100_000):
+        with pytest.raises(ConfigError, match="threads must be from 1"):
+            make_options(threads=threads)
+
+
+@every
+def test_the_engine_is_found_by_format_and_refuses_others(row: Row) -> None:
+    model = row.affine("batch")
+    with open_engine(model) as engine:
+        assert engine.name == row.engine
+    other = next(one for one in ROWS if one.engine != row.engine)
+    if not plugins.get("engine", other.engine).formats & plugins.get("engine", row.engine).formats:
+        with pytest.raises(EngineError, match=f"engine {other.engine} runs .* files, not"):
+            open_engine(model, other.engine)
+
+
+def test_formats_and_engines_nobody_knows() -> None:
+    model = fake_model()
+    strange = Model(model.path, msgspec.structs.replace(model.manifest, format="fakes"))
+    with pytest.raises(ModelError, match="no engine runs the format 'fakes'; did you mean 'fake'"):
+        open_engine(strange)
+    with pytest.raises(PluginError, match="did you mean 'fake'"):
+        open_engine(model, "fack")
+
+
+@having("package")
+def test_without_its_package_the_extra_is_named(row: Row) -> None:
+    message = in_a_child(
+        row,
+        row.affine("batch"),
+        """
+from farthing.errors import NotInstalled
+sys.modules[package] = None
+try:
+    open_engine(model, name)
+except NotInstalled as error:
+    answer = str(error)
+""",
+    )
+    assert f"farthing[{row.engine}]" in message
+
+
+# --- errors
+
+
+@every
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "missing: \\['x'\\]"),
+        ({"X": numbers(1, 4)}, "missing: \\['x'\\], unknown: \\['X'\\]"),
+        ({"x": numbers(1, 4), "z": numbers(1, 4)}, "unknown: \\['z'\\]"),
+        ({"x": numbers(1, 4).astype(np.float64)}, "'x' is float64 \\[1, 4\\], but the model takes float32"),
+        ({"x": numbers(1, 4).astype(">f4")}, "foreign byte order"),
+        ({"x": np.zeros((1, 4), object)}, "object"),
+        ({"x": numbers(1, 5)}, "'x' is float32 \\[1, 5\\], but .* \\['batch', 4\\]"),
+        ({"x": numbers(4)}, "'x' is float32 \\[4\\]"),
+        ({"x": numbers(1, 1, 4)}, "'x'"),
+        ({"x": [[1.0, 2.0, 3.0, 4.0]]}, "'x' is a list: give a numpy array"),
+        ({"x": np.float32(1)}, "'x' is a float32: give a numpy array"),
+        ({"x": None}, "missing|NoneType"),
+    ],
+)
+def test_feeds_that_do_not_fit_are_named(row: Row, feeds: dict[str, Any], message: str) -> None:
+    with row.open(row.affine("batch")) as engine:
+        with pytest.raises(FeedError, match=message):
+            engine.run(feeds)
+        np.testing.assert_allclose(
+            engine.run({"x": numbers(1, 4)})["y"], expected(numbers(1, 4)), rtol=1e-5, atol=1e-6
+        )
+
+
+@every
+def test_a_closed_engine_says_so_and_closes_twice(row: Row) -> None:
+    engine = row.open(row.affine("batch"))
+    engine.close()
+    engine.close()
+    for act in (lambda: engine.run({"x": numbers(1, 4)}), engine.session):
+        with pytest.raises(EngineError, match="closed: open the model again"):
+            act()
+    with row.open(row.affine("batch")) as again:
+        again.close()
+
+
+@every
+@pytest.mark.parametrize("damage", ["empty", "half", "all but a byte", "noise", "text", "pickle", "own"])
+def test_a_damaged_file_is_a_model_error(row: Row, damage: str, tmp_path: Path) -> None:
+    sound = row.affine("batch")
+    content = sound.file.read_bytes()
+    contents = {
+        "empty": [b""],
+        "half": [content[: len(content) // 2]],
+        "all but a byte": [content[:-1]],
+        "noise": [np.random.default_rng(0).bytes(500)],
+        "text": [b"not a model\n"],
+        "pickle": [pickle.dumps({"weights": 1})],
+        "own": list(row.damaged),
+    }[damage]
+    for data in contents:
+        broken = Model.create(sound.manifest, {sound.file.name: data})
+        with pytest.raises(ModelError) as caught:
+            row.open(broken)
+        assert str(broken.path) in str(caught.value)
+
+
+RENAMED = [{"inputs": (spec("input", "batch", 4),)}, {"outputs": (spec("out", "batch", 3),)}]
+LIES: list[dict[str, Any]] = [
+    {"inputs": (spec("x", "batch", 5),)},
+    {"inputs": (spec("x", "batch", "features"),)},
+    {"inputs": (spec("x", "batch", 4, dtype="float64"),)},
+    {"inputs": (spec("x", "batch", 4), spec("z", "batch", 4))},
+    {"inputs": ()},
+    {"outputs": (spec("y", "batch", 2),)},
+    {"outputs": (spec("y", "batch", 3, dtype="int64"),)},
+    {"outputs": ()},
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "lie"),
+    [(row, lie) for row in ROWS for lie in [*LIES, *(RENAMED if row.named else [])]],
+    ids=lambda part: (
+        part.engine if isinstance(part, Row) else str([(k, s) for k in part for s in part[k]][:1])[:60]
+    ),
+)
+def test_a_manifest_that_contradicts_its_file_is_refused(row: Row, lie: dict[str, Any]) -> None:
+    model = row.affine("batch")
+    lying = Model.create(msgspec.structs.replace(model.manifest, **lie), {model.file.name: model.file})
+    with pytest.raises(ModelError):
+        row.open(lying)
+
+
+@having("named")
+def test_a_manifest_of_another_rank_is_refused(row: Row) -> None:
+    model = row.affine("batch")
+    flat = msgspec.structs.replace(model.manifest, inputs=(spec("x", "batch", 2, 2),))
+    with pytest.raises(ModelError):
+        row.open(Model.create(flat, {model.file.name: model.file}))
+
+
+@having("unsupported")
+def test_what_the_runtime_does_not_know_is_unsupported(row: Row) -> None:
+    for build in row.unsupported:
+        with pytest.raises(UnsupportedError):
+            row.open(build())
+
+
+# --- what it leaves behind
+
+
+@every
+def test_memory_is_returned(row: Row) -> None:
+    grown = in_a_child(
+        row,
+        row.large(),
+        """
+import gc, re
+import numpy as np
+def resident():
+    gc.collect()
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+def once():
+    with open_engine(model, name) as engine:
+        engine.run({"x": np.zeros((64, 512), np.float32)})
+for _ in range(10):
+    once()
+before = resident()
+for _ in range(40):
+    once()
+answer = resident() - before
+""",
+    )
+    assert grown < 16, "40 loads of a megabyte of weights"
+
+
+@every
+def test_the_model_s_directory_is_left_alone(row: Row) -> None:
+    model = row.affine("batch")
+    before = {path.name: path.stat().st_mtime_ns for path in model.path.iterdir()}
+    with row.open(model) as engine:
+        engine.run({"x": numbers(1, 4)})
+    assert {path.name: path.stat().st_mtime_ns for path in model.path.iterdir()} == before
+    model.verify()
+
+
+@having("package")
+def test_telemetry_is_off_before_the_runtime_is_imported(row: Row) -> None:
+    seen = in_a_child(
+        row,
+        row.affine("batch"),
+        f"""
+import os
+class Watch:
+    def find_spec(self, wanted, path=None, target=None):
+        if wanted == package:
+            answer.append({{key: os.environ.get(key) for key in {list(row.environment)!r}}})
+answer = []
+sys.meta_path.insert(0, Watch())
+open_engine(model, name).close()
+""",
+    )
+    assert seen == [row.environment]
+
+
+# --- ONNX Runtime's own: files beside the file
+
+
+def external(location: str) -> tuple[Model, bytes]:
+    """A model whose weights lie in another file, and their bytes."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model = onnx_affine("batch")
+    proto = onnx.load(str(model.file))
+    tensor, raw = proto.graph.initializer[0], WEIGHTS.tobytes()
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", str(len(raw)))):
+        tensor.external_data.add(key=key, value=value)
+    return Model(model.path, model.manifest, keep=model._keep), _store(model, proto.SerializeToString(), raw)
+
+
+def _store(model: Model, content: bytes, raw: bytes) -> bytes:
+    model.file.write_bytes(content)
+    return raw
+
+
+def test_weights_beside_the_file_are_found_or_missed() -> None:
+    model, raw = external("weights.bin")
+    with pytest.raises(ModelError, match="weight"):
+        open_engine(model, "onnxruntime")
+    (model.path / "weights.bin").write_bytes(raw)
+    with open_engine(model, "onnxruntime") as engine:
+        np.testing.assert_allclose(
+            engine.run({"x": numbers(1, 4)})["y"], expected(numbers(1, 4)), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_weights_cannot_be_read_from_outside_the_directory(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(WEIGHTS.tobytes())
+    for location in (str(secret), os.path.relpath(secret, external("x")[0].path)):
+        with pytest.raises(ModelError):
+            open_engine(external(location)[0], "onnxruntime")
