@@ -1,0 +1,149 @@
+"""Small nets trained in-process on scikit-learn's real digits (8 x 8 pixels), as models and tasks."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from farthing import plugins
+from farthing.forge import train
+from farthing.model import Manifest, Model, TensorSpec
+from farthing.target import Target
+from farthing.task import Split, Task
+
+Array = NDArray[Any]
+CUT = {"train": (0, 1000), "calibration": (0, 128), "validation": (1000, 1400), "test": (1400, 1797)}
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[Array, Array]:
+    """1,797 pictures (n, 1, 8, 8), values 0..1, in a fixed random order, and their labels."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    x = (data.images[order, None] / 16).astype(np.float32)
+    return x, data.target[order].astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def digits_task(digits: tuple[Array, Array]) -> Task:
+    x, y = digits
+    splits = {name: Split({"": x[a:b]}, y[a:b]) for name, (a, b) in CUT.items()}
+    return Task("digits", splits, "top1", labels="0123456789")
+
+
+def trained(net: nn.Module, digits: tuple[Array, Array], epochs: int) -> nn.Module:
+    x, y = digits
+    train.fit(net, x[:1000], y[:1000], epochs=epochs, batch=64, lr=0.01)
+    return net
+
+
+def block(i: int, o: int) -> list[nn.Module]:
+    return [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+
+
+@pytest.fixture(scope="session")
+def cnn_net(digits: tuple[Array, Array]) -> nn.Module:
+    """Three convolutions with batch normalization, some 97 % of digits right."""
+    torch.manual_seed(0)
+    pool = nn.MaxPool2d(2)
+    layers = [*block(1, 16), *block(16, 32), pool, *block(32, 32), pool, nn.Flatten(), nn.Linear(128, 10)]
+    return trained(nn.Sequential(*layers), digits, epochs=6)
+
+
+@pytest.fixture(scope="session")
+def mlp_net(digits: tuple[Array, Array]) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)]
+    return trained(nn.Sequential(*layers), digits, epochs=4)
+
+
+def onnx_bytes(net: nn.Module, batch: int | None = None, opset: int = 17, fold: bool = True) -> bytes:
+    """A net as ONNX by the exporter that traces; ``batch`` fixes the batch, else it is free."""
+    buffer = io.BytesIO()
+    mode = torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net.eval(),
+            (torch.zeros(batch or 2, 1, 8, 8),),
+            buffer,
+            dynamo=False,
+            opset_version=opset,
+            training=mode,
+            do_constant_folding=fold,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes=None if batch else {"image": {0: "batch"}, "logits": {0: "batch"}},
+        )
+    return buffer.getvalue()
+
+
+MakeModel = Callable[..., Model]
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """A function that makes a Model of digits from a torch net, ONNX bytes or an ONNX graph."""
+
+    def make(source: nn.Module | bytes | onnx.ModelProto, batch: int | None = None, **export: Any) -> Model:
+        if isinstance(source, nn.Module):
+            source = onnx_bytes(source, batch, **export)
+        data = source if isinstance(source, bytes) else source.SerializeToString()
+        return Model.create(manifest(batch), {"model.onnx": data}, tmp_path_factory.mktemp("model") / "m")
+
+    return make
+
+
+def manifest(batch: int | None = None, outputs: Sequence[str] = ("logits",)) -> Manifest:
+    size = batch or "batch"
+    image = TensorSpec(name="image", dtype="float32", shape=(size, 1, 8, 8), batch_axis=0, layout="NCHW")
+    answers = [TensorSpec(name=name, dtype="float32", shape=(size, 10), batch_axis=0) for name in outputs]
+    labels = tuple("0123456789")
+    return Manifest(
+        name="digits", format="onnx", inputs=(image,), outputs=tuple(answers), decode="logits", labels=labels
+    )
+
+
+@pytest.fixture(scope="session")
+def cnn(cnn_net: nn.Module, make_model: MakeModel) -> Model:
+    """The trained CNN with its batch normalization not yet folded."""
+    return make_model(cnn_net, fold=False)
+
+
+@pytest.fixture(scope="session")
+def mlp(mlp_net: nn.Module, make_model: MakeModel) -> Model:
+    return make_model(mlp_net)
+
+
+@pytest.fixture(scope="session")
+def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that tests share, as runs do."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is known in that test only."""
+    monkeypatch.setattr(plugins, "_registered", dict(plugins._registered))
+
+
+VNNI = Target(name="vnni", arch="x86_64", isa=("avx2", "avx512f", "avx512_vnni"), cores=1)
+PLAIN_X86 = Target(name="old", arch="x86_64", isa=("avx2",), cores=1)
+ARM = Target(name="arm", arch="aarch64", isa=("asimd", "asimddp"), cores=4)
+
+
+@pytest.fixture(params=[VNNI, PLAIN_X86, ARM], ids=lambda target: target.name)
+def any_target(request: pytest.FixtureRequest) -> Target:
+    return request.param  # type: ignore[no-any-return]
