@@ -68,8 +68,8 @@ class Listing:
 
     def fill(self, base: Artefact, made: Sequence[Artefact], times: Times, listener: Listener) -> None:
         """Every artefact and thread count becomes a candidate, the fastest baseline first."""
-        for lap in sorted(times.of(base), key=lambda lap: lap.measurement.p50_ms):
-            self._add(base, lap, times, listener)
+        for own in sorted(times.of(base), key=lambda lap: lap.measurement.p50_ms):
+            self._add(base, own, times, listener)
         for artefact in made:
             laps: list[Lap | None] = [] if artefact.refusal else [*times.of(artefact)]
             for lap in laps or [None]:
