@@ -21,9 +21,9 @@ class Step(Section, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
 
     def __str__(self) -> str:
-        inside = ", ".join(f"{key}={value}" for key, value in self.options.items() if not isinstance(value, list))
-        more = [f"{len(value)} {key}" for key, value in self.options.items() if isinstance(value, list)]
-        return f"{self.use}({', '.join(filter(None, [inside, *more]))})"
+        given = {key: value for key, value in self.options.items() if value not in (None, [], ())}
+        inside = (f"{len(v)} {k}" if isinstance(v, list) else f"{k}={v}" for k, v in given.items())
+        return f"{self.use}({', '.join(inside)})"
 
 
 class Recipe(Section, frozen=True, kw_only=True):

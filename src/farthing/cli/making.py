@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farthing.cli import options
 from farthing.config import Section
 from farthing.errors import ConfigError
 from farthing.model import Manifest, Preprocess, TensorSpec
+
+if TYPE_CHECKING:
+    from farthing.forge.inspect import Placed
 
 CONVERT = """\
 What a runner must know beside the graph comes from you, and nothing of it is guessed:
@@ -120,3 +125,65 @@ def _samples(name: str | None, facts: Manifest | None) -> dict[str, Any] | None:
             f"task {task.name} has pictures: say in --facts how they become the input (inputs, preprocess)"
         )
     return dict(feeds(task, split, facts, picks))
+
+
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing inspect``."""
+    parser.epilog = "example: farthing inspect best --nodes"
+    parser.add_argument("model", help="model directory, zip, output of a search, or ONNX file")
+    parser.add_argument(
+        "--nodes", action="store_true", help="every node as it runs: operator, provider, time"
+    )
+    options.add_json(parser)
+
+
+def inspect(parsed: argparse.Namespace) -> int:
+    """Run ``farthing inspect``."""
+    from farthing.forge.inspect import inspect as look
+
+    found = look(Path(parsed.model))
+    if parsed.json:
+        print(show.as_json(found))
+        return 0
+    rows = [("name", f"{found.name} ({found.format}{f', opset {found.opset}' if found.opset else ''})")]
+    rows += [("input", _tensor(spec)) for spec in found.inputs]
+    rows += [("output", _tensor(spec)) for spec in found.outputs]
+    stored = ", ".join(f"{part.count:,} {part.dtype}" for part in found.weights)
+    counts = ", ".join(
+        f"{count} {name}" for name, count in sorted(found.operators.items(), key=lambda p: -p[1])
+    )
+    peak = (
+        "unknown"
+        if found.activation_peak_bytes is None
+        else show.megabytes(found.activation_peak_bytes / 1e6)
+    )
+    rows += [
+        ("size", show.megabytes(found.size_bytes / 1e6)),
+        ("parameters", "unknown" if found.parameters is None else f"{found.parameters:,} ({stored})"),
+        ("MACs", "unknown" if found.macs is None else f"{found.macs:,} a sample"),
+        ("activations", f"{peak} at the peak"),
+        ("operators", f"{found.nodes}: {counts}"),
+        ("providers", f"{', '.join(found.providers) or 'unknown'} ({found.runtime})"),
+        ("placement", _placement(found.placement)),
+        *(("note", note) for note in found.notes),
+    ]
+    print("\n".join(f"{name:<12} {text}" for name, text in rows))
+    if parsed.nodes:
+        head = ["node", "operator", "provider", "time", "output"]
+        lines = [
+            [n.node, n.operator, n.provider, f"{n.microseconds:.1f} us", "x".join(map(str, n.shape))]
+            for n in found.placement
+        ]
+        print("\n" + show.table(head, lines))
+    return 0
+
+
+def _tensor(spec: TensorSpec) -> str:
+    notes = [spec.layout, f"batch axis {spec.batch_axis}" if spec.batch_axis is not None else "", spec.role]
+    known = ", ".join(note for note in notes if note and note != "data")
+    return f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]{f' ({known})' if known else ''}"
+
+
+def _placement(placed: Sequence[Placed]) -> str:
+    by_provider = Counter(node.provider for node in placed)
+    return ", ".join(f"{count} nodes on {name}" for name, count in by_provider.items()) or "unknown"
