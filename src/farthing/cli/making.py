@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farthing.cli import options
+from farthing.cli import options, show
 from farthing.config import Section
 from farthing.errors import ConfigError
 from farthing.model import Manifest, Preprocess, TensorSpec
