@@ -749,42 +749,46 @@ open_engine(model, name).close()
     assert seen == [row.environment]
 
 
-# --- ONNX Runtime's own: files beside the file
+# --- ONNX Runtime's own: weights in a file beside the file
 
 
-def external(location: str) -> tuple[Model, bytes]:
-    """A model whose weights lie in another file, and their bytes."""
+def external(location: str, **beside: bytes) -> Model:
+    """An affine model whose weights lie in another file; ``beside`` are further files its manifest names."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     model = onnx_affine("batch")
     proto = onnx.load(str(model.file))
-    tensor, raw = proto.graph.initializer[0], WEIGHTS.tobytes()
+    tensor = proto.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", "0"), ("length", str(len(raw)))):
+    for key, value in (("location", location), ("offset", "0"), ("length", str(WEIGHTS.nbytes))):
         tensor.external_data.add(key=key, value=value)
-    return Model(model.path, model.manifest, keep=model._keep), _store(model, proto.SerializeToString(), raw)
+    return Model.create(model.manifest, {"model.onnx": proto.SerializeToString(), **beside})
 
 
-def _store(model: Model, content: bytes, raw: bytes) -> bytes:
-    model.file.write_bytes(content)
-    return raw
-
-
-def test_weights_beside_the_file_are_found_or_missed() -> None:
-    model, raw = external("weights.bin")
-    with pytest.raises(ModelError, match="weight"):
-        open_engine(model, "onnxruntime")
-    (model.path / "weights.bin").write_bytes(raw)
+def test_weights_beside_the_file_are_found_and_checked() -> None:
+    model = external("weights", weights=WEIGHTS.tobytes())
     with open_engine(model, "onnxruntime") as engine:
         np.testing.assert_allclose(
             engine.run({"x": numbers(1, 4)})["y"], expected(numbers(1, 4)), rtol=1e-5, atol=1e-6
         )
+    (model.path / "weights").write_bytes(WEIGHTS.tobytes()[::-1])
+    with pytest.raises(ModelError, match="SHA-256"):
+        model.verify()
+
+
+def test_weights_that_are_missing_or_cut_short() -> None:
+    with pytest.raises(ModelError, match="keeps weights in 'weights', which its manifest does not name"):
+        open_engine(external("weights"), "onnxruntime")
+    with pytest.raises(ModelError, match="cannot load"):
+        open_engine(external("weights", weights=WEIGHTS.tobytes()[:-1]), "onnxruntime")
 
 
 def test_weights_cannot_be_read_from_outside_the_directory(tmp_path: Path) -> None:
     secret = tmp_path / "secret.bin"
     secret.write_bytes(WEIGHTS.tobytes())
-    for location in (str(secret), os.path.relpath(secret, external("x")[0].path)):
-        with pytest.raises(ModelError):
-            open_engine(external(location)[0], "onnxruntime")
+    for location in (str(secret), "../secret.bin", "weights/../../secret.bin"):
+        model = external(location, weights=b"")
+        inner = model.save(tmp_path / "model")
+        with pytest.raises(ModelError, match="does not name"):
+            open_engine(inner, "onnxruntime")
