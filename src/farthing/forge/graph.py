@@ -34,6 +34,7 @@ def load(path: Path) -> onnx.ModelProto:
     """
     model = parse(read(path), str(path))
     _load_external(model, path)
+    _complete(model)
     check(model, str(path))
     return model
 
@@ -81,7 +82,7 @@ def _names(model: onnx.ModelProto) -> Iterator[object]:
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         yield value.name
         yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         yield from (tensor.name, *(entry.value for entry in tensor.external_data))
 
 
@@ -98,6 +99,15 @@ def check(model: onnx.ModelProto, where: str) -> None:
         raise ModelError(f"{where} breaks the rules of ONNX: {_first_line(error)}") from error
     except ValueError as error:
         raise UnsupportedError(f"{where} is too large for one file: {_first_line(error)}") from error
+
+
+def _complete(model: onnx.ModelProto) -> None:
+    """Give outputs that declare no shape the inferred one, in place: the rules demand one, runtimes do not."""
+    bare = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
+    if bare:
+        known = {value.name: value for value in inferred(model).graph.output}
+        for value in bare:
+            value.CopyFrom(known[value.name])
 
 
 def _check_operators(model: onnx.ModelProto, where: str) -> None:
@@ -143,10 +153,11 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 
 def external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The weights that a model, as parsed, keeps in other files."""
-    return [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    return [tensor for tensor in tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All stored tensors: initializers and constants, those of inner graphs and functions included."""
     graphs = [model.graph]
     while graphs:
         graph = graphs.pop()
@@ -208,9 +219,6 @@ def tensor_specs(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[
     weights = {tensor.name for tensor in model.graph.initializer}
     given = [value for value in model.graph.input if value.name not in weights]
     results = list(model.graph.output)
-    if any(not value.type.tensor_type.HasField("shape") for value in results):
-        inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
-        results = [inferred[value.name] for value in results]
     taken = {d.dim_param for v in (*given, *results) for d in v.type.tensor_type.shape.dim if d.dim_param}
     names = (name for name in (f"free_{i}" for i in range(1 << 20)) if name not in taken)
     return tuple(_spec(v, names) for v in given), tuple(_spec(v, names) for v in results)
@@ -238,6 +246,15 @@ def dtype_name(element: int) -> str:
     return name
 
 
+def tensor_bytes(tensor: onnx.TensorProto, numbers: int) -> int:
+    """Bytes that a tensor's numbers take, packed as ONNX packs them; text by its length."""
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(map(len, tensor.string_data))
+    if tensor.raw_data:
+        return len(tensor.raw_data)
+    return numbers * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
 def run(
     model: onnx.ModelProto | bytes,
     feeds: Mapping[str, Array],
@@ -263,6 +280,7 @@ class Session:
         extra: inner tensors that are to be outputs as well.
         optimise: False switches the runtime's graph optimisations off.
         profile: prefix of the profile that the runtime is to write, if any.
+        save: file that the runtime is to write the graph to as it will run it, if any.
     """
 
     def __init__(
@@ -271,6 +289,7 @@ class Session:
         extra: Sequence[str] = (),
         optimise: bool = True,
         profile: str = "",
+        save: str = "",
     ) -> None:
         self._ort = runtime()
         if extra:
@@ -284,6 +303,9 @@ class Session:
         if profile:
             settings.enable_profiling = True
             settings.profile_file_prefix = profile
+        if save:
+            settings.optimized_model_filepath = save
+            settings.log_severity_level = 4  # it warns that the file fits this machine only
         self._failures = failures()
         data = model if isinstance(model, bytes) else save_bytes(model)
         self.session = self._open(data, settings)

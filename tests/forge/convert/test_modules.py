@@ -196,6 +196,16 @@ def test_a_module_that_mixes_samples_is_fixed_at_one() -> None:
     assert any("not answered as its samples are one by one" in sentence for sentence in made.assumptions)
 
 
+def test_steps_of_a_sequence_are_no_samples() -> None:
+    made = convert(nn.GRU(4, 5), example="6x1x4")
+    assert (made.model.manifest.inputs[0].shape, made.model.manifest.inputs[0].batch_axis) == (
+        (6, 1, 4),
+        None,
+    )
+    assert made.model.manifest.outputs[0].shape == (6, 1, 5)
+    assert any("not taken as a batch axis" in sentence for sentence in made.assumptions)
+
+
 def test_half_precision_modules_get_half_precision_inputs() -> None:
     made = convert(nn.Linear(6, 4).half(), example="1x6", tolerance=1e-2)
     assert made.model.manifest.inputs[0].dtype == "float16"

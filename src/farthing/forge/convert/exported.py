@@ -40,12 +40,14 @@ class Outcome(Section, frozen=True, kw_only=True):
     """What a trial of one export found.
 
     Attributes:
-        batch: samples a call takes, or None for any number.
+        batch: size of axis 0, or None for any number of samples.
+        samples: whether axis 0 holds samples that do not depend on one another.
         output_axes: axis of the samples of each output, or None where it has none.
         assumptions: what was taken for granted.
     """
 
     batch: int | None
+    samples: bool = True
     output_axes: tuple[int | None, ...]
     assumptions: tuple[str, ...] = ()
 
@@ -102,11 +104,9 @@ def _source(made: Any, given: Any, samples: Mapping[str, Array] | None) -> tuple
         )
     example = _present(example_of(given, samples, parameter_dtype(made)))
     count = len(example.arrays)
-    source: Source
-    if isinstance(made, torch.jit.ScriptModule):
-        source = ScriptSource(made, count)
-    else:
-        source = ModuleSource(made, count)
+    source: Source = (
+        ScriptSource(made, count) if isinstance(made, torch.jit.ScriptModule) else ModuleSource(made, count)
+    )
     return source, _ordered(example, source.names)
 
 
@@ -137,7 +137,7 @@ def _pool(source: Source, example: Example, samples: Mapping[str, Array] | None)
 def _tried(source: Source, example: Example, pool: Pool, options: Options) -> tuple[Trial, Outcome]:
     """Export with a free batch; where that fails or gives wrong results, with the example's own."""
     try:
-        free = _free(source, pool, options)
+        free = _free(source, example, pool, options)
         if not isinstance(free, str):
             return free
         reason = free
@@ -148,7 +148,7 @@ def _tried(source: Source, example: Example, pool: Pool, options: Options) -> tu
     return _fixed(source, example, pool, options, reason)
 
 
-def _free(source: Source, pool: Pool, options: Options) -> tuple[Trial, Outcome] | str:
+def _free(source: Source, example: Example, pool: Pool, options: Options) -> tuple[Trial, Outcome] | str:
     """The trial with a free batch, or why it cannot be kept."""
     if pool.size < 2:
         return "its inputs have no axes"
@@ -164,10 +164,20 @@ def _free(source: Source, pool: Pool, options: Options) -> tuple[Trial, Outcome]
         singles, trial.outputs(pool.take(0, pool.size)), max(options.tolerance, 10 * single_worst)
     )
     if axes is None:
-        told = f"batch fixed at 1: a batch of {pool.size} is not answered as its samples are one by one"
-        first = tuple(0 if array.ndim and len(array) == 1 else None for array in singles[0])
-        return trial, Outcome(batch=1, output_axes=first, assumptions=(*assumptions, told))
+        return trial, _bound(example, trial.outputs(example.arrays), assumptions)
     return trial, Outcome(batch=None, output_axes=tuple(axes), assumptions=assumptions)
+
+
+def _bound(example: Example, outputs: Sequence[Array], assumptions: tuple[str, ...]) -> Outcome:
+    """The outcome where a batch is not answered as its samples are: one sample a call, or no samples at all."""
+    size = next((len(array) for array in example.arrays if array.ndim), 1)
+    reason = "a batch is not answered as its samples are one by one"
+    if size == 1:
+        axes = tuple(0 if array.ndim and len(array) == 1 else None for array in outputs)
+        return Outcome(batch=1, output_axes=axes, assumptions=(*assumptions, f"batch fixed at 1: {reason}"))
+    told = f"axis 0 kept at {size} and not taken as a batch axis: {reason}"
+    nowhere = (None,) * len(outputs)
+    return Outcome(batch=size, samples=False, output_axes=nowhere, assumptions=(*assumptions, told))
 
 
 def _fixed(
@@ -194,7 +204,10 @@ def _specs(trial: Trial, outcome: Outcome, pool: Pool) -> tuple[list[TensorSpec]
     fed = trial.feeds(pool.take(0, count))
     results = trial.outputs(pool.take(0, count))
     inputs, outputs = graph.tensor_specs(trial.model)
-    seen = [_seen(spec, fed[spec.name].shape, 0 if fed[spec.name].ndim else None, batch) for spec in inputs]
+    first = 0 if outcome.samples else None
+    seen = [
+        _seen(spec, fed[spec.name].shape, first if fed[spec.name].ndim else None, batch) for spec in inputs
+    ]
     answers = [
         _seen(spec, array.shape, axis, batch)
         for spec, array, axis in zip(outputs, results, outcome.output_axes, strict=True)
