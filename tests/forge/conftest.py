@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -120,6 +121,23 @@ def manifest(batch: int | None = None, outputs: Sequence[str] = ("logits",)) -> 
 def cnn(cnn_net: nn.Module, make_model: MakeModel) -> Model:
     """The trained CNN with its batch normalization not yet folded."""
     return make_model(cnn_net, fold=False)
+
+
+@pytest.fixture(scope="session")
+def scaled(cnn_net: nn.Module, make_model: MakeModel) -> Model:
+    """The CNN with the channels between its first two convolutions scaled by powers of 4, and scaled back after.
+
+    ReLU lets a positive factor through, so in float nothing changes; in 8 bits with one scale for the tensor
+    only the largest four channels are left (the reverse of Nagel et al. 2019, https://arxiv.org/abs/1906.04721).
+    """
+    net = copy.deepcopy(cnn_net)
+    factors = 4.0 ** torch.arange(16)
+    norm, after = net[1], net[3]
+    with torch.no_grad():
+        norm.weight *= factors
+        norm.bias *= factors
+        after.weight /= factors[None, :, None, None]
+    return make_model(net)
 
 
 @pytest.fixture(scope="session")

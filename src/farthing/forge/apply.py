@@ -81,7 +81,7 @@ def _apply_one(step: Step, model: Model, target: Target, task: Task, cache: Cach
 
 
 def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Model:
-    result = _guarded(made, model, target, task, step)
+    result = guarded(made, model, target, task, step)
     if not isinstance(result, Model):
         raise ModelError(f"{step.use} gives a {type(result).__name__}: a step of a search must give a Model")
     if result.manifest.format == "onnx":
@@ -91,8 +91,14 @@ def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Mo
     return Model.create(checked(result.manifest, lineage=lineage), content)
 
 
-def _guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) -> object:
-    """Run a pass: whatever it raises is that candidate's failure, and its input must come out as it went in."""
+def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) -> object:
+    """Run a pass: whatever it raises is that candidate's failure, and its input must come out as it went in.
+
+    Raises:
+        PluginError: it raised an error that is none of Farthing's.
+        ModelError: it changed its input.
+        FarthingError: as it raised it.
+    """
     try:
         result = made(model, target, task)
     except FarthingError:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from farthing.errors import FarthingError, PluginError
+from farthing.config import convert
+from farthing.errors import FarthingError
 from farthing.forge import exclude
-from farthing.forge.apply import apply
-from farthing.forge.cache import Cache
+from farthing.forge.apply import apply, versions
+from farthing.forge.cache import Cache, key_of
 from farthing.forge.evaluate import PROXY_SAMPLES, Judge, Score
 from farthing.forge.ladder import Rung, with_exclusions
+from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.verdict import accuracy_refusal, hopeless, points
 from farthing.model import Model
 from farthing.recipe import Listener, Progress, Step
@@ -83,7 +85,6 @@ class Climber:
         if not int8 or any(not artefact.refusal for artefact in int8):
             return []
         best = min(int8, key=lambda a: a.score.drop.value if a.score else 0.0)
-        self._say(f"ranking the operators of {best.rung.name}")
         try:
             worst = self._ranked(best)
         except FarthingError as error:
@@ -123,15 +124,19 @@ class Climber:
 
     def _ranked(self, best: Artefact) -> list[str]:
         """Names of the quantized operators of an artefact, worst first."""
-        place = next(i for i, step in enumerate(best.rung.steps) if step.use == STATIC)
-        floating, _ = self._apply(best.rung.steps[:place])
-        quantized, _ = self._apply(best.rung.steps[: place + 1])
-        try:
-            return exclude.ranked(floating, quantized, self._task)
-        except FarthingError:
-            raise
-        except Exception as error:  # the tools that compare both are other people's code, as in a pass
-            raise PluginError(f"comparing tensors failed with {type(error).__name__}: {error}") from error
+        place = next(i for i, step in enumerate(best.steps) if step.use == STATIC)
+        floating, _ = self._apply(best.steps[:place])
+        text = f"ranking the operators of {best.rung.name}"
+        quantize = convert(best.steps[place].options, StaticInt8, STATIC)
+
+        def rank() -> list[str]:
+            return exclude.ranked(
+                floating, quantize, self._target, self._task, lambda done, total: self._say(text, done, total)
+            )
+
+        data = self._task.split("calibration").digest
+        key = key_of("ranking", floating.digest, best.steps[place], self._target, data, versions(STATIC))
+        return self._cache.value(key, list[str], rank)
 
     def _bisect(self, rung: Rung, worst: list[str], made: Sequence[Artefact]) -> list[Artefact]:
         """Artefacts on the way to the fewest operators whose return is enough, small numbers first."""

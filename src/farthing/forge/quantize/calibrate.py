@@ -94,6 +94,9 @@ class Once:
         feeds, self._feeds = self._feeds, None
         return feeds
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.get_next, None)
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
