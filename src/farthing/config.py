@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 import yaml
@@ -140,25 +140,41 @@ def _path_hook(kind: type[Any], value: Any) -> Any:
 
 
 def _explain(message: str, kind: Any) -> str:
-    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$(.*)`)?$", message, re.S)
-    if not unknown:
+    """What msgspec says, with the right names where it knows that one is wrong."""
+    match = re.match(
+        r"(Object contains unknown field `|Invalid enum value ')(.+?)[`'](?: - at (`key` in )?`\$(.*)`)?$",
+        message,
+        re.S,
+    )
+    if not match:
         return message.replace("`$.", "`")
-    place = unknown[2] or ""
-    known = _fields_at(kind, [part for part in place.split(".") if part])
-    at = f" at {place.lstrip('.')}" if place else ""
-    return f"unknown key {unknown[1]!r}{at}; {nearest(unknown[1], known)}"
+    wrong, name, key, place = match.groups()
+    path = [part for part in re.sub(r"\[[^\]]*\]", "", place or "").split(".") if part]
+    at, found = f" at {place.lstrip('.')}" if place else "", _type_at(kind, path)
+    if wrong.startswith("Object"):
+        fields = [
+            field.encode_name for section in _sections(found)[:1] for field in msgspec.structs.fields(section)
+        ]
+        return f"unknown key {name!r}{at}; {nearest(name, fields)}"
+    values = _literals(get_args(found)[0] if key else found)
+    return f"{name!r}{at} is not possible; {nearest(name, values)}" if values else message
 
 
-def _fields_at(kind: Any, place: list[str]) -> list[str]:
-    """Names of the fields of the section found by following ``place`` from ``kind``."""
+def _type_at(kind: Any, place: list[str]) -> Any:
+    """The type found by following the names of fields from ``kind``, through tuples and maps; None if there is none."""
+    if not place:
+        return kind
     for section in _sections(kind):
-        fields = {field.encode_name: field.type for field in msgspec.structs.fields(section)}
-        if not place:
-            return list(fields)
-        name = re.sub(r"\[.*\]$", "", place[0])
-        if name in fields:
-            return _fields_at(fields[name], place[1:])
-    return []
+        for field in msgspec.structs.fields(section):
+            if field.encode_name == place[0]:
+                return _type_at(field.type, place[1:])
+    return None
+
+
+def _literals(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [value for part in get_args(kind) for value in _literals(part)]
 
 
 def _sections(kind: Any) -> list[Any]:
