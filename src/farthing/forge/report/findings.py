@@ -1,0 +1,108 @@
+"""What a search found, with what every part of its report needs to know: who won, and how figures are shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from farthing.errors import MeasurementError
+from farthing.forge.report.typeset import Scale, number, size_unit, time_unit
+from farthing.measure import Measurement
+from farthing.recipe import Candidate, Step, Summary
+
+METRICS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "macro_f1": "macro F1",
+    "auc": "area under the ROC curve",
+    "map": "mAP@[.5,.95]",
+    "cosine": "mean cosine with the model as given",
+    "error": "mean absolute error",
+    "agreement": "agreement with the model as given",
+}
+
+
+class Findings:
+    """A summary and what follows from it.
+
+    Attributes:
+        base, winner: candidates; the same one, or another thread count of it, where ``unchanged``.
+        metric: what the metric is called in a sentence.
+        scale, time, size: how the metric, times in ms and sizes in MB are shown on this page.
+        timed: candidates with a latency.
+
+    Raises:
+        MeasurementError: the summary lists no candidate.
+    """
+
+    def __init__(self, summary: Summary) -> None:
+        if not summary.candidates:
+            raise MeasurementError(
+                "there is nothing to report: the summary lists no candidate; run the search again"
+            )
+        self.summary = summary
+        self.base = summary.candidates[0]
+        self.winner = next((c for c in summary.candidates if c.number == summary.winner), self.base)
+        self.unchanged = self.winner is self.base or self.winner.status == "baseline"
+        self.metric = METRICS.get(summary.metric, summary.metric)
+        self.scale = _scale(summary)
+        self.timed = [c for c in summary.candidates if c.figures.latency_ms is not None]
+        self.time = time_unit([c.figures.latency_ms for c in self.timed])
+        self.size = size_unit([c.figures.size_mb for c in summary.candidates])
+
+    def batches(self) -> str:
+        """How the offline scenario fed the winner."""
+        measured = self.winner.measurements.get("offline")
+        return f"batches of {measured.batch}" if measured else "in batches"
+
+    def shown(self, name: str) -> Callable[[float], str]:
+        """How a figure that a budget may limit is written, by the limit's name."""
+        scale = self.scale
+        ways: dict[str, Callable[[float], str]] = {
+            "accuracy_drop": lambda value: f"{scale.gap(value).lstrip('+')}{scale.points}",
+            "accuracy_min": lambda value: f"{scale.plain(value)}{scale.unit}",
+            "latency_ms": self.time,
+            "throughput_min": lambda value: f"{number(value, 4)}\N{NO-BREAK SPACE}samples/s",
+            "peak_memory_mb": lambda value: f"{number(value)}\N{NO-BREAK SPACE}MB",
+            "size_mb": self.size,
+            "energy_mj": lambda value: f"{number(value)}\N{NO-BREAK SPACE}mJ",
+        }
+        return ways[name]
+
+
+def single(candidate: Candidate) -> Measurement | None:
+    """The measurement of a candidate fed one sample at a time."""
+    return candidate.measurements.get("single_stream")
+
+
+def _higher_is_better(summary: Summary) -> bool:
+    """Known of built-in metrics; of others read off the candidates: a drop is worse, whichever way it points."""
+    if summary.metric in METRICS:
+        return summary.metric != "error"
+    first, votes = summary.candidates[0].accuracy, 0.0
+    for candidate in summary.candidates:
+        if first and candidate.accuracy and candidate.drop and candidate.drop.value:
+            vote = math.copysign(1, candidate.drop.value) * (first.value - candidate.accuracy.value)
+            votes += vote if math.isfinite(vote) else 0.0
+    return votes >= 0
+
+
+def _scale(summary: Summary) -> Scale:
+    higher = _higher_is_better(summary)
+    values = [c.accuracy.value for c in summary.candidates if c.accuracy and math.isfinite(c.accuracy.value)]
+    return Scale(percent=higher and all(-1 <= value <= 1 for value in values), higher=higher)
+
+
+def steps_in_words(steps: Sequence[Step]) -> str:
+    """Steps in a line: names without version and built-in family, lists and maps by their length, long values cut."""
+    return ", ".join(_step(step) for step in steps)
+
+
+def _step(step: Step) -> str:
+    options = []
+    for key, value in step.options.items():
+        shown = f"{len(value)} {key}" if isinstance(value, list | tuple | dict) else f"{key}={value}"
+        options.append(shown if len(shown) <= 60 else f"{shown[:57]}...")
+    name = re.sub(r"^(graph|quantize)\.|\.v\d+$", "", step.use)
+    return f"{name}(\N{ZERO WIDTH SPACE}{', '.join(options)})" if options else name
