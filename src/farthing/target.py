@@ -236,7 +236,7 @@ class Budget(Section, frozen=True, kw_only=True):
         """
         limits: dict[str, float] = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
-            match = re.fullmatch(r"(\w+)\s*(<=|>=|=|<|>)\s*(\S+)", part)
+            match = re.fullmatch(r"(\w+)\s*(<=|>=|=|<|>)\s*([^\s<>=]\S*)", part)
             if not match:
                 raise ConfigError(
                     f"budget {part!r} is not of the form NAME<=NUMBER, as in accuracy_drop<=0.01"

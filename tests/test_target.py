@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farthing.config import to_yaml
+from farthing.errors import ConfigError, TargetError
+from farthing.target import BUDGET_NAMES, Budget, Target
+
+XEON = """processor\t: 0
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz
+flags\t\t: fpu sse4_1 avx f16c fma avx2 avx512f avx512bw avx512_vnni
+"""
+LAPTOP = "processor\t: 0\nmodel name\t: 12th Gen\nflags\t\t: sse4_1 avx avx2 fma avx_vnni\n\n" * 4
+OLD = "processor\t: 0\nmodel name\t: Atom\nflags\t\t: fpu sse4_1\n"
+PI4 = """processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+Hardware\t: BCM2835
+Model\t\t: Raspberry Pi 4 Model B Rev 1.4
+"""
+PI5 = PI4.replace("0xd08", "0xd0b").replace("cpuid", "cpuid asimdrdm lrcpc dcpop asimddp")
+BIG_LITTLE = (
+    "processor\t: 0\nFeatures\t: asimd asimddp i8mm\nCPU implementer\t: 0x41\nCPU part\t: 0xd05\n\n"
+    "processor\t: 4\nFeatures\t: asimd asimddp i8mm bf16 sve2\nCPU implementer\t: 0x41\nCPU part\t: 0xd41\n"
+)
+APPLE = "processor\t: 0\nFeatures\t: asimd asimddp\nCPU implementer\t: 0x61\nCPU part\t: 0x022\n"
+
+
+def machine(root: Path, cpuinfo: str = XEON, tree: Mapping[str, str | int] | None = None) -> Path:
+    """A tree of /proc and /sys; a name that begins with ``@`` lies in the root of the control groups."""
+    contents = {
+        "proc/cpuinfo": cpuinfo,
+        "proc/meminfo": "MemTotal:       16384000 kB\nMemFree: 1 kB\n",
+        **(tree or {}),
+    }
+    for name, text in contents.items():
+        place = root / name.replace("@", "sys/fs/cgroup/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(str(text))
+    return root
+
+
+SERVICE = {"proc/self/cgroup": "0::/system.slice/door.service"}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "cpu", "has", "lacks", "vnni"),
+    [
+        (XEON, "Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", {"avx512_vnni", "avx2"}, {"amx_int8"}, True),
+        (LAPTOP, "12th Gen", {"avx_vnni", "fma"}, {"avx512f"}, True),
+        (OLD, "Atom", {"sse4_1"}, {"avx"}, False),
+        (PI4, "Cortex-A72", {"asimd"}, {"asimddp"}, False),
+        (PI5, "Cortex-A76", {"asimd", "asimddp"}, {"i8mm"}, False),
+        (BIG_LITTLE, "Cortex-A55 + Cortex-A78", {"asimddp", "i8mm"}, {"bf16", "sve2"}, False),
+        (APPLE, "implementer 61 part 022", {"asimddp"}, set(), False),
+        ("", "", set(), {"avx2", "asimd"}, False),
+        ("\x00\xff nonsense", "", set(), {"avx2"}, False),
+    ],
+    ids=["xeon", "laptop", "atom", "pi4", "pi5", "big.LITTLE", "apple", "none", "nonsense"],
+)
+def test_processors(
+    tmp_path: Path, cpuinfo: str, cpu: str, has: set[str], lacks: set[str], vnni: bool
+) -> None:
+    found = Target.detect(machine(tmp_path, cpuinfo))
+    assert found.cpu == cpu
+    assert has <= set(found.isa)
+    assert not lacks & set(found.isa)
+    assert found.vnni is vnni
+    assert found.name == "this"
+
+
+HERE = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(HERE < 2, reason="needs two processors to cut")
+@pytest.mark.parametrize(
+    ("tree", "cores"),
+    [
+        ({}, HERE),
+        ({"@cpu.max": "max 100000"}, HERE),
+        ({"@cpu.max": "100000 100000"}, 1),
+        ({"@cpu.max": "150000 100000"}, 1),
+        ({"@cpu.max": "20000 100000"}, 1),
+        ({"@cpu.max": "100000 0"}, HERE),
+        ({"@cpu/cpu.cfs_quota_us": 100000, "@cpu/cpu.cfs_period_us": 100000}, 1),
+        ({"@cpu/cpu.cfs_quota_us": -1, "@cpu/cpu.cfs_period_us": 100000}, HERE),
+        (  # a systemd service: the quota is on the service's own group
+            {**SERVICE, "@system.slice/door.service/cpu.max": "50000 100000"},
+            1,
+        ),
+        (  # ... or on the slice around it
+            {**SERVICE, "@system.slice/cpu.max": "50000 100000"},
+            1,
+        ),
+        (  # another service's quota is none of ours
+            {**SERVICE, "@system.slice/other.service/cpu.max": "50000 100000"},
+            HERE,
+        ),
+        (  # version 1, controllers mounted together
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/abc\n2:memory:/docker/abc",
+                "@cpu,cpuacct/docker/abc/cpu.cfs_quota_us": 100000,
+                "@cpu,cpuacct/docker/abc/cpu.cfs_period_us": 100000,
+            },
+            1,
+        ),
+        ({"proc/self/cgroup": "0::/../../../escape\nnonsense\n::::", "etc/cpu.max": "1 1"}, HERE),
+    ],
+)
+def test_cores_are_cut_by_control_groups(tmp_path: Path, tree: dict[str, str | int], cores: int) -> None:
+    assert Target.detect(machine(tmp_path, tree=tree)).cores == cores
+
+
+@pytest.mark.parametrize(
+    ("tree", "memory_mb"),
+    [
+        ({}, 16000),
+        ({"proc/meminfo": ""}, None),
+        ({"@memory.max": "max"}, 16000),
+        ({"@memory.max": 512 << 20}, 512),
+        ({"@memory.max": 64 << 30}, 16000),
+        ({"@memory/memory.limit_in_bytes": 256 << 20}, 256),
+        ({"@memory/memory.limit_in_bytes": 9223372036854771712}, 16000),
+        ({"proc/meminfo": "", "@memory/memory.limit_in_bytes": 9223372036854771712}, None),
+        (
+            {"proc/self/cgroup": "0::/a/b", "@a/b/memory.max": 300 << 20, "@a/memory.max": 200 << 20},
+            200,
+        ),
+        ({"proc/self/cgroup": "2:memory:/d/a", "@memory/d/a/memory.limit_in_bytes": 128 << 20}, 128),
+        ({"proc/self/cgroup": "0::/a", "@unified/a/memory.max": 100 << 20}, 100),
+    ],
+)
+def test_memory_is_cut_by_control_groups(
+    tmp_path: Path, tree: dict[str, str | int], memory_mb: int | None
+) -> None:
+    assert Target.detect(machine(tmp_path, tree=tree)).memory_mb == memory_mb
+
+
+def test_an_empty_root_is_a_machine_nothing_is_known_of(tmp_path: Path) -> None:
+    found = Target.detect(tmp_path)
+    assert (found.isa, found.memory_mb, found.cpu, found.cores) == ((), None, "", HERE)
+
+
+def test_this_machine() -> None:
+    found = Target.find("this")
+    assert found == Target.detect()
+    assert found.digest == Target.detect().digest
+    assert found.cores
+    assert found.memory_mb
+    assert found.memory_mb > 100
+
+
+def test_a_target_is_read_from_a_file(tmp_path: Path) -> None:
+    door = Target(
+        name="door", arch="aarch64", isa=("asimd",), cores=4, memory_mb=1024, engines=("onnxruntime",)
+    )
+    (tmp_path / "door.yaml").write_text(to_yaml(door))
+    assert Target.find(str(tmp_path / "door.yaml")) == door
+    assert door.digest != Target(name="door", arch="aarch64").digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a", "missing required field `arch`"),
+        ("name: a\narch: b\ncors: 3", "unknown key 'cors'; did you mean 'cores'"),
+        ("name: a\narch: b\ncores: 0", "cores must be from 1, not 0"),
+        ("name: a\narch: b\nmemory_mb: -5", "memory_mb must be from 1"),
+    ],
+)
+def test_files_that_describe_no_target(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(TargetError, match=message):
+        Target.find(str(tmp_path / "t.yaml"))
+    with pytest.raises(TargetError, match="cannot read"):
+        Target.find(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.parametrize(("name", "hint"), [("thsi", "did you mean 'this'"), ("raspberry", "Known: this")])
+def test_an_unknown_target(name: str, hint: str) -> None:
+    with pytest.raises(TargetError, match=f"no target is called '{name}'; .*{hint}.*path of a file"):
+        Target.find(name)
+
+
+def test_what_a_manifest_requires_is_held_against_the_target() -> None:
+    old, new = (Target(name="t", arch="x86_64", isa=isa) for isa in (("avx2",), ("avx2", "avx_vnni")))
+    arm = Target(name="t", arch="aarch64", isa=("asimd",))
+    assert [target.lacks(("vnni",)) for target in (old, new, arm)] == [("vnni",), (), ()]
+    assert arm.lacks(("asimd", "asimddp")) == ("asimddp",)
+    assert old.lacks(()) == ()
+
+
+# --- budgets
+
+
+limits = st.floats(min_value=0, allow_nan=False, allow_infinity=False) | st.integers(0, 10**6)
+budgets = st.builds(Budget, **{name: st.none() | limits for name in BUDGET_NAMES})
+
+
+@given(budgets)
+def test_a_budget_reads_back_from_its_text(budget: Budget) -> None:
+    assert Budget.parse(str(budget)) == budget
+    assert Budget.parse(str(budget).replace(",", " ,  ").replace("=", "= ")) == budget
+
+
+def test_the_issue_s_example() -> None:
+    budget = Budget.parse("accuracy_drop<=0.01, latency_ms<=5, size_mb<=1")
+    assert budget == Budget(accuracy_drop=0.01, latency_ms=5.0, size_mb=1.0)
+    assert str(budget) == "accuracy_drop<=0.01, latency_ms<=5, size_mb<=1"
+    assert Budget.parse("throughput_min >= 1e3, accuracy_min>=.9").throughput_min == 1000
+    assert Budget.parse(" , ") == Budget()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("acuracy_drop<=0.01", "no budget is called 'acuracy_drop'; did you mean 'accuracy_drop'"),
+        ("latency<=5", "did you mean 'latency_ms'"),
+        ("latency_ms>=5", "write latency_ms<=5"),
+        ("latency_ms<5", "write latency_ms<=5"),
+        ("accuracy_min<=0.9", "write accuracy_min>=0.9"),
+        ("latency_ms<=5, latency_ms<=6", "latency_ms is given twice"),
+        ("latency_ms<=5ms", "'5ms' is not a number"),
+        ("accuracy_drop<=1%", r"'1%' is not a number \(write 0.01, not 1%\)"),
+        ("size_mb", "is not of the form NAME<=NUMBER"),
+        ("size_mb<=", "is not of the form"),
+        ("size_mb<=1 2", "is not of the form"),
+        ("size_mb<=-1", "size_mb must be a number from 0, not -1"),
+        ("size_mb<=nan", "must be a number from 0"),
+        ("size_mb<=inf", "must be a number from 0"),
+    ],
+)
+def test_budgets_that_make_no_sense(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Budget.parse(text)
+
+
+@given(st.text(max_size=30) | st.text(st.sampled_from(list("size_mb<=>,. 01e-")), max_size=20))
+def test_any_text_is_a_budget_or_a_config_error(text: str) -> None:
+    try:
+        budget = Budget.parse(text)
+    except ConfigError:
+        return
+    assert all(re.fullmatch(r"\w+[<>]=\S+", part) for part in filter(None, str(budget).split(", ")))
