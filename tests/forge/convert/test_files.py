@@ -338,6 +338,15 @@ def test_onnx_whose_free_axis_is_no_batch(tmp_path: Path) -> None:
     assert any("not answered as its samples are one by one" in sentence for sentence in made.assumptions)
 
 
+def test_onnx_whose_free_axis_the_example_fixes(tmp_path: Path) -> None:
+    total = helper.make_node("CumSum", ["x", "zero"], ["y"])
+    zero = helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.array(0)))
+    made = convert(product(tmp_path, ["steps", 4], [zero, total], ["steps", 4]), example="5x4")
+    assert (made.model.manifest.inputs[0].shape, made.model.manifest.inputs[0].batch_axis) == ((5, 4), None)
+    assert made.model.manifest.outputs[0].shape == (5, 4)
+    assert any("axis 0 kept at 5" in sentence for sentence in made.assumptions)
+
+
 def test_onnx_that_only_runs_single_samples(tmp_path: Path) -> None:
     shape = helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([1, 4])))
     made = convert(

@@ -36,7 +36,7 @@ def take(
     inputs, outputs = graph.tensor_specs(model)
     inputs = tuple(_with_role(spec, owner) for spec in inputs)
     example = _example(inputs, given, samples)
-    trial = _Trial(graph.Session(model), inputs, outputs, _pool(inputs, example, samples), tolerance)
+    trial = _Trial(graph.Session(model), inputs, outputs, _pool(inputs, example, samples), tolerance, example)
     fed, answered = trial.specs()
     fed, layouts = with_layouts(fed, owner)
     opset = max(entry.version for entry in model.opset_import if entry.domain in graph.OFFICIAL[:2])
@@ -136,7 +136,13 @@ class _Trial:
     """
 
     def __init__(
-        self, session: graph.Session, inputs: Specs, outputs: Specs, pool: Pool, tolerance: float
+        self,
+        session: graph.Session,
+        inputs: Specs,
+        outputs: Specs,
+        pool: Pool,
+        tolerance: float,
+        example: Example,
     ) -> None:
         self._session = session
         self._inputs = inputs
@@ -144,6 +150,8 @@ class _Trial:
         self._pool = pool
         self._tolerance = tolerance
         self._moving = _moving(inputs)
+        self._example = example
+        self._batch_axis: int | None = 0
         self.batch = _fixed(inputs)
         self.checked = f"its outputs are finite on {pool.words}"
         step = self.batch or 1
@@ -191,8 +199,15 @@ class _Trial:
         self.checked += f", a batch of {self._pool.size} equal to single samples within {max(gaps):.1e}"
 
     def _settle(self, reason: str) -> None:
-        self.batch = 1
-        self.assumptions.append(f"batch fixed at 1, although the file leaves it free: {reason}")
+        """Fix axis 0 at 1; or at the size the example gives it, which then counts no samples."""
+        self.batch = max(len(self._example.arrays[i]) for i in self._moving)
+        if self.batch == 1:
+            self.assumptions.append(f"batch fixed at 1, although the file leaves it free: {reason}")
+            return
+        self.assumptions = [f"axis 0 kept at {self.batch} and not taken as a batch axis: {reason}"]
+        self._batch_axis = None
+        self._axes = [None for _ in self._outputs]
+        self._answers = [self._run(0, self.batch)]
 
     def specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Inputs and outputs with their batch axes; sizes the file leaves open are filled in where they cannot vary."""
@@ -200,7 +215,9 @@ class _Trial:
         fed = []
         for number, spec in enumerate(self._inputs):
             if number in self._moving:
-                spec = msgspec.structs.replace(spec, shape=(batch, *spec.shape[1:]), batch_axis=0)
+                spec = msgspec.structs.replace(
+                    spec, shape=(batch, *spec.shape[1:]), batch_axis=self._batch_axis
+                )
             fed.append(spec)
         varies = any(isinstance(size, str) for spec in self._inputs for size in spec.shape[1:])
         answered = []
