@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+import msgspec
+
 import farthing
 from farthing import files, plugins
 from farthing.config import Section, convert, plain
@@ -30,7 +32,10 @@ def build(step: Step, target: Target) -> tuple[Pass, Step]:
     if isinstance(part, type) and issubclass(part, Section):
         made: Any = convert(step.options, part, step.use)
         made = made.resolved(target) if hasattr(made, "resolved") else made
-        return made, Step(use=step.use, options=plain(made))
+        stored = msgspec.json.decode(
+            msgspec.json.encode(plain(made))
+        )  # lists, as a recipe file gives them back
+        return made, Step(use=step.use, options=stored)
     if not isinstance(part, type):
         _check_options(part, step)
         return (lambda model, target, task: part(model, target, task, **step.options)), step

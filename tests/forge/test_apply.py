@@ -1,0 +1,354 @@
+"""Steps by name: options checked, results cached, users' passes contained, recipes replayed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from onnx import numpy_helper
+
+from farthing import plugins
+from farthing.bundle import Bundle
+from farthing.config import read, to_yaml
+from farthing.errors import ConfigError, ModelError, PluginError, TaskError
+from farthing.forge import graph
+from farthing.forge.apply import apply, build, replay, versions
+from farthing.forge.cache import Cache
+from farthing.model import Model
+from farthing.recipe import PassSection, Recipe, Step
+from farthing.target import Budget, Target
+from farthing.task import Split, Task
+
+VNNI = Target(name="vnni", arch="x86_64", isa=("avx512_vnni",))
+OLD = Target(name="old", arch="x86_64")
+FUSE = Step(use="graph.fuse.v1")
+COMPACT = Step(use="graph.compact.v1")
+INT8 = Step(use="quantize.static.v1")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def halve(model: Model, target: Target, task: Task, factor: float = 0.5) -> Model:
+    """A user's pass: the last bias is scaled."""
+    proto = graph.load(model.file)
+    tensor = proto.graph.initializer[-1]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
+    return Model.create(model.manifest, {"model.onnx": graph.save_bytes(proto)})
+
+
+def test_an_unknown_pass_names_the_nearest() -> None:
+    with pytest.raises(PluginError, match=r"'quantize\.statik\.v1'; did you mean 'quantize\.static\.v1'"):
+        build(Step(use="quantize.statik.v1"), VNNI)
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "message"),
+    [
+        ("quantize.static.v1", {"calibrater": "minmax"}, "'calibrater'; did you mean 'calibrator'"),
+        (
+            "quantize.static.v1",
+            {"calibrator": "mimmax"},
+            "'mimmax' at calibrator .* did you mean 'minmax'",
+        ),
+        ("quantize.static.v1", {"samples": "many"}, "Expected `int`, got `str`"),
+        ("graph.fuse.v1", {"level": 3}, "unknown key 'level'"),
+        ("mine.halve.v1", {"faktor": 2}, r"mine\.halve\.v1: .*; did you mean 'factor'"),
+    ],
+)
+@pytest.mark.usefixtures("registry")
+def test_wrong_options_are_named(use: str, options: dict[str, Any], message: str) -> None:
+    plugins.register("pass", "mine.halve.v1", halve)
+    with pytest.raises(ConfigError, match=message):
+        build(Step(use=use, options=options), VNNI)
+
+
+def test_options_are_resolved_to_what_the_target_needs() -> None:
+    for target, activations, reduced in ((VNNI, "uint8", False), (OLD, "uint8", True)):
+        _, step = build(INT8, target)
+        assert step.options["activations"] == activations
+        assert step.options["reduce_range"] is reduced
+        assert step.options["calibrator"] == "minmax"
+        assert build(step, VNNI)[1] == step, "resolved once, it stays, whatever the target"
+
+
+def test_steps_run_in_order_and_leave_a_lineage(cnn: Model, digits_task: Task, cache: Cache) -> None:
+    made, steps = apply([FUSE, INT8, COMPACT], cnn, VNNI, digits_task, cache)
+    assert [step.use for step in steps] == ["graph.fuse.v1", "quantize.static.v1", "graph.compact.v1"]
+    assert [line.split("(")[0] for line in made.manifest.lineage] == [step.use for step in steps]
+    assert "calibrator=minmax" in made.manifest.lineage[1]
+    excluding = Step(use="quantize.static.v1", options={"exclude": ["a" * 50, "b" * 50]})
+    made, _ = apply([FUSE, excluding], cnn, VNNI, digits_task, cache)
+    assert "2 exclude" in made.manifest.lineage[1], "long lists are counted, not printed"
+    assert "aaa" not in made.manifest.lineage[1]
+    assert apply([], cnn, VNNI, digits_task, cache) == (cnn, ())
+
+
+def test_results_come_from_the_cache_whatever_the_process_forgot(
+    cnn: Model, digits_task: Task, cache: Cache
+) -> None:
+    first, _ = apply([FUSE, INT8], cnn, VNNI, digits_task, cache)
+    second, _ = apply([FUSE, INT8], cnn, VNNI, digits_task, cache)
+    assert first.path == second.path
+    assert first.path.is_relative_to(cache.root)
+    fresh, _ = apply([FUSE, INT8], cnn, VNNI, digits_task, Cache(cache.root.with_name("other")))
+    assert fresh.digest == first.digest
+
+
+def test_what_decides_a_result_decides_its_place_in_the_cache(
+    cnn: Model, digits_task: Task, cache: Cache, digits: Any
+) -> None:
+    x, y = digits
+    other_data = Task("d", {"calibration": Split({"": x[500:600]}, y[500:600])}, "top1")
+    other_test = Task("d", {**digits_task.splits, "test": Split({"": x[:10]}, y[:10])}, "top1")
+
+    def place(task: Task = digits_task, target: Target = VNNI, **options: Any) -> Path:
+        step = Step(use="quantize.static.v1", options=options)
+        return apply([FUSE, step], cnn, target, task, cache)[0].path
+
+    assert place() == place()
+    assert place(other_test) == place(), "int8 looks at calibration data alone"
+    different = [place(), place(other_data), place(target=OLD), place(samples=64), place(per_channel=False)]
+    assert len(set(different)) == len(different)
+    assert (
+        apply([FUSE], cnn, VNNI, other_data, cache)[0].path
+        == apply([FUSE], cnn, VNNI, digits_task, cache)[0].path
+    )
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_users_function_is_a_pass(cnn: Model, digits_task: Task, cache: Cache) -> None:
+    plugins.register("pass", "mine.halve.v1", halve)
+    step = Step(use="mine.halve.v1", options={"factor": 0.25})
+    made, steps = apply([FUSE, step], cnn, VNNI, digits_task, cache)
+    assert steps[1] == step
+    fused, _ = apply([FUSE], cnn, VNNI, digits_task, cache)
+    bias = [numpy_helper.to_array(graph.load(m.file).graph.initializer[-1]) for m in (fused, made)]
+    np.testing.assert_array_equal(bias[1], bias[0] * np.float32(0.25))
+    assert apply([FUSE, step], cnn, VNNI, digits_task, cache)[0].path == made.path
+    assert versions("mine.halve.v1") == {"farthing": versions("graph.fuse.v1")["farthing"]}
+
+
+class Counting(PassSection, frozen=True, kw_only=True):
+    """A user's pass as a class that looks at training data."""
+
+    reads = ("train",)
+    libraries = ("numpy", "no-such-package")
+
+    times: int = 1
+
+    def __call__(self, model: Model, target: Target, task: Task) -> Model:
+        return halve(model, target, task, 1 / (self.times * len(task.split("train"))))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_users_class_says_what_it_reads(cnn: Model, digits_task: Task, cache: Cache) -> None:
+    plugins.register("pass", "mine.counting.v1", Counting)
+    step = Step(use="mine.counting.v1", options={"times": 2})
+    first, steps = apply([step], cnn, VNNI, digits_task, cache)
+    assert steps[0].options == {"times": 2}
+    shorter = Task("d", {**digits_task.splits, "train": digits_task.split("train").subset(range(10))}, "top1")
+    assert apply([step], cnn, VNNI, shorter, cache)[0].digest != first.digest
+    assert set(versions("mine.counting.v1")) == {"farthing", "numpy", "no-such-package"}
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_function_with_options_says_what_it_reads(cnn: Model, digits_task: Task, cache: Cache) -> None:
+    def reader(model: Model, target: Target, task: Task, factor: float = 1.0) -> Model:
+        return halve(model, target, task, factor / len(task.split("validation")))
+
+    reader.reads = ("validation",)  # type: ignore[attr-defined]
+    plugins.register("pass", "mine.reader.v1", reader)
+    step = Step(use="mine.reader.v1", options={"factor": 2.0})
+    shorter = Task(
+        "d", {**digits_task.splits, "validation": digits_task.split("validation").subset(range(9))}, "top1"
+    )
+    digests = {apply([step], cnn, VNNI, task, cache)[0].digest for task in (digits_task, shorter)}
+    assert len(digests) == 2
+
+
+@pytest.mark.usefixtures("registry")
+def test_changed_code_is_not_answered_from_the_cache(cnn: Model, digits_task: Task, tmp_path: Path) -> None:
+    """A user edits the file of a pass and runs the search again."""
+    source = """
+        from farthing.model import Model
+        from farthing.forge import graph
+        def tag(model, target, task):
+            proto = graph.load(model.file)
+            proto.doc_string = "NUMBER"
+            return Model.create(model.manifest, {"model.onnx": graph.save_bytes(proto)})
+    """
+    found = []
+    for number in ("1", "2", "1"):
+        place = tmp_path / f"mine{len(found)}.py"
+        place.write_text(textwrap.dedent(source).replace("NUMBER", number))
+        spec = importlib.util.spec_from_file_location(place.stem, place)
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        sys.modules[place.stem] = module
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        plugins._registered.pop(("pass", "mine.tag.v1"), None)
+        plugins.register("pass", "mine.tag.v1", module.tag)
+        made, _ = apply([Step(use="mine.tag.v1")], cnn, VNNI, digits_task, Cache(tmp_path / "cache"))
+        found.append((graph.load(made.file).doc_string, made.path))
+        del sys.modules[place.stem]
+    assert [text for text, _ in found] == ["1", "2", "1"]
+    assert found[0] == found[2], "what was there before is found again"
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_function_that_closes_over_variables_runs_each_time(
+    cnn: Model, digits_task: Task, cache: Cache
+) -> None:
+    """Its text does not say what it does: halving and doubling look the same."""
+
+    def make(factor: float) -> Any:
+        return lambda model, target, task: halve(model, target, task, factor)
+
+    found = []
+    for factor in (0.5, 2.0):
+        plugins._registered["pass", "mine.scale.v1"] = make(factor)
+        found.append(apply([Step(use="mine.scale.v1")], cnn, VNNI, digits_task, cache)[0].digest)
+    assert found[0] != found[1]
+
+
+def slow_leak(model: Model, target: Target, task: Task) -> Model:
+    model.file.write_bytes(model.file.read_bytes() + b" ")
+    return model
+
+
+def boom(model: Model, target: Target, task: Task) -> Model:
+    raise ValueError("axis 3 is out of bounds")
+
+
+def refuses(model: Model, target: Target, task: Task) -> Model:
+    raise ModelError("this net has no attention")
+
+
+def gives_a_path(model: Model, target: Target, task: Task) -> Any:
+    return model.path
+
+
+def breaks_the_graph(model: Model, target: Target, task: Task) -> Model:
+    proto = graph.load(model.file)
+    proto.graph.node[0].input[0] = "nowhere"
+    return Model.create(model.manifest, {"model.onnx": proto.SerializeToString()})
+
+
+def makes_a_bundle(model: Model, target: Target, task: Task) -> Bundle:
+    return Bundle.create("parts", "parts", {"a": model}, model.path.parent / "bundle")
+
+
+class NotASection:
+    def __call__(self, model: Model, target: Target, task: Task) -> Model:
+        return model
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "message"),
+    [
+        (boom, PluginError, r"mine\.bad\.v1 failed with ValueError: axis 3 is out of bounds"),
+        (refuses, ModelError, "^this net has no attention$"),
+        (gives_a_path, ModelError, r"mine\.bad\.v1 gives a PosixPath: a step of a search must give a Model"),
+        (makes_a_bundle, ModelError, "gives a Bundle"),
+        (breaks_the_graph, ModelError, "breaks the rules of ONNX"),
+        (slow_leak, ModelError, r"mine\.bad\.v1 changed the model it was given, which a pass must not do"),
+        (NotASection, PluginError, "a pass is a function, or a class made from"),
+    ],
+)
+@pytest.mark.usefixtures("registry")
+def test_what_a_users_pass_does_wrong_is_said_and_not_kept(
+    part: Any,
+    kind: type[Exception],
+    message: str,
+    cnn: Model,
+    digits_task: Task,
+    cache: Cache,
+    tmp_path: Path,
+) -> None:
+    plugins.register("pass", "mine.bad.v1", part)
+    model = cnn.save(tmp_path / "model")
+    with pytest.raises(kind, match=message):
+        apply([Step(use="mine.bad.v1")], model, VNNI, digits_task, cache)
+    assert cache.size_bytes() == 0
+
+
+@pytest.mark.usefixtures("registry")
+def test_an_interrupt_is_no_failure_of_a_pass(cnn: Model, digits_task: Task, cache: Cache) -> None:
+    def interrupted(model: Model, target: Target, task: Task) -> Model:
+        raise KeyboardInterrupt
+
+    plugins.register("pass", "mine.stopped.v1", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply([Step(use="mine.stopped.v1")], cnn, VNNI, digits_task, cache)
+
+
+@pytest.fixture
+def recipe(cnn: Model, digits_task: Task, cache: Cache) -> Recipe:
+    made, steps = apply([FUSE, INT8, COMPACT], cnn, VNNI, digits_task, cache)
+    return Recipe(
+        model=cnn.digest,
+        task=digits_task.digest,
+        target=VNNI,
+        steps=steps,
+        engine="onnxruntime",
+        threads=1,
+        budget=Budget(accuracy_drop=0.01),
+        artefact=made.digest,
+        versions={name: number for step in steps for name, number in versions(step.use).items()},
+    )
+
+
+def test_a_recipe_replays_from_its_file_to_the_same_artefact(
+    recipe: Recipe, cnn: Model, digits_task: Task, tmp_path: Path
+) -> None:
+    """Through YAML, in an empty cache, on whatever machine: the target is in the recipe."""
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    stored = read(tmp_path / "recipe.yaml", Recipe)
+    assert stored == recipe
+    assert replay(stored, cnn, digits_task, Cache(tmp_path / "empty")).digest == recipe.artefact
+
+
+def test_a_replay_on_another_model_or_other_data_is_refused(
+    recipe: Recipe, mlp: Model, cnn: Model, digits_task: Task, cache: Cache
+) -> None:
+    with pytest.raises(
+        ModelError, match=f"for model {cnn.digest[:12]}, not {mlp.digest[:12]}: give the model"
+    ):
+        replay(recipe, mlp, digits_task, cache)
+    other = Task("mine", {**digits_task.splits, "test": digits_task.split("validation")}, "top1")
+    with pytest.raises(TaskError, match=r"made with other data .* than task mine has"):
+        replay(recipe, cnn, other, cache)
+
+
+def test_a_replay_that_differs_says_which_versions_do(
+    recipe: Recipe, cnn: Model, digits_task: Task, cache: Cache
+) -> None:
+    older = replace(recipe, artefact="0" * 64, versions={**recipe.versions, "onnx": "1.0"})
+    with pytest.raises(ModelError, match=r"the recipe recorded 000000000000; .*'onnx': \('1\.0', '1\."):
+        replay(older, cnn, digits_task, cache)
+    same = replace(recipe, artefact="0" * 64)
+    with pytest.raises(ModelError, match="versions that differ: none"):
+        replay(same, cnn, digits_task, cache)
+
+
+def test_a_recipe_of_the_baseline_gives_the_model_itself(
+    recipe: Recipe, cnn: Model, digits_task: Task, cache: Cache
+) -> None:
+    assert (
+        replay(replace(recipe, steps=(), artefact=cnn.digest), cnn, digits_task, cache).digest == cnn.digest
+    )
+
+
+def test_a_recipe_whose_pass_is_not_registered_says_so(
+    recipe: Recipe, cnn: Model, digits_task: Task, cache: Cache
+) -> None:
+    with pytest.raises(PluginError, match=r"no pass is called 'mine\.gone\.v1'"):
+        replay(replace(recipe, steps=(Step(use="mine.gone.v1"),)), cnn, digits_task, cache)
