@@ -16,7 +16,7 @@ from onnx import external_data_helper, helper
 from farthing.engines.base import EngineOptions
 from farthing.engines.onnxruntime import CPU, runtime, session_options
 from farthing.errors import EngineError, ModelError, UnsupportedError
-from farthing.model import Model, TensorSpec
+from farthing.model import DTYPES, Model, TensorSpec
 
 Array = NDArray[Any]
 OFFICIAL = ("", "ai.onnx", "ai.onnx.ml")
@@ -233,8 +233,10 @@ def _spec(value: onnx.ValueInfoProto, names: Iterator[str]) -> TensorSpec:
     if not kind.HasField("shape"):
         raise UnsupportedError(f"tensor {value.name!r} declares no shape: export the model with shapes")
     shape = tuple(d.dim_value if d.dim_value > 0 else d.dim_param or next(names) for d in kind.shape.dim)
-    if kind.elem_type not in helper.get_all_tensor_dtypes():
-        raise UnsupportedError(f"tensor {value.name!r} has no known element type ({kind.elem_type})")
+    if kind.elem_type not in helper.get_all_tensor_dtypes() or dtype_name(kind.elem_type) not in DTYPES:
+        raise UnsupportedError(
+            f"tensor {value.name!r} has an element type that cannot be fed ({kind.elem_type})"
+        )
     return TensorSpec(name=value.name, dtype=dtype_name(kind.elem_type), shape=shape)
 
 
