@@ -111,7 +111,7 @@ def search() -> list[Candidate]:
     int8 = [
         (
             FUSE,
-            Step(use="quantize.static.v1", options={"calibrator": name, "ranges": list(range(20))}),
+            Step(use="quantize.static.v1", options={"calibrator": name, "samples": 256, "exclude": []}),
             COMPACT,
         )
         for name in ("minmax", "percentile", "entropy")

@@ -144,6 +144,21 @@ def test_all_candidates_are_listed_and_the_timed_ones_plotted(build, recipe) -> 
     assert page.plot["limits"]["accuracy"] == pytest.approx(96.28)
 
 
+def test_steps_name_the_options_that_tell_candidates_apart(build, recipe) -> None:
+    table = shown(build(), recipe).text("table", id="all").replace("\u200b", "")
+    assert "fuse, static(calibrator=percentile), compact" in table
+    assert "samples=" not in table, "all have the same"
+    first, *rest = build().candidates
+    fewer = Step(
+        use="quantize.static.v1", options={"calibrator": "x" * 99, "samples": 9, "exclude": ["a", "b"]}
+    )
+    candidates = (first, msgspec.structs.replace(rest[0], steps=(fewer,)), *rest[1:])
+    table = shown(build(candidates=candidates), recipe).text("table", id="all").replace("\u200b", "")
+    assert "samples=9, 2 exclude" in table
+    assert "static(calibrator=percentile, samples=256), compact" in table
+    assert "x" * 60 not in table
+
+
 def test_what_was_not_taken_is_listed_with_its_reason(build, recipe) -> None:
     page = shown(build(), recipe)
     rest = page.text("section", class_="rest")

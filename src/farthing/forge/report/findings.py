@@ -50,11 +50,22 @@ class Findings:
         self.timed = [c for c in summary.candidates if c.figures.latency_ms is not None]
         self.time = time_unit([c.figures.latency_ms for c in self.timed])
         self.size = size_unit([c.figures.size_mb for c in summary.candidates])
+        self._differing = _differing(summary.candidates)
 
     def batches(self) -> str:
         """How the offline scenario fed the winner."""
         measured = self.winner.measurements.get("offline")
         return f"batches of {measured.batch}" if measured else "in batches"
+
+    def steps(self, candidate: Candidate) -> str:
+        """The passes in a line, without version and built-in family, with the options that tell candidates apart."""
+        return ", ".join(self._step(step) for step in candidate.steps)
+
+    def _step(self, step: Step) -> str:
+        options = [_in_words(v, key) for key, v in step.options.items() if (step.use, key) in self._differing]
+        name = re.sub(r"^(graph|quantize)\.|\.v\d+$", "", step.use)
+        inside = ", ".join(filter(None, options))
+        return f"{name}(\N{ZERO WIDTH SPACE}{inside})" if inside else name
 
     def shown(self, name: str) -> Callable[[float], str]:
         """How a figure that a budget may limit is written, by the limit's name."""
@@ -94,15 +105,18 @@ def _scale(summary: Summary) -> Scale:
     return Scale(percent=higher and all(-1 <= value <= 1 for value in values), higher=higher)
 
 
-def steps_in_words(steps: Sequence[Step]) -> str:
-    """Steps in a line: names without version and built-in family, lists and maps by their length, long values cut."""
-    return ", ".join(_step(step) for step in steps)
+def _differing(candidates: Sequence[Candidate]) -> set[tuple[str, str]]:
+    """Options, by pass and name, that some candidates have otherwise than others."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for step in (step for candidate in candidates for step in candidate.steps):
+        for key, value in step.options.items():
+            seen.setdefault((step.use, key), set()).add(repr(value))
+    return {option for option, values in seen.items() if len(values) > 1}
 
 
-def _step(step: Step) -> str:
-    options = []
-    for key, value in step.options.items():
-        shown = f"{len(value)} {key}" if isinstance(value, list | tuple | dict) else f"{key}={value}"
-        options.append(shown if len(shown) <= 60 else f"{shown[:57]}...")
-    name = re.sub(r"^(graph|quantize)\.|\.v\d+$", "", step.use)
-    return f"{name}(\N{ZERO WIDTH SPACE}{', '.join(options)})" if options else name
+def _in_words(value: object, key: str) -> str:
+    """An option: lists and maps by their length, and long values cut; empty for what is empty."""
+    if isinstance(value, list | tuple | dict):
+        return f"{len(value)} {key}" if value else ""
+    text = f"{key}={value}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

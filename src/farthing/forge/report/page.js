@@ -160,11 +160,11 @@
 
     drawAxes(axes, { x, y, spanX, spanY, frame, log });
     drawLimits(kx, ky, { x, y, spanX, spanY, frame });
-    drawFront(points, axes, { x, y, frame });
+    const levels = drawFront(points, axes, { x, y, frame });
     const layer = make("g", {}, svg);
     points.sort((a, b) => (rank[a.status] || 0) - (rank[b.status] || 0));
     points.forEach((point) => marks.push(drawMark(point, x, y, layer, axes)));
-    drawNames(points, x, y, frame);
+    drawNames(points, x, y, frame, levels);
     marks.sort((a, b) => a.cx - b.cx || a.cy - b.cy);
     const stop = marks.find((m) => String(m.point.n) === focused) || marks.find((m) => m.point.status === "winner") || marks[0];
     stop.node.setAttribute("tabindex", "0");
@@ -207,6 +207,7 @@
     const steps = best.map((p, i) => (i ? `H${x(p.x)}V${y(p.y)}` : `M${x(p.x)} ${y(p.y)}`));
     const end = axes.x.better === "low" ? frame.right : frame.left;
     make("path", { class: "front", d: `${steps.join("")}H${end}` }, svg);
+    return best.map((p) => y(p.y));
   };
 
   const drawMark = (point, x, y, layer, axes) => {
@@ -226,7 +227,7 @@
     return mark;
   };
 
-  const drawNames = (points, x, y, frame) => {
+  const drawNames = (points, x, y, frame, levels) => {
     const named = [points.find((p) => p.status === "winner"), points.filter((p) => p.status === "baseline").sort((a, b) => a.n - b.n)[0]];
     for (const point of named) {
       if (!point) continue;
@@ -237,7 +238,8 @@
       const places = [[13, -9], [-13 - long, -9], [13, 20], [-13 - long, 20]].map(([dx, dy]) => {
         const [left, base] = [x(point.x) + dx, y(point.y) + dy];
         const covered = marks.filter((m) => m.cx > left - 8 && m.cx < left + long + 8 && m.cy > base - 18 && m.cy < base + 10).length;
-        return { left, base, cost: covered + (left < frame.left || left + long > frame.right ? 100 : 0) };
+        const crossed = levels.some((level) => level > base - 13 && level < base + 5) ? 0.5 : 0;
+        return { left, base, cost: covered + crossed + (left < frame.left || left + long > frame.right ? 100 : 0) };
       });
       const best = places.reduce((a, b) => (b.cost < a.cost ? b : a));
       node.setAttribute("x", best.left);

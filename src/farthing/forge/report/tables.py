@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from farthing.errors import ConfigError
-from farthing.forge.report.findings import Findings, single, steps_in_words
+from farthing.forge.report.findings import Findings, single
 from farthing.forge.report.typeset import (
     MISSING,
     Child,
@@ -16,6 +16,7 @@ from farthing.forge.report.typeset import (
     count,
     element,
     faster,
+    joined,
     noted,
     number,
     ratio,
@@ -74,9 +75,10 @@ def _budget_rows(found: Findings) -> list[list[Child]]:
 def _budget_row(found: Findings, name: str, limit: float) -> list[Child]:
     show, values = found.shown(name), _against(found, name)
     state, word = _state(found, name, limit, [value for _, value in values])
-    shown = [f"{show(value)}{place and f' ({place})'}" for place, value in values if value is not None]
+    lines = [f"{show(value)}{place and f' ({place})'}" for place, value in values if value is not None]
+    shown = joined([element("div", line) for line in lines]) if lines else MISSING
     bound = f"at {'least' if name.endswith('_min') else 'most'} {show(limit)}"
-    return [LIMITS[name], bound, ", ".join(shown) or MISSING, element("span", word, class_=f"state {state}")]
+    return [LIMITS[name], bound, shown, element("span", word, class_=f"state {state}")]
 
 
 def _against(found: Findings, name: str) -> list[tuple[str, float | None]]:
@@ -259,14 +261,12 @@ def candidates(found: Findings) -> Html:
     rows = [_candidate(found, columns, candidate) for candidate in found.summary.candidates]
     shown = element("table", element("thead", element("tr", *heads)), element("tbody", *rows), id="all")
     scroll = element("div", shown, class_="scroll", tabindex=0, role="region", aria_labelledby="candidates")
-    note = element("p", "Latency is of the engine alone, batch 1. ", _drop_words(found), class_="quiet")
-    return section("candidates", "All candidates", note, scroll)
-
-
-def _drop_words(found: Findings) -> str:
-    return (
+    words = (
         f"Accuracy is {found.metric} on validation data; a drop above 0 is a loss against the model as given."
     )
+    options = "Steps name the options in which candidates differ; the recipe has all of them."
+    note = element("p", f"Latency is of the engine alone, batch 1. {words} {options}", class_="quiet")
+    return section("candidates", "All candidates", note, scroll)
 
 
 def _columns(found: Findings) -> list[Column]:
@@ -295,7 +295,7 @@ def _columns(found: Findings) -> list[Column]:
 
 def _candidate(found: Findings, columns: Sequence[Column], candidate: Candidate) -> Html:
     status = "winner" if candidate is found.winner and not found.unchanged else candidate.status
-    title = noted(element("bdi", candidate.name), steps_in_words(candidate.steps))
+    title = noted(element("bdi", candidate.name), found.steps(candidate))
     name = element("th", title, scope="row", class_="text", data_v=candidate.name)
     cells = [_cell(column, candidate) for column in columns]
     verdict = element(

@@ -224,7 +224,12 @@ def smaller(value: float, less: str = "smaller", more: str = "larger") -> str:
 
 def ratio_range(interval: Interval) -> str:
     """The interval of a ratio; empty if it says nothing."""
-    return "" if certain(interval) else f"{ratio(interval.low)} to {times(interval.high)}"
+    if certain(interval):
+        return ""
+    low, high = ratio(interval.low), ratio(interval.high)
+    if low == high:
+        low, high = number(interval.low, 4), number(interval.high, 4)
+    return f"{low} to {high}×"
 
 
 def count(amount: int, word: str) -> str:
