@@ -1,0 +1,401 @@
+"""``init``: what it finds out, what it asks, and that wrong answers show before anything is written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from farthing.bench import evaluate
+from farthing.errors import ConfigError, ModelError, TaskError
+from farthing.forge.convert import convert
+from farthing.forge.init import Proposal, Question, propose, take_defaults
+from farthing.forge.init.data import look
+from farthing.model import Manifest, Model, Preprocess, checked
+from farthing.taskfile import read_task
+
+COLOURS = {"blue": (20, 30, 220), "green": (20, 200, 30), "red": (220, 30, 20)}
+SIDE = 16
+
+
+class ByColour(nn.Module):
+    """Names the colour of a picture given as BGR in -1..1; anything else it gets wrong on purpose.
+
+    Wrong ranges saturate: it answers class 0 unless values lie within -1..1 and have both signs.
+    """
+
+    def __init__(self, softmax: bool = False) -> None:
+        super().__init__()
+        self.softmax = softmax
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        means = x.mean((2, 3))
+        within = ((x.amax((1, 2, 3)) <= 1.001) & (x.amin((1, 2, 3)) < -0.5)).float().unsqueeze(1)
+        logits = means * within * 5
+        return logits.softmax(1) if self.softmax else logits
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return convert(ByColour(), name="colours", example=f"1x3x{SIDE}x{SIDE}").model
+
+
+def paint(root: Path, per_class: int = 10, side: int = SIDE) -> Path:
+    """A folder of pictures, one sub-folder a class, a little noise on each."""
+    generator = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = np.clip(np.array(colour) + generator.normal(0, 10, (side, side + number % 3, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return paint(tmp_path / "photos")
+
+
+class Person:
+    """Answers some questions, takes defaults for the rest, and remembers what was asked."""
+
+    def __init__(self, **answers: str) -> None:
+        self.answers = answers
+        self.asked: dict[str, Question] = {}
+
+    def __call__(self, question: Question) -> str:
+        self.asked[question.key] = question
+        return self.answers.get(question.key, "")
+
+
+def test_a_folder_of_pictures_with_defaults_only(photos: Path, model: Model, tmp_path: Path) -> None:
+    made = propose(photos, model, tmp_path / "work", ask=take_defaults)
+    assert isinstance(made, Proposal)
+    manifest = Model.open(tmp_path / "work" / "model").manifest
+    assert manifest.labels == ("blue", "green", "red")
+    assert manifest.decode == "logits"
+    assert manifest.task == "photos"
+    assert manifest.preprocess is not None
+    assert manifest.preprocess.colour == "BGR"  # found by measuring
+    assert (manifest.preprocess.mean, manifest.preprocess.std) == ((0.5,), (0.5,))
+    task = read_task(tmp_path / "work" / "task.yaml")
+    assert (task.metric.name, task.labels, task.form) == ("top1", manifest.labels, "image")
+    assert {name: len(split) for name, split in task.splits.items()} == {
+        "train": 15,
+        "calibration": 3,
+        "validation": 6,
+        "test": 6,
+    }
+    assert evaluate(made.model, task)[0].value == 1.0
+
+
+def test_every_default_taken_is_said_and_written_down(photos: Path, model: Model, tmp_path: Path) -> None:
+    made = propose(photos, model, tmp_path / "work", ask=take_defaults)
+    text = (tmp_path / "work" / "task.yaml").read_text()
+    for key in ("classes", "metric", "splits", "values", "colour", "resize", "filter", "antialias"):
+        assert any(sentence.startswith(f"{key}: ") for sentence in made.assumed), key
+    assert all(f"# - {sentence}\n" in text for sentence in made.assumed)
+    assert any("30 pictures, 3 classes" in sentence for sentence in made.found)
+    assert any("-1..1 100%" in sentence for sentence in made.assumed)
+
+
+def test_answers_are_taken_and_not_called_assumed(photos: Path, model: Model, tmp_path: Path) -> None:
+    person = Person(
+        classes="blue, green,red", metric="macro_f1", splits="validation 0.5, test 0.5", resize="letterbox",
+        filter="bicubic", antialias="no", values="-1..1", colour="BGR",
+    )  # fmt: skip
+    made = propose(photos, model, tmp_path / "work", ask=person, name="mine")
+    assert made.assumed == ()
+    assert made.task.name == "mine"
+    assert sorted(made.task.splits) == ["test", "validation"]
+    resize = made.model.manifest.preprocess.resize if made.model.manifest.preprocess else None
+    assert resize is not None
+    assert (resize.mode, resize.filter, resize.antialias, resize.height) == (
+        "letterbox",
+        "bicubic",
+        False,
+        SIDE,
+    )
+    assert person.asked["resize"].choices
+    assert all(question.text for question in person.asked.values())
+
+
+def test_values_of_ones_own(photos: Path, model: Model, tmp_path: Path) -> None:
+    person = Person(values="other", scale="0.0078431373", mean="1", std="1, 1, 1")
+    made = propose(photos, model, tmp_path / "work", ask=person)
+    preprocess = made.model.manifest.preprocess
+    assert preprocess is not None
+    assert (preprocess.mean, preprocess.std) == ((1.0,), (1.0, 1.0, 1.0))
+    with pytest.raises(ConfigError, match="no number"):
+        propose(photos, model, tmp_path / "w2", ask=Person(values="other", mean="half"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"metric": "acuracy"}, "Known: agreement"),
+        ({"classes": "blue, green"}, "lacks 'red'"),
+        ({"classes": "blue, green, red, red"}, "twice"),
+        ({"classes": "blue, green, red, white"}, "4 names, the model has 3"),
+        ({"classes": "@/nowhere/labels.txt"}, "cannot read"),
+        ({"splits": "half 0.5"}, "no split is called 'half'"),
+        ({"splits": "train much"}, "not of the form"),
+        ({"resize": "squash"}, "no answer"),
+    ],
+)
+def test_answers_that_cannot_be_used(
+    photos: Path, model: Model, tmp_path: Path, answers: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        propose(photos, model, tmp_path / "work", ask=Person(**answers))
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_wrong_order_of_classes_is_remarked(photos: Path, model: Model, tmp_path: Path) -> None:
+    made = propose(photos, model, tmp_path / "work", ask=Person(classes="green, red, blue"))
+    assert any("chance is 33%" in sentence for sentence in made.assumed)
+
+
+def test_a_list_of_classes_from_a_file(photos: Path, model: Model, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("blue\ngreen\nred\n\n")
+    made = propose(photos, model, tmp_path / "work", ask=Person(classes=f"@{tmp_path / 'labels.txt'}"))
+    assert made.model.manifest.labels == ("blue", "green", "red")
+
+
+def test_what_the_manifest_says_is_not_asked(photos: Path, model: Model, tmp_path: Path) -> None:
+    preprocess = Preprocess(colour="BGR", scale=1 / 127.5, mean=(1.0,))
+    told = checked(model.manifest, labels=("blue", "green", "red"), preprocess=preprocess, decode="logits")
+    known = Model.create(told, {"model.onnx": model.file})
+    paint(tmp_path / "even", 4)
+    for path in (tmp_path / "even").rglob("*.png"):
+        Image.open(path).resize((SIDE, SIDE)).save(path)
+    person = Person()
+    made = propose(tmp_path / "even", known, tmp_path / "work", ask=person)
+    assert sorted(person.asked) == ["metric", "splits"]
+    assert made.model.manifest.preprocess == preprocess
+    told = checked(told, labels=("blue", "green", "crimson"))
+    with pytest.raises(TaskError, match="'red'"):
+        propose(photos, Model.create(told, {"model.onnx": model.file}), tmp_path / "w2", ask=person)
+
+
+def test_existing_files_are_kept_unless_forced(photos: Path, model: Model, tmp_path: Path) -> None:
+    propose(photos, model, tmp_path / "work", ask=take_defaults)
+    (tmp_path / "work" / "notes.txt").write_text("mine")
+    before = (tmp_path / "work" / "task.yaml").read_text()
+    with pytest.raises(ConfigError, match="exists"):
+        propose(photos, model, tmp_path / "work", ask=Person(metric="macro_f1"))
+    assert (tmp_path / "work" / "task.yaml").read_text() == before
+    propose(photos, model, tmp_path / "work", ask=Person(metric="macro_f1"), force=True)
+    assert "macro_f1" in (tmp_path / "work" / "task.yaml").read_text()
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["model", "notes.txt", "task.yaml"]
+
+
+def test_splits_that_have_folders(model: Model, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        paint(tmp_path / "set" / split, 3)
+    made = propose(tmp_path / "set", model, tmp_path / "work", ask=take_defaults)
+    assert {name: len(split) for name, split in made.task.splits.items()} == {
+        "train": 9,
+        "validation": 9,
+        "test": 9,
+        "calibration": 9,
+    }
+    assert "{split}" in (tmp_path / "work" / "task.yaml").read_text()
+
+
+def test_probabilities_are_recognised(photos: Path, tmp_path: Path) -> None:
+    model = convert(ByColour(softmax=True), example=f"1x3x{SIDE}x{SIDE}").model
+    assert (
+        propose(photos, model, tmp_path / "work", ask=take_defaults).model.manifest.decode == "probabilities"
+    )
+
+
+def test_a_bare_onnx_file(photos: Path, model: Model, tmp_path: Path) -> None:
+    made = propose(photos, model.file, tmp_path / "work", ask=take_defaults)
+    assert any("taken as the batch axis" in sentence for sentence in made.assumed)
+    assert made.model.manifest.inputs[0].layout == "NCHW"
+
+
+def test_pictures_without_labels(model: Model, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in paint(tmp_path / "photos").rglob("*.png"):
+        path.rename(flat / f"{path.parent.name}-{path.name}")
+    made = propose(flat, model, tmp_path / "work", ask=take_defaults)
+    assert made.task.metric.name == "agreement"
+    assert made.model.manifest.preprocess is not None
+    assert any(
+        sentence.startswith("values: imagenet (the usual way; nothing to measure")
+        for sentence in made.assumed
+    )
+
+
+# Arrays and tables.
+
+
+class Linear(nn.Module):
+    """Class 1 if the first value is above the second."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(x.shape[0], -1)
+        return torch.stack([rows[:, 1], rows[:, 0]], 1)
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[Any, Any]:
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    return x, (x[:, 0] > x[:, 1]).astype(np.int64)
+
+
+def write_csv(path: Path, x: Any, labels: Any) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "c", "d", "label"])
+        writer.writerows([*row, label] for row, label in zip(x.tolist(), labels, strict=True))
+    return path
+
+
+def write_npz(path: Path, x: Any, labels: Any) -> Path:
+    np.savez(path, images=x, y=labels, note=np.array("from the lab"))
+    return path
+
+
+def write_parquet(path: Path, x: Any, labels: Any) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"values": list(x), "target": labels}), path)
+    return path
+
+
+@pytest.mark.parametrize("write", [write_csv, write_npz, write_parquet], ids=["csv", "npz", "parquet"])
+def test_arrays_and_tables(write: Callable[..., Path], rows: tuple[Any, Any], tmp_path: Path) -> None:
+    model = convert(Linear(), example="1x4").model
+    data = write(tmp_path / f"data.{write.__name__.removeprefix('write_')}", *rows)
+    made = propose(data, model, tmp_path / "work", ask=take_defaults)
+    assert made.task.form == "tensor"
+    assert made.model.manifest.preprocess is None
+    assert made.model.manifest.decode == "logits"
+    assert evaluate(made.model, made.task)[0].value == 1.0
+    assert "60" in str(sum(len(split) for split in made.task.splits.values()))
+
+
+@pytest.mark.parametrize("write", [write_csv, write_npz, write_parquet], ids=["csv", "npz", "parquet"])
+def test_labels_that_are_words(write: Callable[..., Path], rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, y = rows
+    words = np.array(["less", "more"])[y]
+    data = write(tmp_path / "data", x, words)
+    data = data if data.exists() else data.with_suffix(".npz")
+    made = propose(data, convert(Linear(), example="1x4").model, tmp_path / "work", ask=take_defaults)
+    assert made.model.manifest.labels == ("less", "more")
+    assert evaluate(made.model, made.task)[0].value == 1.0
+
+
+def test_rows_take_the_shape_of_the_input(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    model = convert(Linear(), example="1x1x2x2").model
+    for data in (write_csv(tmp_path / "d.csv", *rows), write_npz(tmp_path / "d.npz", *rows)):
+        made = propose(data, model, tmp_path / f"work-{data.suffix[1:]}", ask=take_defaults)
+        assert evaluate(made.model, made.task)[0].value == 1.0
+
+
+def test_labels_that_are_numbers_with_fractions(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, _ = rows
+    data = write_csv(tmp_path / "d.csv", x, (x[:, 0] * 2).tolist())
+    made = propose(data, convert(nn.Linear(4, 1), example="1x4").model, tmp_path / "work", ask=take_defaults)
+    assert made.task.metric.name == "error"
+    assert made.model.manifest.decode == ""
+
+
+def test_arrays_of_pictures(model: Model, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 3, 40)
+    x = np.array(list(COLOURS.values()))[y][:, None, None] + generator.integers(-9, 9, (40, SIDE, SIDE, 3))
+    np.savez(tmp_path / "d.npz", x=x.clip(0, 255).astype(np.uint8), y=y)
+    made = propose(tmp_path / "d.npz", model, tmp_path / "work", ask=take_defaults)
+    assert made.task.form == "image"
+    assert made.model.manifest.preprocess is not None
+    assert made.model.manifest.preprocess.resize is None
+    assert evaluate(made.model, made.task)[0].value == 1.0
+
+
+class TwoInputs(nn.Module):
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.stack([right.sum(1), left.sum(1)], 1)
+
+
+def test_several_inputs_are_matched_by_name(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, _ = rows
+    labels = (x[:, :2].sum(1) > x[:, 2:].sum(1)).astype(int)
+    np.savez(tmp_path / "d.npz", left=x[:, :2], right=x[:, 2:], y=labels)
+    model = convert(TwoInputs(), example="1x2,1x2").model
+    made = propose(tmp_path / "d.npz", model, tmp_path / "work", ask=take_defaults)
+    assert evaluate(made.model, made.task)[0].value == 1.0
+    np.savez(tmp_path / "e.npz", one=x[:, :2], two=x[:, 2:], y=labels)
+    with pytest.raises(ConfigError, match=r"input left"):
+        propose(tmp_path / "e.npz", model, tmp_path / "w2", ask=take_defaults)
+    person = Person(**{"input left": "one", "input right": "two"})
+    assert evaluate(*_pair(propose(tmp_path / "e.npz", model, tmp_path / "w2", ask=person)))[0].value == 1.0
+
+
+def _pair(made: Proposal) -> tuple[Model, Any]:
+    return made.model, made.task
+
+
+def test_data_that_do_not_fit_the_model(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    model = convert(Linear(), example="1x6").model
+    with pytest.raises(TaskError, match="fits input"):
+        propose(write_npz(tmp_path / "d.npz", *rows), model, tmp_path / "work", ask=take_defaults)
+    with pytest.raises(TaskError, match="do not fit input"):
+        propose(write_csv(tmp_path / "d.csv", *rows), model, tmp_path / "work", ask=take_defaults)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone", None, "there is no data"),
+        ("d.npz", b"PK\x03\x04 broken", "not an npz"),
+        ("d.pkl", b"\x80\x04", "pickle"),
+        ("d.npy", b"\x93NUMPY\x01\x00", "single array"),
+        ("d.bin", b"\xff\xfe\x00\x00", "is no folder"),
+        ("d.csv", b"a,b\n", "header line"),
+        ("d.csv", b"a,b\n1,2,3\n", "same length"),
+        ("d.parquet", b"PAR1 broken", "Parquet"),
+    ],
+)
+def test_data_that_cannot_be_used(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TaskError, match=message):
+        look(tmp_path / name)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="no pictures"):
+        look(tmp_path)
+
+
+def test_not_a_model(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"words")
+    with pytest.raises(ModelError):
+        propose(photos, tmp_path / "m.onnx", tmp_path / "work", ask=take_defaults)
+    with pytest.raises(ModelError):
+        propose(photos, tmp_path / "none", tmp_path / "work", ask=take_defaults)
+
+
+def test_a_model_that_takes_no_pictures(photos: Path, tmp_path: Path) -> None:
+    model = convert(nn.Linear(4, 3), example="1x4").model
+    assert isinstance(model.manifest, Manifest)
+    with pytest.raises(ModelError, match="takes no pictures"):
+        propose(photos, model, tmp_path / "work", ask=take_defaults)
