@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from farthing.cli import options, show
 from farthing.config import Section
-from farthing.errors import ConfigError
+from farthing.errors import ConfigError, nearest
 from farthing.model import Manifest, Preprocess, TensorSpec
 
 if TYPE_CHECKING:
+    from farthing.forge.init import Question
     from farthing.forge.inspect import Placed
 
 CONVERT = """\
@@ -125,6 +126,68 @@ def _samples(name: str | None, facts: Manifest | None) -> dict[str, Any] | None:
             f"task {task.name} has pictures: say in --facts how they become the input (inputs, preprocess)"
         )
     return dict(feeds(task, split, facts, picks))
+
+
+def init_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing init``."""
+    parser.epilog = (
+        "What can be found out is found out; the rest is asked. With --yes the defaults are taken and every one is\n"
+        "stated, on the screen and at the top of the task file: read them, a wrong one costs accuracy silently.\n\n"
+        "example: farthing init model.onnx --data photos/ --out work"
+    )
+    parser.add_argument("model", help="model directory, zip, or an ONNX, TorchScript or torch.export file")
+    parser.add_argument(
+        "--data", required=True, metavar="PATH", help="folder of pictures, npz, CSV or Parquet file"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where task.yaml and model/ are written")
+    parser.add_argument("--name", default="", help="of the task (default: that of the data)")
+    parser.add_argument("--yes", action="store_true", help="ask nothing: take the defaults and state them")
+    parser.add_argument("--force", action="store_true", help="replace a task and model that are there")
+
+
+def init(parsed: argparse.Namespace) -> int:
+    """Run ``farthing init``."""
+    from farthing.forge.init import propose, take_defaults
+
+    if not parsed.yes and not sys.stdin.isatty():
+        raise ConfigError(
+            "there is no terminal to ask on: give --yes to take the defaults, each of which is stated"
+        )
+    made = propose(
+        Path(parsed.data),
+        Path(parsed.model),
+        Path(parsed.out),
+        ask=take_defaults if parsed.yes else _ask,
+        name=parsed.name,
+        force=parsed.force,
+    )
+    for line in made.found:
+        print(f"found:   {line}")
+    for line in made.assumed:
+        print(f"assumed: {line}")
+    print(f"Task:    {made.task_path}\nModel:   {made.model_path}")
+    print(f"Next:    farthing optimize {made.model_path} --task {made.task_path} --out best")
+    return 0
+
+
+def _ask(question: Question) -> str:
+    """Put a question on the terminal; an empty line takes the default."""
+    print(f"\n{question.text}")
+    if question.why:
+        print(f"  {question.why}")
+    if question.choices:
+        print(f"  choices: {', '.join(question.choices)}")
+    while True:
+        try:
+            answer = input(f"  [{question.default}] " if question.default else "  > ").strip()
+        except EOFError as error:
+            raise ConfigError("the answers ended before the questions: nothing was written") from error
+        if not answer and not question.default:
+            print("  this needs an answer")
+        elif answer and question.choices and answer not in question.choices:
+            print(f"  {nearest(answer, question.choices)}")
+        else:
+            return answer
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
