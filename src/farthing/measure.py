@@ -224,18 +224,20 @@ def mean_interval(values: Sequence[float] | Floats) -> Interval:
 def paired_difference(first: Floats, second: Floats) -> Interval:
     """Mean of ``first - second`` over the same samples with its 95 % interval.
 
-    The half width has a floor of one changed sample either way, so that equal answers on few samples do
-    not read as certainty.
+    For scores that are all 0 or 1 the half width has a floor of one changed sample either way, so that
+    equal answers on few samples do not read as certainty.
 
     Raises:
         MeasurementError: there are no samples.
     """
-    gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    gaps = a - b
     if not len(gaps):
         raise MeasurementError("there are no samples to compare: give the split samples")
     n, mean = len(gaps), float(np.mean(gaps))
     spread = float(np.std(gaps, ddof=1)) if n > 1 else abs(mean)
-    half = max(1.96 * spread / math.sqrt(n), 1.0 / n)
+    counted = bool(np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all())
+    half = max(1.96 * spread / math.sqrt(n), 1.0 / n if counted else 0.0)
     return Interval(value=mean, low=mean - half, high=mean + half)
 
 
