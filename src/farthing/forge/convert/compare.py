@@ -13,6 +13,7 @@ from farthing.errors import ConversionError, FarthingError, ModelError
 from farthing.forge import graph
 from farthing.forge.convert.difference import distance
 from farthing.forge.convert.example import Pool
+from farthing.forge.convert.recognise import FORWARD_ERRORS
 from farthing.forge.convert.source import Source
 from farthing.forge.convert.trace import explain
 
@@ -91,7 +92,7 @@ class Trial:
             try:
                 steps = self._source.steps(inputs)
                 why = explain(steps, first, self.model, self.feeds(inputs), self._tolerance)
-            except (FarthingError, RuntimeError) as error:
+            except (FarthingError, *FORWARD_ERRORS) as error:
                 why = f"the first differing operator could not be found ({error})"
         said = f"; while exporting: {'; '.join(remarks)}" if remarks else ""
         return ConversionError(f"{start} (limit {self._tolerance:g}, on {self._pool.words}); {why}{said}")

@@ -75,7 +75,7 @@ def make(
     lineage = f"convert.{source.kind}.v1 torch {torch.__version__.partition('+')[0]} opset {opset}"
     manifest = manifest_of(options.name, inputs, outputs, lineage, owner)
     checked = (
-        f"outputs equal to the source within {trial.worst:.1e} (limit {options.tolerance:.0e} of the largest output) "
+        f"outputs equal to the source within {trial.worst:.1e} (limit {options.tolerance:g} of the largest output) "
         f"on {pool.words}"
     )
     model = Model.create(manifest, {"model.onnx": graph.save_bytes(trial.model)}, path)

@@ -91,7 +91,7 @@ def module_of(reference: str) -> Any:
     module_type = require("torch", "forge").nn.Module
     try:
         made = factory if isinstance(factory, module_type) else factory()
-    except FORWARD_ERRORS as error:
+    except (*FORWARD_ERRORS, ImportError, OSError) as error:
         raise ModelError(
             f"{reference} fails when called without arguments: {type(error).__name__}: {error}"
         ) from error
