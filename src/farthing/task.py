@@ -66,7 +66,8 @@ class Split:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names, types, shapes and values."""
-        arrays = [*sorted(self.inputs.items()), *([] if self.labels is None else [("labels", self.labels)])]
+        arrays = [(f"input {name!r}", array) for name, array in sorted(self.inputs.items())]
+        arrays += [] if self.labels is None else [("labels", self.labels)]
         parts = [f"{name} {array.dtype} {array.shape} {_digest_of(array)}" for name, array in arrays]
         return digest("\n".join(parts).encode())
 
