@@ -31,11 +31,13 @@ class Trial:
 
     Attributes:
         worst: largest relative difference seen so far.
+        answers: what the ONNX graph gave in the last comparison, one list of outputs a call.
     """
 
     def __init__(self, source: Source, model: onnx.ModelProto, pool: Pool, tolerance: float) -> None:
         self.model = model
         self.worst = 0.0
+        self.answers: list[list[Array]] = []
         self._source = source
         self._pool = pool
         self._tolerance = tolerance
@@ -51,9 +53,11 @@ class Trial:
             ModelError: the source fails, or gives NaN or infinity.
             EngineError: ONNX Runtime fails.
         """
+        self.answers = []
         for call in range(calls):
             inputs = self._pool.take(call * batch, batch)
             wanted, got = self._source.run(inputs), self.outputs(inputs)
+            self.answers.append(got)
             gap = _gap(wanted, got)
             if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in wanted):
                 raise ModelError(

@@ -156,13 +156,10 @@ def _free(source: Source, example: Example, pool: Pool, options: Options) -> tup
     trial = Trial(source, model, pool, options.tolerance)
     if not trial.compare(1, pool.size):
         return "with a free batch the outputs for single samples differ"
-    single_worst = trial.worst
+    singles, worst = trial.answers, trial.worst
     if not trial.compare(pool.size, 1):
         return f"for a batch of {pool.size} the outputs differ by {trial.worst:.2g} of the largest"
-    singles = [trial.outputs(pool.take(i, 1)) for i in range(pool.size)]
-    axes = batch_axes(
-        singles, trial.outputs(pool.take(0, pool.size)), max(options.tolerance, 10 * single_worst)
-    )
+    axes = batch_axes(singles, trial.answers[0], max(options.tolerance, 10 * worst))
     if axes is None:
         return trial, _bound(example, trial.outputs(example.arrays), assumptions)
     return trial, Outcome(batch=None, output_axes=tuple(axes), assumptions=assumptions)
