@@ -182,8 +182,9 @@ def _npz(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 raise TaskError(f"{path} is not an npz file: write one with numpy.savez")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise TaskError(
             f"{path} is not an npz file of plain arrays (pickles are refused): {error}"

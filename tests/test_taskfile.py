@@ -1,0 +1,457 @@
+"""Task files over npz, folders of pictures, CSV and Parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from farthing.errors import TaskError
+from farthing.task import ImageFiles, Split, Task, find_task
+from farthing.taskfile import read_task, shared_out
+
+Array = NDArray[Any]
+X = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+Y = np.arange(40) % 4
+
+
+def task_at(root: Path, source: dict[str, Any], **fields: Any) -> Path:
+    described = {"name": "t", "metric": "top1", "source": source, **fields}
+    (root / "task.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+    return root / "task.yaml"
+
+
+def npz_task(root: Path, arrays: dict[str, Array] | None = None, **fields: Any) -> Path:
+    np.savez(root / "data.npz", **(arrays or {"x": X, "y": Y}))  # type: ignore[arg-type]
+    return task_at(
+        root, {"format": "npz", "path": "data.npz", "labels": "y", **fields.pop("source", {})}, **fields
+    )
+
+
+def rows(task: Task) -> dict[str, set[bytes]]:
+    return {name: {row.tobytes() for row in split.inputs[""]} for name, split in task.splits.items()}
+
+
+# --- splits
+
+
+def test_by_default_half_is_for_training_and_every_sample_is_used_once(tmp_path: Path) -> None:
+    task = read_task(npz_task(tmp_path))
+    assert {name: len(split) for name, split in task.splits.items()} == {
+        "train": 20,
+        "calibration": 4,
+        "validation": 8,
+        "test": 8,
+    }
+    found = rows(task)
+    assert set.union(*found.values()) == {row.tobytes() for row in X}
+    assert sum(map(len, found.values())) == 40
+    assert (
+        read_task(tmp_path / "task.yaml").digest
+        == task.digest
+        == find_task(str(tmp_path / "task.yaml")).digest
+    )
+
+
+def test_the_seed_decides_who_goes_where(tmp_path: Path) -> None:
+    first = read_task(npz_task(tmp_path))
+    assert read_task(npz_task(tmp_path, seed=0)).digest == first.digest
+    assert read_task(npz_task(tmp_path, seed=1)).digest != first.digest
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=20, max_size=200),
+    st.lists(st.sampled_from([0.05, 0.1, 0.15, 0.2, 0.25]), min_size=1, max_size=4),
+    st.integers(0, 100),
+)
+def test_shares_are_kept_for_the_whole_and_for_each_class(
+    classes: list[int], shares: list[float], seed: int
+) -> None:
+    n, labels = len(classes), np.array(classes)
+    names = ["train", "calibration", "validation", "test"][: len(shares)]
+    found = shared_out(
+        Split({"": np.arange(n)[:, None]}, labels), dict(zip(names, shares, strict=True)), seed, "t"
+    )
+    used = [int(row) for split in found.values() for row in split.inputs[""][:, 0]]
+    assert len(set(used)) == len(used)
+    for name, share in zip(names, shares, strict=True):
+        part = found[name]
+        assert part.labels is not None
+        assert abs(len(part) - share * n) <= 1
+        assert (part.labels == labels[part.inputs[""][:, 0]]).all(), "labels stay with their samples"
+        for label in set(classes):
+            assert abs((part.labels == label).sum() - share * classes.count(label)) <= 6
+
+
+def test_labels_that_are_no_classes_are_shared_out_too(tmp_path: Path) -> None:
+    task = read_task(npz_task(tmp_path, {"x": X, "y": X[:, 0] * 2}, metric="error"))
+    for split in task.splits.values():
+        assert split.labels is not None
+        np.testing.assert_allclose(split.labels, split.inputs[""][:, 0] * 2)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": 0.8, "test": 0.3}, "sum to at most 1, not 1.1"),
+        ({"train": 0.5, "test": 0.0}, "must be above 0"),
+        ({"train": 0.5, "test": -0.1}, "must be above 0"),
+        ({}, "`splits` is empty"),
+        ({"train": "a", "test": 0.5}, "every split a share, or every split a name"),
+        ({"train": "a", "test": "b"}, r"the path needs \{split\} in it"),
+        ({"train": 0.9, "tets": 0.1}, "did you mean 'test'"),
+        ({"train": 0.99, "test": 0.001}, "the test split is empty"),
+    ],
+)
+def test_splits_that_make_no_sense(tmp_path: Path, splits: dict[str, Any], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        read_task(npz_task(tmp_path, splits=splits))
+
+
+def test_named_splits_come_from_files_of_their_own(tmp_path: Path) -> None:
+    for word, part in (("tr", slice(0, 30)), ("va", slice(30, 35)), ("te", slice(35, 40))):
+        np.savez(tmp_path / f"data-{word}.npz", x=X[part], y=Y[part])
+    source = {"format": "npz", "path": "data-{split}.npz", "labels": "y"}
+    named = {"train": "tr", "validation": "va", "test": "te"}
+    task = read_task(task_at(tmp_path, source, splits=named))
+    np.testing.assert_array_equal(task.split("test").inputs[""], X[35:])
+    assert len(task.split("calibration")) == 30
+    with pytest.raises(
+        TaskError, match=r"data-absent.npz does not exist \(paths are relative to the task file\)"
+    ):
+        read_task(task_at(tmp_path, source, splits={"test": "absent"}))
+    with pytest.raises(TaskError, match="two splits have the same name"):
+        read_task(task_at(tmp_path, source, splits={"validation": "te", "test": "te"}))
+
+
+# --- npz
+
+
+def test_several_inputs_and_a_shape(tmp_path: Path) -> None:
+    arrays = {"left": np.zeros((40, 6), np.uint8), "right": np.ones((40, 6)), "y": Y}
+    source = {"inputs": {"a": "left", "b": "right"}, "shape": [2, 3]}
+    task = read_task(npz_task(tmp_path, arrays, source=source))
+    assert {name: array.shape[1:] for name, array in task.split("test").inputs.items()} == {
+        "a": (2, 3),
+        "b": (2, 3),
+    }
+    assert task.split("test").inputs["a"].dtype == np.uint8
+
+
+def test_pictures_as_an_array(tmp_path: Path) -> None:
+    task = read_task(npz_task(tmp_path, {"x": np.zeros((40, 8, 8, 3), np.uint8), "y": Y}, form="image"))
+    assert task.form == "image"
+
+
+def test_labels_may_be_words(tmp_path: Path) -> None:
+    words = np.array(["cat", "dog", "emu", "fox"])[Y]
+    task = read_task(npz_task(tmp_path, {"x": X, "y": words}, labels=["fox", "emu", "dog", "cat"], seed=3))
+    found = task.split("train")
+    assert found.labels is not None
+    for row, label in zip(found.inputs[""], found.labels, strict=True):
+        assert words[(row == X).all(1)][0] == task.labels[label]
+    with pytest.raises(TaskError, match=r"label 'fox' is none of the task's `labels`; did you mean 'fax'"):
+        read_task(npz_task(tmp_path, {"x": X, "y": words}, labels=["fax", "emu", "dog", "cat"]))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fields", "message"),
+    [
+        ({"x": X}, {}, "data.npz has no 'y'; Known: x"),
+        ({"images": X, "y": Y}, {}, "data.npz has no 'x'"),
+        ({"x": X, "y": Y}, {"source": {"inputs": {"": ["x", "y"]}}}, "names several arrays"),
+        (
+            {"x": X, "y": Y},
+            {"source": {"shape": [2, 2]}},
+            r"samples have shape \[3\], which does not make \[2, 2\]",
+        ),
+        ({"x": X, "y": Y[:-1]}, {}, "differ in their number of samples"),
+        ({"x": X, "y": Y.astype(object)}, {}, "pickles are refused"),
+        ({"x": np.full_like(X, np.nan), "y": Y}, {}, "the train split: input data of sample 0 holds NaN"),
+        ({"x": X[:0], "y": Y[:0]}, {}, "the train split is empty"),
+        ({"x": X, "y": Y}, {"labels": ["a", "b"]}, r"label [23] is out of range \(0..1\)"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path: Path, arrays: dict[str, Array], fields: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        read_task(npz_task(tmp_path, arrays, **fields))
+
+
+class Trace:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.place),))
+
+
+def test_files_that_are_no_npz(tmp_path: Path) -> None:
+    path = npz_task(tmp_path)
+    whole = (tmp_path / "data.npz").read_bytes()
+    np.save(tmp_path / "one.npy", X)
+    contents = [
+        b"",
+        b"text",
+        whole[: len(whole) // 2],
+        (tmp_path / "one.npy").read_bytes(),
+        pickle.dumps(Trace(tmp_path / "trace")),
+    ]
+    for content in contents:
+        (tmp_path / "data.npz").write_bytes(content)
+        with pytest.raises(TaskError, match=r"data.npz is not an npz file"):
+            read_task(path)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_an_array_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
+    path = npz_task(tmp_path)
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 1000), }"
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as zipped:
+        text = header.ljust(117) + b"\n"
+        zipped.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"\0" * 64)
+    with pytest.raises(TaskError, match="is not an npz file"):
+        read_task(path)
+
+
+@given(st.data())
+def test_a_damaged_npz_is_a_task_error_or_a_task(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("npz")
+    path = npz_task(root)
+    content = bytearray((root / "data.npz").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (root / "data.npz").write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    with contextlib.suppress(TaskError):
+        assert len(read_task(path).splits) == 4
+
+
+# --- csv
+
+
+def csv_task(root: Path, text: str | bytes, **fields: Any) -> Path:
+    (root / "data.csv").write_bytes(text.encode() if isinstance(text, str) else text)
+    source = {"format": "csv", "path": "data.csv", "labels": "kind", **fields.pop("source", {})}
+    return task_at(root, source, splits=fields.pop("splits", {"test": 1.0}), **fields)
+
+
+def test_a_row_is_a_sample(tmp_path: Path) -> None:
+    split = read_task(csv_task(tmp_path, "a, b,kind\n1,2,0\n3,4.5,1\n")).split("test")
+    order = np.argsort(split.inputs[""][:, 0])
+    np.testing.assert_array_equal(split.inputs[""][order], np.array([[1, 2], [3, 4.5]], np.float32))
+    assert split.labels is not None
+    assert split.labels[order].tolist() == [0, 1]
+    assert split.labels.dtype == np.int64
+
+
+def test_columns_may_be_chosen_and_shaped(tmp_path: Path) -> None:
+    text = "a,b,c,d,kind\n1,2,3,4,0\n"
+    inputs = {"left": ["b", "a"], "right": ["c", "d"], "one": "d"}
+    split = read_task(csv_task(tmp_path, text, source={"inputs": inputs})).split("test")
+    assert {name: array.tolist() for name, array in split.inputs.items()} == {
+        "left": [[2, 1]],
+        "right": [[3, 4]],
+        "one": [[4]],
+    }
+    shaped = read_task(csv_task(tmp_path, text, source={"shape": [2, 2]})).split("test")
+    assert shaped.inputs[""].tolist() == [[[1, 2], [3, 4]]]
+
+
+def test_what_spreadsheets_write(tmp_path: Path) -> None:
+    """A byte order mark, carriage returns, quotes, and empty lines at the end."""
+    text = '\ufeffkind,a\r\n"cat",1\r\ndog,"2"\r\n\r\n\r\n'
+    split = read_task(csv_task(tmp_path, text, labels=["dog", "cat"])).split("test")
+    assert split.labels is not None
+    assert sorted(zip(split.inputs[""][:, 0], split.labels, strict=True)) == [(1, 1), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "message"),
+    [
+        ("", {}, "no rows below its header"),
+        ("a,kind\n", {}, "no rows below its header"),
+        ("1,2\n3,4\n", {}, "needs a first line that names its columns"),
+        ("a,a,kind\n1,2,3\n", {}, "names its columns, each once"),
+        ("a,kind\n1,0\n2\n", {}, "row 3 has 1 fields, the header has 2"),
+        ("a,kind\nx,0\n", {}, "a column of input data holds something that is no number"),
+        ("a,kind\n,0\n", {}, "no number"),
+        ("a,kind\nnan,0\n", {}, "sample 0 holds NaN"),
+        ("a,kind\n1,cat\n", {}, "label 'cat' is none of the task's `labels`"),
+        ("a,kind\n1,\n", {}, "label '' is none"),
+        ("a,kind\n1,0.5\n", {}, "labels must be whole numbers"),
+        ("a,kind\n1,-1\n", {}, "label -1 is out of range"),
+        ("a,knid\n1,0\n", {}, "has no 'kind'; did you mean 'knid'"),
+        ("a,kind\n1,0\n", {"source": {"inputs": {"x": ["b"]}}}, "has no 'b'"),
+        ("a,kind\n1,0\n", {"source": {"shape": [2]}}, r"does not make \[2\]"),
+        (b"a,kind\n\xff,0\n", {}, "is not a CSV file"),
+        ("a,kind\n" + "1" * 200_000 + ",0\n", {}, "is not a CSV file"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path: Path, text: str | bytes, fields: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        read_task(csv_task(tmp_path, text, **fields))
+
+
+# --- parquet
+
+
+def test_parquet_is_a_table_too(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = {"pixels": [[1.0, 2, 3, 4], [5, 6, 7, 8]], "kind": ["cat", "dog"], "other": [None, 1]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "data.parquet")
+    source = {
+        "format": "parquet",
+        "path": "data.parquet",
+        "labels": "kind",
+        "inputs": {"x": "pixels"},
+        "shape": [2, 2],
+    }
+    split = read_task(task_at(tmp_path, source, labels=["cat", "dog"], splits={"test": 1.0})).split("test")
+    assert split.inputs["x"].shape == (2, 2, 2)
+    assert split.labels is not None
+    assert sorted(split.labels.tolist()) == [0, 1]
+    for inputs, message in (
+        ({"x": "other"}, "NaN"),
+        ({"x": "kind"}, "no number"),
+        ({"x": "pixel"}, "did you mean 'pixels'"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            read_task(task_at(tmp_path, {**source, "inputs": inputs, "shape": []}, labels=["cat", "dog"]))
+    parquet.write_table(pyarrow.table({"x": [[1.0], [2.0, 3.0]], "kind": [0, 1]}), tmp_path / "data.parquet")
+    with pytest.raises(TaskError):
+        read_task(task_at(tmp_path, {**source, "inputs": {"x": "x"}, "shape": []}))
+    (tmp_path / "data.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(TaskError, match="is not a Parquet file"):
+        read_task(task_at(tmp_path, source))
+
+
+# --- folders of pictures
+
+
+def pictures(root: Path, tree: dict[str, int]) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    for folder, count in tree.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            shade = np.full((4, 4), 10 * i + len(folder), np.uint8)
+            pillow.fromarray(shade).save(root / folder / f"{i}.png")
+
+
+def folder_task(root: Path, path: str = "pictures", **fields: Any) -> Path:
+    return task_at(root, {"format": "folder", "path": path}, **fields)
+
+
+def test_a_folder_of_folders_is_a_task(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", {"dog": 10, "cat": 20})
+    (tmp_path / "pictures" / "cat" / "notes.txt").write_text("no picture")
+    for hidden in (".cache", "__MACOSX"):
+        (tmp_path / "pictures" / hidden).mkdir()
+    task = read_task(folder_task(tmp_path))
+    assert task.labels == ("cat", "dog")
+    assert task.form == "image"
+    assert {name: len(split) for name, split in task.splits.items()} == {
+        "train": 15,
+        "calibration": 3,
+        "validation": 6,
+        "test": 6,
+    }
+    for split in task.splits.values():
+        assert isinstance(split, ImageFiles)
+        assert split.labels is not None
+        for path, label in zip(split.inputs[""], split.labels, strict=True):
+            assert Path(path).parent.name == task.labels[label]
+    assert task.split("test").take([0])[""][0].shape == (4, 4)
+
+
+def test_splits_that_lack_a_class_number_the_others_alike(tmp_path: Path) -> None:
+    """Were each split numbered by its own folders, `emu` would be 2 in training and 1 in the test, unnoticed."""
+    pictures(tmp_path / "train", {"cat": 2, "dog": 2, "emu": 2})
+    pictures(tmp_path / "test", {"cat": 1, "emu": 3})
+    task = read_task(folder_task(tmp_path, "{split}", splits={"test": "test", "train": "train"}))
+    assert task.labels == ("cat", "dog", "emu")
+    for split in task.splits.values():
+        assert split.labels is not None
+        for path, label in zip(split.inputs[""], split.labels, strict=True):
+            assert Path(path).parent.name == task.labels[label]
+
+
+def test_the_order_of_labels_may_be_given(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", {"dog": 3, "cat": 3})
+    task = read_task(folder_task(tmp_path, labels=["dog", "cat"], splits={"test": 1.0}))
+    split = task.split("test")
+    assert split.labels is not None
+    assert {
+        Path(path).parent.name: int(label) for path, label in zip(split.inputs[""], split.labels, strict=True)
+    } == {
+        "dog": 0,
+        "cat": 1,
+    }
+    with pytest.raises(TaskError, match="has the folder 'dog', which is not a label; did you mean 'dogs'"):
+        read_task(folder_task(tmp_path, labels=["dogs", "cat"]))
+
+
+def test_pictures_without_labels_serve_agreement(tmp_path: Path) -> None:
+    pictures(tmp_path, {"pictures": 8})
+    task = read_task(folder_task(tmp_path, metric="agreement"))
+    assert task.labels == ()
+    assert all(split.labels is None for split in task.splits.values())
+    with pytest.raises(TaskError, match="has no labels, which metric top1 needs"):
+        read_task(folder_task(tmp_path, metric="top1"))
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="does not exist"):
+        read_task(folder_task(tmp_path))
+    (tmp_path / "pictures").write_text("a file")
+    with pytest.raises(TaskError, match="is not a folder of pictures"):
+        read_task(folder_task(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TaskError, match="has no pictures"):
+        read_task(folder_task(tmp_path, "empty"))
+
+
+# --- the file itself
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: t\nmetric: top1\nsource: {format: npz}", "missing required field `path`"),
+        (
+            "name: t\nmetric: top1\nsource: {format: npy, path: a}",
+            "'npy' at source.format .* did you mean 'npz'",
+        ),
+        (
+            "name: t\nmetrics: top1\nsource: {format: npz, path: a}",
+            "unknown key 'metrics'; did you mean 'metric'",
+        ),
+        ("name: t\nmetric: top1\nsource: {format: npz, path: a, label: y}", "unknown key 'label' at source"),
+        ("name: t\nmetric: top1\nsource: {format: npz, path: a}\nform: images", "did you mean 'image'"),
+        ("name: [", "not valid YAML"),
+    ],
+)
+def test_task_files_that_cannot_be_understood(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "task.yaml").write_text(text)
+    with pytest.raises(TaskError, match=message):
+        read_task(tmp_path / "task.yaml")
+
+
+def test_paths_are_relative_to_the_file_not_to_where_we_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    npz_task(tmp_path / "inner")
+    monkeypatch.chdir(tmp_path)
+    assert find_task("inner/task.yaml").name == "t"
