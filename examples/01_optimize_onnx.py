@@ -11,9 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from digits_net import write_onnx
-
 import farthing
+from digits_net import write_onnx
 from farthing import Split, Task
 
 
@@ -32,12 +31,14 @@ def main(out: Path) -> None:
         conversion = farthing.convert(write_onnx(Path(folder) / "digits.onnx"))
         for assumption in conversion.assumptions:
             print(f"assumed: {assumption}")
-        result = farthing.optimize(conversion.model, my_task(), "this", "accuracy_drop<=0.01, size_mb<=0.5", out)
+        result = farthing.optimize(
+            conversion.model, my_task(), "this", "accuracy_drop<=0.01, size_mb<=0.5", out
+        )
 
     print(result.summary.sentence)
     for candidate in result.candidates:
         speed = f"{candidate.speedup.value:.2f}x" if candidate.speedup else "not timed"
-        print(f"{candidate.number:>3}  {candidate.name:<20} {candidate.threads} threads  {speed:<10} {candidate.verdict}")
+        print(f"{candidate.name:<16} {candidate.threads} threads  {speed:<10} {candidate.verdict}")
     print(f"Look at {out / 'report.html'}")
 
     # From now on only the directory counts. This is all a device does:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from digits_net import write_onnx
 from onnx import helper, numpy_helper
 
 import farthing
+from digits_net import write_onnx
 from farthing import Model, Target, Task
 
 LARGE = 1 << 14
@@ -39,7 +39,9 @@ def low_rank(model: Model, target: Target, task: Task, rank: int = 16) -> Model:
     return Model.create(model.manifest, {"model.onnx": graph.SerializeToString()})
 
 
-def _split(graph: onnx.ModelProto, node: onnx.NodeProto, weight: np.ndarray, rank: int) -> list[onnx.NodeProto]:
+def _split(
+    graph: onnx.ModelProto, node: onnx.NodeProto, weight: np.ndarray, rank: int
+) -> list[onnx.NodeProto]:
     """Two nodes for one: x @ (u @ v) + b as (x @ u) @ v + b."""
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     left, values, right = np.linalg.svd(weight.T if transposed else weight, full_matrices=False)

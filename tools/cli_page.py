@@ -15,12 +15,18 @@ from farthing.cli import main
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "cli.md"
 WIDTH = 100
-BLOCK = re.compile(r"^## `farthing( [a-z]+)?`\n(?:(?!^## |^```).*\n)*```text\n(.*?)^```$", re.M | re.S)
+HEADING = re.compile(r"^## `farthing ?([a-z]*)`$", re.M)
+BLOCK = re.compile(r"^```text\n((?:.*\n)*?)^```$", re.M)
 
 
 def blocks(page: str) -> dict[str, tuple[int, int]]:
     """Command (empty for ``farthing`` itself) -> where its help text starts and ends in the page."""
-    return {(found[1] or "").strip(): found.span(2) for found in BLOCK.finditer(page)}
+    places = {}
+    for heading in HEADING.finditer(page):
+        block = BLOCK.search(page, heading.end())
+        if block is not None:
+            places[heading[1]] = block.span(1)
+    return places
 
 
 def help_of(command: str) -> str:
