@@ -25,9 +25,9 @@ PINS = [
 
 # Small extras whose floors are run. What `forge` needs is large; its floors are not run.
 FLOORS_OF = ("onnxruntime", "image", "parquet")
-# To write tests' ONNX files and run the tests; ml_dtypes (of onnx) is left to the resolver, its pin wants numpy 2.
-TEST_TOOLS = ("pytest", "hypothesis", "sybil", "onnx")
-NOT_PINNED = {"ml-dtypes"}
+# To write tests' ONNX files, for photos and oracles, and to run the tests; what wants numpy 2 is left to the resolver.
+TEST_TOOLS = ("pytest", "hypothesis", "sybil", "onnx", "scikit-learn")
+NOT_PINNED = {"ml-dtypes", "scikit-learn", "scipy"}
 # The tests of what runs on a workstation or a server.
 WORKSTATION = ("tests/apps", "tests/cli", "tests/forge", "tests/hub", "tests/test_examples.py")
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -14,6 +13,8 @@ from hypothesis.extra import numpy as arrays
 from farthing.config import plain
 from farthing.errors import ConfigError, ModelError
 from farthing.ops.decode import Detections, Prediction, classify, decode, detections, softmax
+
+torch = pytest.importorskip("torch")  # absent where the lowest versions are run
 
 LOGITS = arrays.arrays(
     np.float32, st.tuples(st.integers(0, 4), st.integers(1, 12)), elements=st.floats(-1e4, 1e4, width=32)

@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
@@ -14,6 +13,8 @@ from sklearn.datasets import load_sample_images
 
 from farthing.model import Filter
 from farthing.ops.resample import Image, resample
+
+torch = pytest.importorskip("torch")  # absent where the lowest versions are run
 
 torch.set_num_threads(1)
 PILLOW: dict[Filter, Pillow.Resampling] = {
