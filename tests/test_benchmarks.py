@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,6 +101,25 @@ def test_an_unknown_case_is_refused_with_the_right_names(tmp_path: Path) -> None
     assert done.returncode == 2
     for name in ("resnet18", "resnet8-mnist", "cnn-mnist", "no-harm", "wrapper", "import", "demo-search"):
         assert name in done.stderr
+
+
+def test_figures_taken_in_company_say_so(table: ModuleType) -> None:
+    facts = {"machine": "a board", "seconds": 3.0, "load_before": 0.5, "load_after": 1.0, "remark": "rough"}
+    quiet = table.surroundings({**facts, "others_cores": {"a": 0.02}})
+    busy = table.surroundings({**facts, "others_cores": {"a": 0.02, "b": 1.24}})
+    assert "DISTURBED" not in quiet
+    assert quiet.splitlines()[-1] == "rough"
+    assert "DISTURBED" in busy
+    assert "(b 1.2 on average)" in busy
+
+
+def test_own_work_and_that_of_others_fit_into_the_machine(table: ModuleType) -> None:
+    others, begin, before = table.Others(), time.perf_counter(), os.times()
+    subprocess.run([sys.executable, "-c", "sum(range(30_000_000))"], check=True)
+    sum(range(30_000_000))
+    own = sum(os.times()[:4]) - sum(before[:4])
+    assert own > 0
+    assert 0 <= others.cores() <= (os.cpu_count() or 1) + 0.2 - own / (time.perf_counter() - begin)
 
 
 def optimize(*arguments: str) -> subprocess.CompletedProcess[str]:

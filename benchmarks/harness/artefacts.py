@@ -75,10 +75,19 @@ class Found:
         """Whether the search returned something other than the file it was given."""
         return self.result.winner.digest != self.baseline.digest
 
+    @property
+    def threads(self) -> tuple[int, int, int]:
+        """Threads of baseline (its best), winner and peer (the winner's)."""
+        own = self.result.recipe.threads
+        return self.result.candidates[0].threads, own, own
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How a case gets its model: ``seeds`` networks, each trained (or only settled) and searched under ``budget``."""
+    """How a case gets its model: ``seeds`` networks, each trained (or only settled) and searched under ``budget``.
+
+    ``threads`` are those the search may try; empty leaves the choice to it.
+    """
 
     net: Callable[[], nn.Module]
     task: Callable[[Path], Task]
@@ -88,6 +97,7 @@ class Plan:
     preprocess: Preprocess | None = None
     seeds: tuple[int, ...] = (0,)
     budget: str = BUDGET
+    threads: tuple[int, ...] = (1,)
 
 
 def noise(assets: Path) -> Task:
@@ -125,6 +135,7 @@ PLANS = {
     "resnet18": Plan(nets.resnet18, noise, 224, 3, 1000, budget="accuracy_drop<=0.05"),
     "resnet8-mnist": Plan(nets.resnet8, mnist_5k, 28, preprocess=MNIST_PREPROCESS, seeds=SEEDS),
     "cnn-mnist": Plan(nets.digits_cnn, mnist_5k, 28, preprocess=MNIST_PREPROCESS, seeds=SEEDS),
+    "cnn-any-threads": Plan(nets.digits_cnn, mnist_5k, 28, preprocess=MNIST_PREPROCESS, threads=()),
     "digits": Plan(small_digits_net, digits, 8),
     "tiny": Plan(tiny_digits_net, digits, 8),
 }
@@ -165,7 +176,7 @@ def baseline(setting: Setting, name: str, seed: int) -> Model:
 
 @functools.cache
 def searched(setting: Setting, name: str) -> tuple[Found, ...]:
-    """What the search returns for each seed of a plan, at one thread."""
+    """What the search returns for each seed of a plan."""
     return tuple(_search(setting, name, seed) for seed in PLANS[name].seeds)
 
 
@@ -174,7 +185,8 @@ def _search(setting: Setting, name: str, seed: int) -> Found:
     print(f"  {label}: making, searching", flush=True)
     given = baseline(setting, name, seed)
     place = setting.cache / "results" / label
-    result = optimize(given, task, "this", PLANS[name].budget, place, threads=(1,), cache=setting.cache)
+    plan = PLANS[name]
+    result = optimize(given, task, "this", plan.budget, place, threads=plan.threads, cache=setting.cache)
     print(f"  {label}: {result.summary.sentence}", flush=True)
     key = key_of("peer", given.digest, task.digest, onnxruntime.__version__)
     return Found(label, task, given, result, setting.store().model(key, lambda: peer(given, task)))

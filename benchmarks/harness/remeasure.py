@@ -31,13 +31,13 @@ class Speed(Section, frozen=True, kw_only=True):
 
 @functools.cache
 def speed(setting: Setting, found: Found, scenario: Scenario) -> Speed:
-    """Race the three of them at one thread. A winner that is the baseline's own file is as fast by definition."""
+    """Race the three of them. A winner that is the baseline's own file is as fast by definition."""
     models = [found.baseline, Model.open(found.result.winner.path), found.peer]
     wanted = 1 if scenario == "single_stream" else bench.OFFLINE_BATCH
     with ExitStack() as stack:
         engines = [
-            stack.enter_context(open_engine(model, "onnxruntime", EngineOptions(threads=1)))
-            for model in models
+            stack.enter_context(open_engine(model, "onnxruntime", EngineOptions(threads=threads)))
+            for model, threads in zip(models, found.threads, strict=True)
         ]
         feeds = bench.sample_feeds(found.baseline.manifest, wanted, found.task)
         timed = bench.race([(engine, feeds) for engine in engines], setting.rule)

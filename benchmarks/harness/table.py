@@ -16,6 +16,7 @@ from farthing.errors import FarthingError
 from farthing.measure import machine_name
 from farthing.target import Target
 
+QUIET = 0.15
 HEADER = ("case", "ours", "peers", "limit", "ratio", "bar")
 
 
@@ -125,30 +126,82 @@ def parser(description: str, cases: Sequence[str]) -> argparse.ArgumentParser:
     return made
 
 
-def run(cases: Mapping[str, Callable[[], list[Row]]], only: Sequence[str] | None, place: Path | None) -> int:
-    """Run cases one after another, print the table and its last line, write the JSON; 1 if a bar is not reached."""
+def run(
+    cases: Mapping[str, Callable[[], list[Row]]],
+    only: Sequence[str] | None,
+    place: Path | None,
+    remark: str = "",
+) -> int:
+    """Run cases one after another, print the table and its last line, write the JSON; 1 if a bar is not reached.
+
+    Args:
+        cases: name -> what measures its rows.
+        only: names of the cases to run; all if empty.
+        place: of the JSON file, if one is wanted.
+        remark: what else a reader of the figures must know.
+    """
     started, before = time.perf_counter(), os.getloadavg()[0]
     rows: list[Row] = []
+    busy: dict[str, float] = {}
     for name in [name for name in cases if not only or name in only]:
         print(f"# {name} ...", flush=True)
+        others = Others()
         try:
             rows += cases[name]()
         except FarthingError as error:
             rows.append(failed(name, error))
+        busy[name] = others.cores()
     target = Target.detect()
     facts: dict[str, Any] = {
         "machine": machine_name(target.cpu, target.cores),
         "load_before": before,
         "load_after": os.getloadavg()[0],
+        "others_cores": busy,
         "seconds": time.perf_counter() - started,
+        "remark": remark,
     }
     print(show(rows))
-    print(
-        f"measured on {facts['machine']} in {facts['seconds']:.0f} s; "
-        f"load {before:.2f} before, {facts['load_after']:.2f} after"
-    )
+    print(surroundings(facts))
     if place is not None:
         listed = [{**plain(row), "bar": str(row.bar), "holds": row.holds} for row in rows]
         files.write(place, json.dumps({**facts, "rows": listed}, indent=1).encode() + b"\n")
     print(verdict(rows))
     return 0 if all(row.holds for row in rows) else 1
+
+
+def surroundings(facts: Mapping[str, Any]) -> str:
+    """Where, how long and in what company the figures were taken, and a warning where the company was too much."""
+    told = (
+        f"measured on {facts['machine']} in {facts['seconds']:.0f} s; load {facts['load_before']:.2f} before, "
+        f"{facts['load_after']:.2f} after"
+    )
+    disturbed = [f"{name} {cores:.1f}" for name, cores in facts["others_cores"].items() if cores > QUIET]
+    if disturbed:
+        told += (
+            f"\nDISTURBED: other programs used processors meanwhile ({', '.join(disturbed)} on average), which slows "
+            "float more than int8: measure again on a quiet machine"
+        )
+    return told + (f"\n{facts['remark']}" if facts["remark"] else "")
+
+
+class Others:
+    """Processors that other programs use on average, from its making on (Linux: ``/proc/stat``, ``times``)."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._before = self._seconds()
+
+    def cores(self) -> float:
+        """Cores since then; children of ours that have ended are not others."""
+        return max(0.0, (self._seconds() - self._before) / (time.perf_counter() - self._start))
+
+    @staticmethod
+    def _seconds() -> float:
+        own = os.times()
+        user, nice, system, _, _, interrupt, soft, steal = map(
+            int, Path("/proc/stat").read_text().split()[1:9]
+        )
+        busy = user + nice + system + interrupt + soft + steal
+        return (
+            busy / os.sysconf("SC_CLK_TCK") - own.user - own.system - own.children_user - own.children_system
+        )
