@@ -201,7 +201,24 @@ cameras = st.builds(Camera, address=texts, rate=floats, size=st.tuples(st.intege
 settings = st.builds(
     Settings,
     name=texts
-    | st.sampled_from(["1e3", "no", "~", "2020-01-01", "0x1", "1:30", "=", "<<", "null", "1_000", ".5E-3"]),
+    | st.sampled_from(
+        [
+            "1e3",
+            "no",
+            "~",
+            "2020-01-01",
+            "0x1",
+            "1:30",
+            "=",
+            "<<",
+            "null",
+            "\x85",
+            "a\u2028 b",
+            "\ufeff",
+            "1_000",
+            ".5E-3",
+        ]
+    ),
     mode=st.sampled_from(["fast", "exact"]),
     budget=st.none() | floats,
     folder=st.none() | st.sampled_from([Path("/a/b"), Path("c d")]),

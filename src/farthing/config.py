@@ -97,7 +97,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the text ``1e3``, because `_Loader` would read a number."""
+    """SafeDumper whose text reads back: ``1e3`` is quoted, and rare line breaks are escaped."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if set(data) & set("\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 for _kind in (_Loader, _Dumper):
