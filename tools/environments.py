@@ -29,7 +29,16 @@ FLOORS_OF = ("onnxruntime", "image", "parquet")
 TEST_TOOLS = ("pytest", "hypothesis", "sybil", "onnx", "scikit-learn")
 NOT_PINNED = {"ml-dtypes", "scikit-learn", "scipy"}
 # The tests of what runs on a workstation or a server.
-WORKSTATION = ("tests/apps", "tests/cli", "tests/forge", "tests/hub", "tests/test_examples.py")
+WORKSTATION = (
+    "tests/apps",
+    "tests/cli",
+    "tests/forge",
+    "tests/hub",
+    "tests/test_assets.py",  # fetches with this environment's pip, which it does not have
+    "tests/test_benchmarks.py",
+    "tests/test_docs.py",
+    "tests/test_examples.py",
+)
 
 
 def name_of(requirement: str) -> str:

@@ -61,7 +61,7 @@ def parse(raw: bytes, suffix: str, where: str) -> Any:
             return tomllib.loads(raw.decode())
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply for a settings file") from None
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML lets inner errors out
+    except (yaml.YAMLError, msgspec.MsgspecError, ValueError, KeyError, AttributeError) as error:  # PyYAML leaks some
         raise ConfigError(f"{where} is not valid {suffix[1:].upper()}: {error}") from error
     found = repr(suffix) if suffix else "a file without suffix"
     raise ConfigError(f"{where}: settings are read from .yaml, .json or .toml, not {found}")
@@ -208,8 +208,17 @@ def to_yaml(section: object) -> str:
 
 
 def canonical(section: object) -> bytes:
-    """A section as canonical JSON (sorted keys, no spaces): what digests are taken over."""
-    return msgspec.json.encode(plain(section), order="sorted")
+    """A section as canonical JSON (sorted keys, no spaces, 5 for 5.0): what digests are taken over."""
+    return msgspec.json.encode(_numbers(plain(section)), order="sorted")
+
+
+def _numbers(data: Any) -> Any:
+    """Whole floats as integers: a field given as 5 in Python is 5.0 once read from a file, and is the same."""
+    if isinstance(data, dict):
+        return {key: _numbers(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_numbers(value) for value in data]
+    return int(data) if isinstance(data, float) and data.is_integer() and abs(data) < 1 << 53 else data
 
 
 def schema(kind: type[Any]) -> dict[str, Any]:
