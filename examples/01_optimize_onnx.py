@@ -19,8 +19,7 @@ from farthing import Split, Task
 def my_task() -> Task:
     """Data in splits, and a metric. Calibration needs no labels; the test split is looked at once, at the end."""
     data = farthing.find_task("digits")
-    names = ("calibration", "validation", "test")
-    arrays = {name: (data.split(name).inputs[""], data.split(name).labels) for name in names}
+    arrays = {name: (split.inputs[""], split.labels) for name, split in data.splits.items()}
     splits = {name: Split({"": x}, y) for name, (x, y) in arrays.items()}  # "" is the model's only input
     return Task("my digits", splits, "top1", labels=data.labels)
 
