@@ -58,6 +58,11 @@ class Metric:
     def __repr__(self) -> str:
         return f"Metric({self.name!r})"
 
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """The functions it is made of: their code decides what it gives."""
+        return tuple(part for part in (self._per_sample, self._whole, self._prepare) if part is not None)
+
     def score(self, outputs: Outputs, labels: Array | None, reference: Outputs | None) -> Interval:
         """The metric with its 95 % interval (Wilson or normal for means, bootstrap else).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from torch import nn
 
 from farthing import plugins
-from farthing.forge import train
+from farthing.bench import Rule
+from farthing.forge import optimize, train
 from farthing.model import Manifest, Model, TensorSpec
+from farthing.recipe import Result
 from farthing.target import Target
 from farthing.task import Split, Task
 
@@ -138,6 +142,40 @@ def scaled(cnn_net: nn.Module, make_model: MakeModel) -> Model:
         norm.bias *= factors
         after.weight /= factors[None, :, None, None]
     return make_model(net)
+
+
+@pytest.fixture(scope="session")
+def slowed(cnn: Model, make_model: MakeModel) -> Model:
+    """The CNN with sixty products added that count for nothing."""
+    proto = onnx.load(cnn.file)
+    idle = proto.graph.node[-1].output[0] = "answer"
+    eye = numpy_helper.from_array(np.eye(64, dtype=np.float32), "eye")
+    zero = numpy_helper.from_array(np.zeros((64, 10), np.float32), "zero")
+    proto.graph.initializer.extend([eye, zero])
+    names = ["idle", *(f"idle{i}" for i in range(60))]
+    nodes = [helper.make_node("MatMul", [a, "eye"], [b]) for a, b in itertools.pairwise(names)]
+    nodes.insert(0, helper.make_node("Flatten", ["image"], ["idle"]))
+    nodes.append(helper.make_node("MatMul", [names[-1], "zero"], ["nothing"]))
+    nodes.append(helper.make_node("Add", [idle, "nothing"], ["logits"]))
+    proto.graph.node.extend(nodes)
+    return make_model(proto)
+
+
+Search = Callable[..., Result]
+
+
+@pytest.fixture
+def search(tmp_path: Path, cache_root: Path, digits_task: Task, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """A search with short races, one thread and a cache that tests share; the output is ``tmp_path / "out"``."""
+    monkeypatch.setattr(optimize, "SPRINT", Rule(warmup=2, min_count=5, min_seconds=0.05))
+    monkeypatch.setattr(optimize, "FINAL", Rule(warmup=2, min_count=20, min_seconds=0.15))
+    monkeypatch.setattr(optimize, "FINALISTS", 2)
+
+    def run(model: Model, task: Task = digits_task, **options: Any) -> Result:
+        options = {"out": tmp_path / "out", "cache": cache_root, "threads": (1,), **options}
+        return optimize.optimize(model, task, **options)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 import farthing
-from farthing import files, plugins
+from farthing import plugins
 from farthing.config import Section, convert, plain
 from farthing.errors import ConfigError, FarthingError, ModelError, PluginError, TaskError, nearest
 from farthing.forge import graph
-from farthing.forge.cache import Cache, key_of
+from farthing.forge.cache import Cache, code_of, key_of
 from farthing.model import Model, checked
 from farthing.recipe import Pass, Recipe, Step
 from farthing.target import Target
@@ -78,7 +78,7 @@ def _apply_one(step: Step, model: Model, target: Target, task: Task, cache: Cach
     def run() -> Model:
         return _run(made, model, target, task, step)
 
-    code = _code_of(step.use)
+    code = code_of(plugins.get("pass", step.use))
     if code is None:
         return run(), step
     key = key_of(model.digest, step, target, _read_by(step.use, task), versions(step.use), code)
@@ -134,23 +134,6 @@ def versions(use: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def _code_of(use: str) -> str | None:
-    """SHA-256 of the code of a pass: changed code is not answered from the cache.
-
-    None if it cannot be read or depends on more than its text (a function that closes over variables, an object
-    with a state of its own): such a pass runs each time.
-    """
-    part = plugins.get("pass", use)
-    if not inspect.isclass(part) and (not inspect.isfunction(part) or part.__closure__):
-        return None
-    for place in (inspect.getmodule(part), part):
-        try:
-            return files.digest(inspect.getsource(place).encode())  # type: ignore[arg-type]
-        except (OSError, TypeError):
-            continue
-    return None
 
 
 def replay(recipe: Recipe, model: Model, task: Task, cache: Cache) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import shutil
 import tempfile
 import time
@@ -25,6 +26,23 @@ LEFTOVER_SECONDS = 3600
 def key_of(*parts: object) -> str:
     """SHA-256 over plain data, sections and text, in order."""
     return files.digest(canonical([plain(part) for part in parts]))
+
+
+def code_of(part: object) -> str | None:
+    """SHA-256 of the code of a class or function: what changed code gives is not answered from the cache.
+
+    None if the code cannot be read, or decides more than its text says (a function that closes over variables, an
+    object with a state of its own): what it gives is not kept.
+    """
+    if not inspect.isclass(part) and (not inspect.isfunction(part) or part.__closure__):
+        return None
+    for place in (inspect.getmodule(part), part):
+        try:
+            source = inspect.getsource(place)  # type: ignore[arg-type]
+        except (OSError, TypeError):
+            continue
+        return files.digest(f"{part.__qualname__}\n{source}".encode())
+    return None
 
 
 class Cache:

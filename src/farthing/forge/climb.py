@@ -10,7 +10,7 @@ from farthing.errors import FarthingError
 from farthing.forge import exclude
 from farthing.forge.apply import apply, versions
 from farthing.forge.cache import Cache, key_of
-from farthing.forge.evaluate import PROXY_SAMPLES, Judge, Score
+from farthing.forge.evaluate import Judge, Score, proxy
 from farthing.forge.ladder import Rung, with_exclusions
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.verdict import accuracy_refusal, hopeless, points
@@ -114,11 +114,11 @@ class Climber:
 
     def _judged(self, model: Model) -> tuple[Score, str]:
         """A few samples first; the whole validation split only for what they do not rule out."""
-        if len(self._task.split("validation")) > 2 * PROXY_SAMPLES:
-            score = self._judge.score(model, "validation", PROXY_SAMPLES)
+        if few := proxy(self._task):
+            score = self._judge.score(model, "validation", few)
             if hopeless(score, self._budget):
                 refusal = accuracy_refusal(score, self._budget, self._task.metric)
-                return score, f"{refusal}, on {PROXY_SAMPLES} samples"
+                return score, f"{refusal}, on {few} samples"
         score = self._judge.score(model, "validation")
         return score, accuracy_refusal(score, self._budget, self._task.metric)
 

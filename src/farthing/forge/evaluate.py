@@ -8,19 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing import bench
+from farthing import bench, plugins
 from farthing.config import Section
 from farthing.engines.base import EngineOptions, open_engine
 from farthing.errors import ModelError, TaskError
-from farthing.forge.cache import Cache, key_of
+from farthing.forge.cache import Cache, code_of, key_of
 from farthing.measure import Interval
-from farthing.metrics import Outputs
+from farthing.metrics import Metric, Outputs
 from farthing.model import Model
 from farthing.target import Target
 from farthing.task import SplitName, Task
 
 Array = NDArray[Any]
 PROXY_SAMPLES = 256
+
+
+def proxy(task: Task) -> int | None:
+    """How many validation samples give a first impression; None where the whole split is hardly more."""
+    return PROXY_SAMPLES if len(task.split("validation")) > 2 * PROXY_SAMPLES else None
 
 
 class Score(Section, frozen=True, kw_only=True):
@@ -44,6 +49,7 @@ class Judge:
         self._task = task
         self._baseline = baseline
         self._engine = engine
+        self._metric_code = _code_of(task.metric)
         self._where = [target.arch, *target.isa, engine, version]  # what may round differently
         self._cache = cache
         self._outputs: dict[tuple[SplitName, int | None], Outputs] = {}
@@ -56,7 +62,9 @@ class Judge:
             ModelError: the outputs are not those of the baseline.
             EngineError: the model does not run.
         """
-        data = [self._task.digest, split, limit or 0]
+        if self._metric_code is None:
+            return self._compute(model, split, limit)
+        data = [self._task.digest, self._metric_code, split, limit or 0]
         key = key_of("score", model.digest, self._baseline.digest, *data, *self._where)
         return self._cache.value(key, Score, lambda: self._compute(model, split, limit), again)
 
@@ -95,6 +103,14 @@ class Judge:
         if limit is None or limit >= count:
             return np.arange(count)
         return np.linspace(0, count - 1, limit).round().astype(np.int64)
+
+
+def _code_of(metric: Metric) -> str | None:
+    """What decides a metric beside its name: nothing for one of ours, its code for a user's; see `code_of`."""
+    if metric.name in plugins.BUILTIN["metric"] and plugins.get("metric", metric.name) is metric:
+        return ""
+    codes = [code_of(function) for function in metric.functions]
+    return None if None in codes else " ".join(map(str, codes))
 
 
 def _compare(base: Outputs, found: Outputs) -> None:

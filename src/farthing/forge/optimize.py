@@ -10,6 +10,7 @@ file, scored and timed once more, and only then looked at on the test split, onc
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,17 +21,17 @@ import farthing
 from farthing.assets import default_cache
 from farthing.bench import Rule, Tick
 from farthing.engines.base import make_options, open_engine
-from farthing.errors import ConfigError, TargetError, TaskError
+from farthing.errors import ConfigError, FarthingError, TargetError, TaskError
 from farthing.forge import output
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache
 from farthing.forge.candidates import Listing, Times, key_of
 from farthing.forge.climb import Artefact, Climber
-from farthing.forge.evaluate import PROXY_SAMPLES, Judge
+from farthing.forge.evaluate import Judge, proxy
 from farthing.forge.ladder import Rung, ladder
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
-from farthing.measure import Figures, machine_name, violations, within
+from farthing.measure import Figures, machine_name, violations
 from farthing.meter import find_meter
 from farthing.model import Model
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
@@ -191,11 +192,10 @@ class _Search:
     ) -> set[tuple[str, int]]:
         """The fastest that are not clearly slower than the baseline; those that keep the size come first."""
         sizes = {variant.model: model.size_bytes / 1e6 for variant, model in rivals}
-        limit = self.budget.size_mb
+        limit = math.inf if self.budget.size_mb is None else self.budget.size_mb
 
-        def rank(lap: Lap) -> tuple[bool, float]:
-            fits = limit is None or within(sizes[lap.variant.model], limit, least=False)
-            return not fits, -lap.speedup.value
+        def rank(lap: Lap) -> tuple[float, float]:
+            return max(0.0, sizes[lap.variant.model] - limit), -lap.speedup.value
 
         going = [lap for lap in laps if lap.speedup.high >= SLOW or self.allow_slower]
         return {key_of(lap.variant) for lap in sorted(going, key=rank)[:FINALISTS]}
@@ -224,9 +224,13 @@ class _Search:
         if artefact.model is None:
             return "rejected: there is no file"
         self._say("final", f"re-checking {candidate.name} from its file")
-        before = self.judge.score(artefact.model, "validation", PROXY_SAMPLES).accuracy.value
-        reopened = Model.open(artefact.model.path)
-        fresh = self.judge.score(reopened, "validation", PROXY_SAMPLES, again=True).accuracy.value
+        few = proxy(self.task)
+        try:
+            before = self.judge.score(artefact.model, "validation", few).accuracy.value
+            reopened = Model.open(artefact.model.path)
+            fresh = self.judge.score(reopened, "validation", few, again=True).accuracy.value
+        except FarthingError as error:
+            return f"rejected: it could not be opened and scored again: {error}"
         if fresh != before:
             return f"rejected: scored {before:.4f}, and {fresh:.4f} when opened again"
         base = self.listing.candidates[0]
