@@ -6,9 +6,8 @@ nothing but the standard library, whatever is installed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
+TYPE_CHECKING = False  # type checkers know the name; importing `typing` for it would double the time of this import
 
 if TYPE_CHECKING:
     from farthing.bench import bench as benchmark
