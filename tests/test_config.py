@@ -244,6 +244,15 @@ def test_canonical_bytes_do_not_depend_on_the_order_of_maps(one: Settings) -> No
     assert canonical(turned) == canonical(one)
 
 
+def test_a_number_is_the_same_whether_whole_or_not_and_after_a_file() -> None:
+    """Else the digest of a model made with ``scale=1`` changes when it is opened again."""
+    whole, read_back = Settings(budget=5), Settings(budget=5.0)
+    assert canonical(whole) == canonical(read_back)
+    assert canonical(Settings(budget=5.5)) != canonical(whole)
+    assert canonical({"flag": True}) != canonical({"flag": 1})
+    assert canonical({"far": 1e300}) == b'{"far":1e300}'
+
+
 def test_yaml_keeps_the_declared_order() -> None:
     assert list(parse(to_yaml(Settings()).encode(), ".yaml", "y")) == list(Settings.__struct_fields__)
 

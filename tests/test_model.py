@@ -88,6 +88,11 @@ def test_a_zip_is_the_same_model_and_the_same_bytes_each_time(tmp_path: Path) ->
     assert sorted(os.listdir(opened.path)) == ["manifest.json", "net.bin", "net.onnx"]
 
 
+def test_whole_numbers_do_not_change_the_digest(tmp_path: Path) -> None:
+    made = model_at(tmp_path / "m", preprocess=Preprocess(colour="GRAY", scale=1, mean=(0,), std=(2,)))
+    assert Model.open(tmp_path / "m").digest == made.digest
+
+
 def test_a_saved_copy_is_the_same_model(tmp_path: Path) -> None:
     made = model_at(tmp_path / "m")
     assert made.save(tmp_path / "deep" / "copy").digest == made.digest
