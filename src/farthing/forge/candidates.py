@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from farthing.bench import Rule
-from farthing.errors import FarthingError
+from farthing.errors import MeasurementError
 from farthing.forge import graph
 from farthing.forge.climb import Artefact
 from farthing.forge.timing import Clock, Lap, Variant
@@ -125,7 +125,7 @@ class Listing:
     def _memory(self, artefact: Artefact, lap: Lap) -> float | None:
         try:
             return self._clock.memory(lap.variant, artefact.model)[0] if artefact.model else None
-        except FarthingError as error:
+        except MeasurementError as error:
             self.notes.append(f"The peak memory of {artefact.rung.name} could not be measured: {error}")
             return None
 

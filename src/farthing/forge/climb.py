@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from farthing.config import convert
-from farthing.errors import FarthingError
+from farthing.errors import FarthingError, StorageError
 from farthing.forge import exclude
 from farthing.forge.apply import apply, versions
 from farthing.forge.cache import Cache, key_of
@@ -87,6 +87,8 @@ class Climber:
         best = min(int8, key=lambda a: a.score.drop.value if a.score else 0.0)
         try:
             worst = self._ranked(best)
+        except StorageError:
+            raise
         except FarthingError as error:
             self.notes.append(
                 f"Operators of {best.rung.name} could not be ranked, so none went back to float: {error}"
@@ -105,6 +107,8 @@ class Climber:
                 artefact.score = twin.score
             else:
                 artefact.score, artefact.refusal = self._judged(artefact.model)
+        except StorageError:
+            raise
         except FarthingError as error:
             artefact.refusal, artefact.failed = f"failed: {error}", True
         return artefact

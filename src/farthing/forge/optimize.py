@@ -21,7 +21,7 @@ import farthing
 from farthing.assets import default_cache
 from farthing.bench import Rule, Tick
 from farthing.engines.base import make_options, open_engine
-from farthing.errors import ConfigError, FarthingError, TargetError, TaskError
+from farthing.errors import ConfigError, FarthingError, StorageError, TargetError, TaskError
 from farthing.forge import output
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache
@@ -229,6 +229,8 @@ class _Search:
             before = self.judge.score(artefact.model, "validation", few).accuracy.value
             reopened = Model.open(artefact.model.path)
             fresh = self.judge.score(reopened, "validation", few, again=True).accuracy.value
+        except StorageError:
+            raise
         except FarthingError as error:
             return f"rejected: it could not be opened and scored again: {error}"
         if fresh != before:
