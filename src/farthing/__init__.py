@@ -7,7 +7,9 @@ nothing but the standard library, whatever is installed.
 from __future__ import annotations
 
 __version__ = "0.1.0"
-TYPE_CHECKING = False  # type checkers know the name; importing `typing` for it would double the time of this import
+TYPE_CHECKING = (
+    False  # type checkers know the name; importing `typing` for it would double the time of this import
+)
 
 if TYPE_CHECKING:
     from farthing.bench import bench as benchmark

@@ -61,7 +61,13 @@ def parse(raw: bytes, suffix: str, where: str) -> Any:
             return tomllib.loads(raw.decode())
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply for a settings file") from None
-    except (yaml.YAMLError, msgspec.MsgspecError, ValueError, KeyError, AttributeError) as error:  # PyYAML leaks some
+    except (
+        yaml.YAMLError,
+        msgspec.MsgspecError,
+        ValueError,
+        KeyError,
+        AttributeError,
+    ) as error:  # PyYAML leaks some
         raise ConfigError(f"{where} is not valid {suffix[1:].upper()}: {error}") from error
     found = repr(suffix) if suffix else "a file without suffix"
     raise ConfigError(f"{where}: settings are read from .yaml, .json or .toml, not {found}")

@@ -213,9 +213,7 @@ class Model:
         manifest: its manifest.
     """
 
-    def __init__(
-        self, path: Path, manifest: Manifest, keep: files.Scratch | None = None
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, keep: files.Scratch | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self._keep = keep  # a temporary directory lives as long as the model that is in it
