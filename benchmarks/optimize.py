@@ -77,7 +77,7 @@ def faster(
     speeds = [remeasure.speed(setting, one, scenario) for one in found]
     base = statistics.median(speed.baseline for speed in speeds)
     each = [
-        f"{one.name} {speed.ratio}, float {speed.baseline:.4g} ms"
+        f"{one.name} {speed.ratio}, float {speed.baseline:.4g} ms, quietest tenth {speed.quiet:.4g}"
         for one, speed in zip(found, speeds, strict=True)
     ]
     return Row(

@@ -21,12 +21,16 @@ Array = np.ndarray[Any, Any]
 
 
 class Speed(Section, frozen=True, kw_only=True):
-    """Median milliseconds of one call of baseline, winner and peer in one race, and baseline over winner."""
+    """Median milliseconds of one call of baseline, winner and peer in one race, and baseline over winner.
+
+    ``quiet`` is that ratio for the quietest tenth of each one's rounds: where it differs, others disturbed the race.
+    """
 
     baseline: float
     winner: float
     peer: float
     ratio: Interval
+    quiet: float
 
 
 @functools.cache
@@ -45,7 +49,8 @@ def speed(setting: Setting, found: Found, scenario: Scenario) -> Speed:
     ratio = ratio_of_medians(np.column_stack([timed[0].rounds, timed[1].rounds]))
     if not found.changed:
         ratio = Interval(value=1.0, low=1.0, high=1.0)
-    return Speed(baseline=medians[0], winner=medians[1], peer=medians[2], ratio=ratio)
+    first, second = (float(np.percentile(times.rounds, 10)) for times in timed[:2])
+    return Speed(baseline=medians[0], winner=medians[1], peer=medians[2], ratio=ratio, quiet=first / second)
 
 
 @functools.cache
