@@ -72,8 +72,10 @@ def test_a_search_killed_again_and_again_goes_on_and_ends(killed: Order, tmp_pat
     first = killed(NEVER)[0]
     assert not first["killed"]
     assert first["whole"]
-    for path in (tmp_path / "cache").rglob("*.json"):
-        path.unlink()  # neither models nor figures are known any more
+    for path in (tmp_path / "cache" / "values").rglob("*.json"):
+        path.unlink()  # scores and times are not known any more
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "models").rglob("model.onnx")}
+    assert len(made) >= 8
     moments = [("told", n) for n in (1, 3, 8, 13, 15, 18, 21)]
     *states, last = killed(*moments, NEVER)
     assert [state["killed"] for state in states] == [True] * len(states)
@@ -82,6 +84,8 @@ def test_a_search_killed_again_and_again_goes_on_and_ends(killed: Order, tmp_pat
     assert last["whole"]
     assert last["left"] == []
     assert leftovers(tmp_path / "here") == []
+    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "models").rglob("model.onnx")}
+    assert now == made
 
 
 def test_a_kill_at_any_change_to_a_file_leaves_the_old_result_or_the_new_one(

@@ -14,6 +14,7 @@ from farthing.forge.climb import Artefact
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import choose, harmless, speed_words
 from farthing.measure import Figures, violations
+from farthing.model import Model
 from farthing.recipe import Candidate, Listener, Progress
 from farthing.target import Budget
 
@@ -63,6 +64,7 @@ class Listing:
         self._allow_slower = allow_slower
         self._here = here
         self._energy_rule = energy_rule
+        self._nodes: dict[str, int | None] = {}
         self.candidates: list[Candidate] = []
         self.notes: list[str] = []
 
@@ -86,7 +88,7 @@ class Listing:
             engine=self._engine,
             threads=lap.variant.threads if lap else 1,
             model=artefact.model.digest if artefact.model else "",
-            nodes=graph.node_count(artefact.model) if artefact.model else None,
+            nodes=self._node_count(artefact.model) if artefact.model else None,
             figures=self._figures(artefact, lap, offline, finalist),
             accuracy=artefact.score.accuracy if artefact.score else None,
             drop=artefact.score.drop if artefact.score else None,
@@ -104,6 +106,12 @@ class Listing:
         self.candidates.append(candidate)
         text = f"{candidate.name}, {candidate.threads} threads: {candidate.verdict}"
         listener(Progress(stage="candidate", text=text, candidate=candidate))
+
+    def _node_count(self, model: Model) -> int | None:
+        """Operators in a model's graph, read from its file once."""
+        if model.digest not in self._nodes:
+            self._nodes[model.digest] = graph.node_count(model)
+        return self._nodes[model.digest]
 
     def _figures(self, artefact: Artefact, lap: Lap | None, offline: Lap | None, finalist: bool) -> Figures:
         """What the budget is held against; what was measured on another machine than the target is left out."""
