@@ -12,8 +12,9 @@ import sys
 import textwrap
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -132,6 +133,56 @@ def test_a_link_to_a_directory_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "current").is_symlink()
     assert tree(tmp_path / "v1") == NEW
     assert sorted(os.listdir(tmp_path)) == ["current", "v1"]
+
+
+# --- power cuts: what is renamed is on the disk already, and the renaming is too before we say so
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is flushed, renamed and exchanged, in order, by the last part of its path."""
+    seen: list[tuple[str, str]] = []
+    fsync, rename, replace, exchange = os.fsync, os.rename, os.replace, files._exchange
+
+    def flush(handle: int) -> None:
+        seen.append(("flush", Path(f"/proc/self/fd/{handle}").readlink().name))
+        fsync(handle)
+
+    def moved(move: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def wrapped(source: Any, target: Any) -> Any:
+            seen.append(("rename", Path(target).name))
+            return move(source, target)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", moved(rename))
+    monkeypatch.setattr(os, "replace", moved(replace))
+    monkeypatch.setattr(files, "_exchange", moved(exchange))
+    return seen
+
+
+def test_a_file_is_flushed_renamed_and_the_renaming_flushed(
+    tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    files.write(tmp_path / "file", b"x")
+    (first, name), *rest = calls
+    assert first == "flush"
+    assert name.startswith(files.TEMPORARY)
+    assert rest == [("rename", "file"), ("flush", tmp_path.name)]
+
+
+def test_all_of_a_directory_is_flushed_before_it_takes_its_place(
+    tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    for content in (OLD, NEW):
+        calls.clear()
+        files.write_directory(tmp_path / "model", fill_with(content))
+        place = calls.index(("rename", "model"))
+        flushed = {name for what, name in calls[:place] if what == "flush"}
+        assert {Path(name).name for name in content} <= flushed
+        assert any(name.startswith(files.TEMPORARY) for name in flushed), "the directory itself"
+        assert calls[place + 1 :] == [("flush", tmp_path.name)]
 
 
 # --- killed at any moment

@@ -20,7 +20,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from farthing.errors import StorageError
 
@@ -257,7 +256,8 @@ def unpack(archive: Path, directory: Path, limit: int = 4 << 30) -> None:
             place = directory / member.filename
             place.parent.mkdir(parents=True, exist_ok=True)
             with place.open("wb") as file:
-                _extract(zipped, member, file, archive)
+                for chunk in _chunks(zipped, member, archive):
+                    file.write(chunk)
 
 
 def _refuse_unsafe(archive: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
@@ -279,16 +279,8 @@ def _refuse_unsafe(archive: Path, members: list[zipfile.ZipInfo], limit: int) ->
         places.add(pure)
 
 
-def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, file: IO[bytes], archive: Path) -> None:
-    left = member.file_size
-    for chunk in _chunks(zipped, member, archive):
-        left -= len(chunk)
-        if left < 0:
-            raise StorageError(f"{archive} unpacks to more than it declares: refused")
-        file.write(chunk)
-
-
 def _chunks(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) -> Iterator[bytes]:
+    """A member's content; zipfile reads no more of it than the declared size, and checks its CRC."""
     try:
         with zipped.open(member) as source:
             while chunk := source.read(1 << 20):
