@@ -54,7 +54,7 @@ class ConfigError(FarthingError):
 
 
 class PluginError(FarthingError):
-    """No plugin of that kind and name is known."""
+    """No plugin of that kind and name is known, or it failed with an error of its own."""
 
 
 class NotInstalled(FarthingError):
