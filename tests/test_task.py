@@ -15,7 +15,8 @@ from farthing import plugins
 from farthing.errors import PluginError, TaskError
 from farthing.metrics import Metric
 from farthing.model import Manifest, Preprocess, TensorSpec
-from farthing.task import SPLITS, ImageFiles, Split, Task, find_task, read_image
+from farthing.picture import load
+from farthing.task import SPLITS, ImageFiles, Split, Task, find_task
 
 Array = NDArray[Any]
 
@@ -336,9 +337,9 @@ def test_pictures_are_turned_upright_and_lose_their_alpha(tmp_path: Path) -> Non
     exif = pillow.Exif()
     exif[0x0112] = 6  # turned a quarter clockwise for display
     turned = picture(tmp_path / "a.png", RAINBOW, exif=exif)
-    np.testing.assert_array_equal(read_image(Path(turned)), np.rot90(RAINBOW, -1))
+    np.testing.assert_array_equal(load(turned), np.rot90(RAINBOW, -1))
     alpha = np.dstack([RAINBOW, np.full((6, 9), 128, np.uint8)])
-    np.testing.assert_array_equal(read_image(Path(picture(tmp_path / "b.png", alpha))), RAINBOW)
+    np.testing.assert_array_equal(load(picture(tmp_path / "b.png", alpha)), RAINBOW)
 
 
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
@@ -347,15 +348,15 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     for content in (b"", b"text", whole[: len(whole) // 2]):
         (tmp_path / "b.png").write_bytes(content)
         with pytest.raises(TaskError, match=r"b.png .*is not a picture"):
-            read_image(tmp_path / "b.png")
+            load(tmp_path / "b.png")
     with pytest.raises(TaskError, match=r"absent.png"):
-        read_image(tmp_path / "absent.png")
+        load(tmp_path / "absent.png")
 
 
 def test_deep_pictures_are_refused_not_clipped(tmp_path: Path) -> None:
     deep = picture(tmp_path / "a.png", np.full((4, 4), 40_000, np.uint16))
     with pytest.raises(TaskError, match="more than 8 bits"):
-        read_image(Path(deep))
+        load(deep)
 
 
 @given(st.integers(1, 300))

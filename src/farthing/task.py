@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing import plugins
-from farthing.errors import PluginError, TaskError, nearest, require
+from farthing.errors import PluginError, TaskError, nearest
 from farthing.files import digest, file_digest
 from farthing.metrics import Metric
 from farthing.model import Manifest, TensorSpec
+from farthing.picture import load
 
 Array = NDArray[Any]
 SplitName = Literal["train", "calibration", "validation", "test"]
@@ -93,7 +94,7 @@ class ImageFiles(Split):
     """Pictures on disk, decoded when taken. ``inputs[""]`` is an array of paths."""
 
     def take(self, picks: Sequence[int] | Array) -> dict[str, Any]:
-        return {"": [read_image(Path(path)) for path in self.inputs[""][np.asarray(picks, np.int64)]]}
+        return {"": [load(path) for path in self.inputs[""][np.asarray(picks, np.int64)]]}
 
     @cached_property
     def digest(self) -> str:
@@ -107,25 +108,6 @@ class ImageFiles(Split):
     def check(self, where: str) -> None:
         if not len(self):
             raise TaskError(f"{where} has no pictures: give it some")
-
-
-def read_image(path: Path) -> Array:
-    """Decode a picture file to uint8, (height, width, 3) RGB or (height, width) grey.
-
-    Raises:
-        NotInstalled: Pillow is missing.
-        TaskError: not a picture, damaged, or larger than Pillow's limit on pixels.
-    """
-    pillow = require("PIL.Image", "image")
-    exif = require("PIL.ImageOps", "image")
-    try:
-        with pillow.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise TaskError(f"{path} has more than 8 bits a channel: bring it to 8 bits first")
-            upright = exif.exif_transpose(image)
-            return np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise TaskError(f"{path} is not a picture that can be read: {error}") from error
 
 
 def _digest_of(array: Array) -> str:

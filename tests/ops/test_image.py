@@ -21,7 +21,8 @@ from sklearn.datasets import load_sample_images
 from farthing.errors import FeedError, ModelError, NotInstalled, TaskError
 from farthing.model import Preprocess, Resize, TensorSpec
 from farthing.ops import image as ops
-from farthing.ops.image import from_pillow, geometry, load, prepare, prepare_batch, resize
+from farthing.ops.image import geometry, prepare, prepare_batch, resize
+from farthing.picture import from_pillow, load
 
 CHINA = load_sample_images().images[0]
 RNG = np.random.default_rng(0)

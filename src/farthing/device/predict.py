@@ -9,6 +9,7 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from farthing import picture
 from farthing.engines.base import EngineOptions, open_engine
 from farthing.errors import ConfigError, EngineError, FeedError, ModelError, TaskError
 from farthing.model import Manifest, Model, TensorSpec
@@ -145,7 +146,7 @@ class Predictor:
             item = self._read_file(Path(item))
         elif hasattr(item, "mode") and hasattr(item, "convert"):
             self._check_takes_pictures("a picture")
-            item = image.from_pillow(item)
+            item = picture.from_pillow(item)
         try:
             array = np.asarray(item)
         except ValueError as error:
@@ -155,7 +156,7 @@ class Predictor:
     def _read_file(self, path: Path) -> NDArray[Any]:
         if path.suffix != ".npy":
             self._check_takes_pictures(str(path))
-            return image.load(path)
+            return picture.load(path)
         try:
             array: NDArray[Any] = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Pictures to model inputs: load, resize, crop, colour, normalise - as the manifest says, in numpy.
+"""Pictures to model inputs: resize, crop, colour, normalise - as the manifest says, in numpy.
 
 A picture is uint8, height x width x 3 (RGB) or height x width (grey). Everything works on stacks of them, so a thousand
 small pictures cost little more than one.
@@ -6,81 +6,17 @@ small pictures cost little more than one.
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing.errors import FeedError, ModelError, TaskError, require
+from farthing.errors import FeedError, ModelError
 from farthing.model import Preprocess, Resize, TensorSpec
 from farthing.ops.resample import Image, resample
 
-MAX_PIXELS = 89_478_485
-"""Largest picture `load` reads: what fits 256 MiB with three channels (Pillow's own limit)."""
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none that starts another program
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
 _CHANNELS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0), "GRAY": (0,)}
-
-
-def load(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read a picture file (JPEG, PNG, BMP, GIF, TIFF, WebP, PPM): RGB, or height x width if it is grey.
-
-    It is turned upright as its EXIF orientation says. Transparency is dropped; of several frames the first is taken.
-
-    Raises:
-        TaskError: no such file, not a picture, damaged, more than ``max_pixels``, or deeper than 8 bits.
-        NotInstalled: Pillow is missing.
-    """
-    pillow, operations = require("PIL.Image", "image"), require("PIL.ImageOps", "image")
-    try:
-        with pillow.open(path, formats=_FORMATS) as picture:
-            if picture.width * picture.height > max_pixels:
-                raise TaskError(
-                    f"{path} has {picture.width} x {picture.height} pixels: more than {max_pixels} are refused"
-                )
-            return from_pillow(operations.exif_transpose(picture))
-    except FeedError as error:
-        raise TaskError(f"{path}: {error}") from error
-    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        raise TaskError(f"{path} has more pixels than {max_pixels}: refused") from error
-    except FileNotFoundError as error:
-        raise TaskError(f"there is no picture {path}: check the path") from error
-    except _DAMAGE as error:
-        reason = "is damaged or" if Path(path).is_file() else "cannot be read or"
-        raise TaskError(
-            f"{path} {reason} is not a picture this reads ({error}): replace it or leave it out"
-        ) from error
-
-
-def from_pillow(picture: Any) -> Image:
-    """The pixels of a ``PIL.Image.Image``, as they are (no EXIF orientation): RGB, or height x width if it is grey.
-
-    Raises:
-        FeedError: it has more than 8 bits a channel; which of them matter, only its owner knows.
-    """
-    mode = picture.mode
-    if mode.startswith(("I", "F")):
-        raise FeedError(f"the picture has more than 8 bits a channel (mode {mode}): bring it to 8 bits first")
-    if mode in {"1", "LA", "La"}:
-        picture = picture.convert("L")
-    elif mode not in {"L", "RGB"}:
-        # By way of RGBA, as a palette with transparency has no straight way.
-        picture = (picture.convert("RGBA") if mode in {"P", "PA"} else picture).convert("RGB")
-    return np.array(picture, np.uint8)
 
 
 class Geometry(NamedTuple):
