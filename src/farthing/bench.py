@@ -49,7 +49,10 @@ Tick = Callable[[int, int], None]
 
 
 class Rule(Section, frozen=True, kw_only=True):
-    """How long to measure: at least so many calls and seconds; after ``max_seconds`` five rounds are enough."""
+    """How long to measure: calls of each entrant and seconds of the whole race, at least.
+
+    After ``max_seconds`` five rounds are enough.
+    """
 
     warmup: int = 10
     min_count: int = 200
@@ -168,7 +171,7 @@ class Timed(Section, frozen=True, kw_only=True):
 def race(
     entrants: Sequence[tuple[Engine, Sequence[Tensors]]], rule: Rule, tick: Tick | None = None
 ) -> list[Timed]:
-    """Time several engines interleaved, round by round, in an order that rotates.
+    """Time several engines interleaved, round by round, in an order shuffled anew for each (seeded).
 
     In each round an entrant makes one untimed call (it warms the caches its rivals emptied) and then a block of
     timed ones; one that takes longer than 20 ms makes a single timed call. Garbage collection is off meanwhile.
@@ -180,15 +183,16 @@ def race(
     calls: list[list[float]] = [[] for _ in entrants]
     rounds: list[list[float]] = [[] for _ in entrants]
     made = [max(2, rule.warmup) + 1 for _ in entrants]
+    order = np.random.default_rng(0)
     start = time.perf_counter()
     collecting = gc.isenabled()
     gc.disable()
     try:
         for number in itertools.count(1):
-            for place in range(len(entrants)):
-                entrant = (number + place) % len(entrants)
+            for entrant in order.permutation(len(entrants)).tolist():
                 count = blocks[entrant]
-                times = _block(*entrants[entrant], count, number, primed=count > 1)
+                engine, samples = entrants[entrant]
+                times = _block(engine, samples, count, number, primed=count > 1)
                 calls[entrant] += times
                 rounds[entrant].append(float(np.median(times)))
                 made[entrant] += count + (count > 1)
@@ -233,11 +237,14 @@ def metered(
     meter: Rapl | None,
     tick: Tick | None = None,
 ) -> tuple[Timed, float | None]:
-    """Time one engine; also the energy of one sample in millijoules, warm-up calls included, None without a meter."""
+    """Time one engine; also the energy of one sample in millijoules, warm-up calls included.
+
+    None without a meter, or with one that stood still.
+    """
     before = meter.read() if meter else []
     timed = race([(engine, samples)], rule, tick)[0]
-    energy = meter.spent(before, meter.read()) / (timed.made * batch) if meter else None
-    return timed, energy
+    spent = meter.spent(before, meter.read()) if meter else 0.0
+    return timed, spent / (timed.made * batch) if spent else None
 
 
 def bench(

@@ -239,21 +239,37 @@ def test_the_few_that_keep_the_size_are_finalists(search: Any, slowed: Model, re
     assert result.candidates[result.summary.winner].name == "mine.halved.v1"
 
 
-def test_energy_counts_where_there_is_a_meter(
-    search: Any, cnn: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine's /sys made of files: its counter stands still, so that every budget of energy is kept."""
-    from farthing.forge import optimize
-    from farthing.meter import find_meter
+class Steady:
+    """A meter that counts five millijoules between any two readings, or stands still."""
 
-    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
-    zone.mkdir(parents=True)
-    for name, text in {"name": "package-0", "energy_uj": "5", "max_energy_range_uj": "99"}.items():
-        (zone / name).write_text(text)
-    monkeypatch.setattr(optimize, "find_meter", lambda: find_meter(tmp_path))
+    source = "a meter of the test"
+
+    def __init__(self, millijoules: float) -> None:
+        self._millijoules = millijoules
+
+    def read(self) -> list[int]:
+        return [0]
+
+    def spent(self, start: list[int], end: list[int]) -> float:
+        return self._millijoules
+
+
+@pytest.mark.parametrize("millijoules", [5.0, 0.0])
+def test_energy_counts_where_a_meter_moves(
+    millijoules: float, search: Any, cnn: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from farthing.forge import optimize
+
+    monkeypatch.setattr(optimize, "find_meter", lambda: Steady(millijoules))
     result = search(cnn, budget="energy_mj<=1", cache=tmp_path / "cache")
-    assert result.met
-    assert result.candidates[result.summary.winner].figures.energy_mj == 0
+    energy = result.candidates[result.summary.winner].figures.energy_mj
+    if millijoules:
+        assert result.met
+        assert 0 < energy < 1
+    else:
+        assert not result.met
+        assert energy is None
+        assert any("energy_mj could not be measured" in violation for violation in result.violations)
 
 
 # What cannot be told ----------------------------------------------------------------------------------------------
@@ -308,7 +324,7 @@ def backdoored(model: Model, target: Target, task: Task) -> Model:
     )
 
 
-def test_a_drop_that_only_the_test_split_shows_breaks_the_budget(
+def test_a_winner_that_only_the_test_split_refutes_gives_way(
     search: Any, slowed: Model, digits_task: Task, registry: None
 ) -> None:
     test = digits_task.split("test")
@@ -317,12 +333,18 @@ def test_a_drop_that_only_the_test_split_shows_breaks_the_budget(
     task = Task("stuck", {**digits_task.splits, "test": Split({"": stuck}, test.labels)}, "top1")
     plugins.register("pass", "mine.backdoored.v1", backdoored)
     result = search(slowed, task)
-    winner = result.candidates[result.summary.winner]
-    assert winner.name == "mine.backdoored.v1"
-    assert winner.drop is not None
-    assert winner.drop.value == 0
-    assert not result.met
-    assert result.violations[0].startswith("on the test split, accuracy_drop is 0.8")
+    assert result.winner.digest == slowed.digest, "the model as given keeps the budget: it is returned"
+    assert result.met
+    refuted = named(result, "mine.backdoored.v1")
+    assert refuted.drop.value == 0
+    assert refuted.verdict.startswith("rejected: on the test split, accuracy_drop is 0.8")
+    assert any("won on validation" in note for note in result.summary.notes)
+
+    tight = search(slowed, task, budget="accuracy_drop<=0.01, size_mb<=0.000001")
+    assert not tight.met
+    assert tight.winner.digest != slowed.digest, (
+        "a model that misses the budget too gives way to one that is nearer"
+    )
 
 
 def test_another_machines_target_is_not_timed_here(search: Any, cnn: Model, digits_task: Task) -> None:

@@ -12,8 +12,8 @@ from farthing.errors import MeasurementError
 from farthing.forge import graph
 from farthing.forge.climb import Artefact
 from farthing.forge.timing import Clock, Lap, Variant
-from farthing.forge.verdict import choose, harmless, speed_words
-from farthing.measure import Figures, violations
+from farthing.forge.verdict import choose, gains, harmless, speed_words
+from farthing.measure import Figures, compare, violations
 from farthing.model import Model
 from farthing.recipe import Candidate, Listener, Progress
 from farthing.target import Budget
@@ -149,29 +149,45 @@ class Listing:
             return replace(candidate, verdict="rejected: it was not timed")
         if not harmless(speedup) and not self._allow_slower:
             spread = f"{speedup.low:.2f}x..{speedup.high:.2f}x"
-            word = speed_words(speedup) if speedup.high < 1 else f"may be slower ({spread})"
+            word = speed_words(speedup) if compare(speedup) == "worse" else f"may be slower ({spread})"
             return replace(candidate, verdict=f"rejected: {word} on this machine")
         if not finalist:
             return replace(candidate, verdict=f"rejected: {speedup.value:.2f}x, others are faster")
+        return self._against_budget(candidate)
+
+    def _against_budget(self, candidate: Candidate) -> Candidate:
+        """The verdict on a finalist: over the budget, no better than the baseline in anything, or accepted."""
         broken = violations(candidate.figures, self._budget)
         if broken:
-            return replace(candidate, verdict=f"{OVER}{'; '.join(broken)}")
-        return replace(candidate, status="accepted", verdict=f"accepted: {speed_words(speedup)}")
+            return replace(candidate, status="rejected", verdict=f"{OVER}{'; '.join(broken)}")
+        if not gains(candidate, self.candidates[0], self._budget):
+            return replace(candidate, status="rejected", verdict="rejected: neither faster nor smaller")
+        speed = speed_words(candidate.speedup) if candidate.speedup else "not timed"
+        return replace(candidate, status="accepted", verdict=f"accepted: {speed}")
 
     def best(self) -> Candidate:
         """The best candidate still in, or the baseline.
 
-        Where the baseline itself exceeds the budget, a candidate that exceeds no more limits than it does will do.
+        Where the baseline itself exceeds the budget, a candidate that comes nearer to it will do.
         """
         base = self.candidates[0]
-        limit = len(violations(base.figures, self._budget))
         left = [
-            c
-            for c in self.candidates
-            if c.status == "accepted"
-            or (c.verdict.startswith(OVER) and len(violations(c.figures, self._budget)) <= limit)
+            candidate
+            for candidate in self.candidates
+            if (candidate.status == "accepted" or candidate.verdict.startswith(OVER))
+            and gains(candidate, base, self._budget)
+            and not (candidate.status == "rejected" and not violations(base.figures, self._budget))
         ]
         return choose(left, self._budget) if left else base
+
+    def timed_again(self, candidate: Candidate, p90_ms: float) -> Candidate:
+        """Hold a candidate to the worse of both its p90s, and against the budget once more."""
+        if candidate.figures.latency_ms is None:
+            return candidate
+        figures = replace(candidate.figures, latency_ms=max(candidate.figures.latency_ms, p90_ms))
+        again = self._against_budget(replace(candidate, figures=figures))
+        self.candidates[candidate.number] = again
+        return again
 
     def settle(self, candidate: Candidate, refusal: str = "") -> Candidate:
         """Make a candidate the winner, or reject it for what a second look found."""

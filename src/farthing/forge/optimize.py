@@ -31,11 +31,11 @@ from farthing.forge.evaluate import Judge, proxy
 from farthing.forge.ladder import Rung, ladder
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
-from farthing.measure import Figures, machine_name, violations
+from farthing.measure import Figures, Interval, compare, machine_name, violations
 from farthing.meter import find_meter
 from farthing.model import Model
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
-from farthing.target import Budget, Target
+from farthing.target import THIS, Budget, Target
 from farthing.task import Task
 
 DEFAULT_DROP = 0.01
@@ -130,7 +130,7 @@ class _Search:
                 f"target {self.target.name} runs {', '.join(self.target.engines)}, not {engine}"
             )
         self.machine = Target.detect()
-        here = self.target.arch == self.machine.arch and set(self.target.isa) <= set(self.machine.isa)
+        here = replace(self.target, name=THIS, engines=(), dtypes=()) == self.machine
         self.budget = _with_accuracy(Budget.parse(budget) if isinstance(budget, str) else budget, task)
         counts = sorted({*threads} or {1, self.target.cores or 1})
         self.threads = tuple(make_options(count).threads for count in counts)
@@ -164,7 +164,8 @@ class _Search:
         fit = [artefact for artefact in made if not artefact.refusal]
         self.listing.fill(base, made, self._times(base, fit), self.listener)
         artefact, candidate = self._pick({a.model.digest: a for a in [base, *made] if a.model})
-        return self._conclude(artefact, candidate, command, time.perf_counter() - start)
+        artefact, candidate, test = self._tested(base, artefact, candidate)
+        return self._conclude(artefact, candidate, test, command, time.perf_counter() - start)
 
     # Timing -----------------------------------------------------------------------------------------------------
 
@@ -212,17 +213,28 @@ class _Search:
 
     def _pick(self, artefacts: dict[str, Artefact]) -> tuple[Artefact, Candidate]:
         """The best candidate that a second look confirms, or the baseline."""
+        seen: set[int] = set()
         while (best := self.listing.best()).status != "baseline":
-            refusal = self._recheck(artefacts[best.model], best)
-            settled = self.listing.settle(best, refusal)
-            if not refusal:
-                return artefacts[best.model], settled
+            refusal, p90_ms = (
+                ("", None) if best.number in seen else self._recheck(artefacts[best.model], best)
+            )
+            if refusal:
+                self.listing.settle(best, refusal)
+            elif p90_ms is not None:
+                seen.add(best.number)
+                self.listing.timed_again(best, p90_ms)
+            else:
+                return artefacts[best.model], self.listing.settle(best)
         return artefacts[best.model], best
 
-    def _recheck(self, artefact: Artefact, candidate: Candidate) -> str:
-        """Open the artefact from its file, score and time it once more; why it must go, or empty."""
+    def _recheck(self, artefact: Artefact, candidate: Candidate) -> tuple[str, float | None]:
+        """Open the artefact from its file, score and time it once more.
+
+        Returns:
+            Why it must go, or nothing; and its p90 in the second timing, milliseconds.
+        """
         if artefact.model is None:
-            return "rejected: there is no file"
+            return "rejected: there is no file", None
         self._say("final", f"re-checking {candidate.name} from its file")
         few = proxy(self.task)
         try:
@@ -232,9 +244,9 @@ class _Search:
         except StorageError:
             raise
         except FarthingError as error:
-            return f"rejected: it could not be opened and scored again: {error}"
+            return f"rejected: it could not be opened and scored again: {error}", None
         if fresh != before:
-            return f"rejected: scored {before:.4f}, and {fresh:.4f} when opened again"
+            return f"rejected: scored {before:.4f}, and {fresh:.4f} when opened again", None
         base = self.listing.candidates[0]
         laps = self.clock.race(
             [(Variant(model=base.model, threads=base.threads), self.model)],
@@ -245,17 +257,38 @@ class _Search:
         )
         speedup = laps[1].speedup
         if not harmless(speedup) and not self.allow_slower:
-            return f"rejected: {speedup.value:.2f}x when timed again (lower bound {speedup.low:.2f}x)"
-        return ""
+            return f"rejected: {speedup.value:.2f}x when timed again (lower bound {speedup.low:.2f}x)", None
+        return "", laps[1].measurement.p90_ms
 
     # Concluding -------------------------------------------------------------------------------------------------
 
+    def _tested(
+        self, base: Artefact, won: Artefact, candidate: Candidate
+    ) -> tuple[Artefact, Candidate, TestScores | None]:
+        """The winner's test scores; a winner that they refute gives way to a baseline that keeps the budget."""
+        test = self._test(won.model or self.model)
+        refuted = self._broken_on_test(test)
+        first = self.listing.candidates[0]
+        if (
+            test is None
+            or not refuted
+            or candidate.status == "baseline"
+            or violations(first.figures, self.budget)
+        ):
+            return won, candidate, test
+        self.listing.settle(candidate, f"rejected: {'; '.join(refuted)}")
+        self.notes.append(
+            f"{candidate.name} won on validation, but {'; '.join(refuted)}: the model as given is kept."
+        )
+        none = Interval(value=0.0, low=0.0, high=0.0)
+        return base, first, replace(test, winner=test.baseline, drop=none)
+
     def _conclude(
-        self, won: Artefact, candidate: Candidate, command: str, seconds: float
+        self, won: Artefact, candidate: Candidate, test: TestScores | None, command: str, seconds: float
     ) -> tuple[Model, Recipe, Summary]:
         model, metric = won.model or self.model, self.task.metric
-        test = self._test(model)
         broken = [*violations(candidate.figures, self.budget), *self._broken_on_test(test)]
+        self._caution(candidate, test)
         problem = unresolved(len(self.task.split("validation")), self.budget, metric)
         if problem and candidate.status != "baseline":
             broken.append(problem)
@@ -296,18 +329,26 @@ class _Search:
         )
 
     def _broken_on_test(self, test: TestScores | None) -> list[str]:
-        """The accuracy limits that the test split shows to be exceeded; a note where it is too small to exclude it."""
+        """The accuracy limits that the test split shows to be exceeded."""
         if test is None:
             return []
+        wanted = Budget(accuracy_drop=self.budget.accuracy_drop, accuracy_min=self.budget.accuracy_min)
+        seen = violations(Figures(accuracy=test.winner.value, accuracy_drop=test.drop.value), wanted)
+        return [f"on the test split, {problem}" for problem in seen]
+
+    def _caution(self, candidate: Candidate, test: TestScores | None) -> None:
+        """Notes on what the verdict does not say: a small test split, a winner that is slower in batches."""
         limit = self.budget.accuracy_drop
-        if limit is not None and test.drop.value <= limit < test.drop.high:
+        if test and limit is not None and test.drop.value <= limit < test.drop.high:
             self.notes.append(
                 f"The drop on the test split is within the budget, but {test.samples} samples cannot exclude "
                 f"a drop of up to {points(test.drop.high, self.task.metric).lstrip('+')}."
             )
-        wanted = Budget(accuracy_drop=limit, accuracy_min=self.budget.accuracy_min)
-        seen = violations(Figures(accuracy=test.winner.value, accuracy_drop=test.drop.value), wanted)
-        return [f"on the test split, {problem}" for problem in seen]
+        offline = candidate.offline_speedup
+        if offline and compare(offline) == "worse":
+            self.notes.append(
+                f"In batches the winner is slower than the best baseline: {offline.value:.2f}x its samples a second."
+            )
 
     def _recipe(self, candidate: Candidate, won: Artefact) -> Recipe:
         found: dict[str, str] = {"farthing": farthing.__version__}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -32,6 +33,12 @@ class Lap(Section, frozen=True, kw_only=True):
     variant: Variant
     measurement: Measurement
     speedup: Interval
+
+
+class Energy(Section, frozen=True, kw_only=True):
+    """Energy of one inference; None where no meter counted it."""
+
+    millijoules: float | None
 
 
 class Clock:
@@ -91,20 +98,26 @@ class Clock:
     ) -> list[Lap]:
         wanted = 1 if scenario == "single_stream" else bench.OFFLINE_BATCH
         with ExitStack() as stack:
-            opened = []
+            opened, loads = [], []
             for variant, model in entrants:
                 options = EngineOptions(threads=variant.threads)
+                begin = time.perf_counter()
                 engine = stack.enter_context(open_engine(model, self._engine, options))
+                loads.append((time.perf_counter() - begin) * 1000)
                 opened.append((engine, bench.sample_feeds(model.manifest, wanted, self._task)))
+            prepare = bench.prepare_ms(entrants[0][1].manifest, self._task)
             timed = bench.race(opened, rule, tick)
             best = min(range(bases), key=lambda i: float(np.median(timed[i].calls)))
             laps = []
-            for (variant, model), (engine, _), times in zip(entrants, opened, timed, strict=True):
+            for (variant, model), (engine, _), times, load in zip(
+                entrants, opened, timed, loads, strict=True
+            ):
                 size = bench.batch_size(model.manifest, wanted)
                 measured = bench.summarise(
                     model, engine, EngineOptions(threads=variant.threads), scenario, size, times
                 )
                 pairs = np.column_stack([timed[best].rounds, times.rounds])
+                measured = measured.merged(load_ms=load, prepare_ms=prepare)
                 laps.append(Lap(variant=variant, measurement=measured, speedup=ratio_of_medians(pairs)))
         return laps
 
@@ -123,12 +136,15 @@ class Clock:
         if self._meter is None:
             return None
         key = self._key("energy", variant, rule, self._task.digest)
-        return self._cache.value(key, float, lambda: self._energy(variant, model, rule) or 0.0, self._again)
+        return self._cache.value(
+            key, Energy, lambda: self._energy(variant, model, rule), self._again
+        ).millijoules
 
-    def _energy(self, variant: Variant, model: Model, rule: Rule) -> float | None:
+    def _energy(self, variant: Variant, model: Model, rule: Rule) -> Energy:
         with open_engine(model, self._engine, EngineOptions(threads=variant.threads)) as engine:
             samples = bench.sample_feeds(model.manifest, 1, self._task)
-            return bench.metered(engine, samples, bench.batch_size(model.manifest, 1), rule, self._meter)[1]
+            size = bench.batch_size(model.manifest, 1)
+            return Energy(millijoules=bench.metered(engine, samples, size, rule, self._meter)[1])
 
     def _key(self, *parts: object) -> str:
         return key_of(*parts, self._machine, self._engine, self._version)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from farthing.forge.evaluate import Score
-from farthing.measure import Figures, Interval, violations, within
+from farthing.measure import Figures, Interval, compare, violations, within
 from farthing.metrics import Metric
 from farthing.recipe import Candidate
 from farthing.target import BUDGET_NAMES, Budget
@@ -59,9 +59,30 @@ def harmless(speedup: Interval | None) -> bool:
 
 def speed_words(speedup: Interval) -> str:
     """A ratio of p50s as people say it, or that it cannot be told from 1."""
-    if speedup.low <= 1 <= speedup.high:
+    verdict = compare(speedup)
+    if verdict == "same":
+        return "the same speed"
+    if verdict == "cannot tell":
         return f"cannot tell from the baseline's speed ({speedup.low:.2f}x..{speedup.high:.2f}x)"
     return f"{speedup.value:.2f}x"
+
+
+def gains(candidate: Candidate, baseline: Candidate, budget: Budget) -> bool:
+    """Whether a candidate is better than the baseline in something that counts.
+
+    Nearer to the budget, if the baseline exceeds it; else surely faster, or at least one per cent smaller.
+    """
+    ours, theirs = _distance(candidate, budget), _distance(baseline, budget)
+    if theirs > (0, 0.0):
+        return ours < theirs
+    smaller = (candidate.figures.size_mb or 0) < 0.99 * (baseline.figures.size_mb or 0)
+    faster = candidate.speedup is not None and compare(candidate.speedup) == "better"
+    return faster or smaller
+
+
+def _distance(candidate: Candidate, budget: Budget) -> tuple[int, float]:
+    """How far figures are from a budget: limits exceeded, and by how much."""
+    return len(violations(candidate.figures, budget)), excess(candidate.figures, budget)
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
@@ -72,7 +93,7 @@ def choose(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
     """
     kept = [candidate for candidate in candidates if not violations(candidate.figures, budget)]
     if not kept:
-        return min(candidates, key=lambda c: (len(violations(c.figures, budget)), excess(c.figures, budget)))
+        return min(candidates, key=lambda c: _distance(c, budget))
     fastest = max(_speed(candidate) for candidate in kept)
     close = [candidate for candidate in kept if _speed(candidate) >= ALIKE * fastest]
     return min(close, key=lambda c: (c.figures.size_mb or 0, c.figures.accuracy_drop or 0, -_speed(c)))

@@ -25,7 +25,7 @@ from farthing.forge.report.typeset import (
     smaller,
     whole,
 )
-from farthing.measure import Interval, within
+from farthing.measure import Interval, compare, within
 from farthing.recipe import Candidate
 from farthing.target import BUDGET_NAMES, Budget
 
@@ -200,7 +200,8 @@ def _row(
 
 
 def _gain(gain: Interval) -> str:
-    return "cannot tell" if gain.low <= 1 <= gain.high else faster(gain.value)
+    verdict = compare(gain)
+    return {"cannot tell": "cannot tell", "same": "the same"}.get(verdict, faster(gain.value))
 
 
 def _bounded(show: Callable[[float | None], str], value: float | None, bound: float | None) -> Child:
