@@ -192,7 +192,7 @@ def test_the_sentence_says_what_won_by_how_much_and_whether_it_is_enough() -> No
     assert same == "Nothing tried beats the model as it is: it is returned unchanged; the budget is met."
 
 
-def candidate(speed: float, size: float, latency: float | None = None, number: int = 1) -> Candidate:
+def about(speed: float, size: float, latency: float | None = None, number: int = 1) -> Candidate:
     around = Interval(value=speed, low=speed * 0.99, high=speed * 1.01)
     return Candidate(
         name="c", number=number, steps=(), engine="fake", threads=1, speedup=around,
@@ -211,11 +211,11 @@ def candidate(speed: float, size: float, latency: float | None = None, number: i
     ],
 )
 def test_a_candidate_must_gain_something_over_the_baseline(speed: float, size: float, better: bool) -> None:
-    assert gains(candidate(speed, size), candidate(1.0, 1.0, number=0), Budget(accuracy_drop=0.01)) is better
+    assert gains(about(speed, size), about(1.0, 1.0, number=0), Budget(accuracy_drop=0.01)) is better
 
 
 def test_where_the_baseline_misses_the_budget_only_what_is_nearer_gains() -> None:
-    base, budget = candidate(1.0, 101.0, number=0), Budget(size_mb=100)
-    assert not gains(candidate(2.0, 400.0), base, budget)
-    assert gains(candidate(1.0, 100.5), base, budget)
-    assert gains(candidate(0.98, 50.0), base, budget)
+    base, budget = about(1.0, 101.0, number=0), Budget(size_mb=100)
+    assert not gains(about(2.0, 400.0), base, budget)
+    assert gains(about(1.0, 100.5), base, budget)
+    assert gains(about(0.98, 50.0), base, budget)
