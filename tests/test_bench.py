@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -431,7 +432,10 @@ def test_a_child_that_is_killed_or_never_ends_is_an_error(
 
 
 def test_the_child_finds_the_same_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs with this process's import path, not with whatever lies in the working directory."""
-    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    """It runs with this process's import path, less the working directory, whatever lies there."""
+    for name in ("numpy", "json", "farthing"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", ".", *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)  # an empty entry is the working directory, too
     assert bench.peak_memory(affine(), "fake", EngineOptions())[0] > 5

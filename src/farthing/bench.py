@@ -377,14 +377,13 @@ def peak_memory(model: Model, engine: str, options: EngineOptions) -> tuple[floa
     Raises:
         MeasurementError: the child process failed; the message ends with what it said.
     """
-    settings = [options.threads, options.spin, list(options.providers)]
-    order = json.dumps([sys.path, str(model.path), engine, *settings])
-    program = (
-        "import json, sys; sys.path[:] = json.loads(sys.argv[1])[0]; import farthing.bench as b; b.child()"
-    )
+    order = json.dumps([str(model.path), engine, options.threads, options.spin, list(options.providers)])
+    # The working directory may be a stranger's: no module comes from it.
+    path = [place for place in sys.path if place not in {"", "."}]
+    program = f"import sys; sys.path[:] = {path!r}; import farthing.bench as b; b.child()"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program, order],
+            [sys.executable, "-P", "-c", program, order],
             capture_output=True,
             text=True,
             timeout=CHILD_SECONDS,
@@ -409,7 +408,7 @@ def _high_water_mb() -> float:
 
 def child() -> None:
     """What the child process of `peak_memory` does: run a model, write [peak, bare] to its standard output."""
-    _, path, engine, threads, spin, providers = json.loads(sys.argv[1])
+    path, engine, threads, spin, providers = json.loads(sys.argv[1])
     bare = _high_water_mb()
     model = Model.open(path)
     options = EngineOptions(threads=threads, spin=spin, providers=tuple(providers))
