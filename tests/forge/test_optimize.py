@@ -109,7 +109,15 @@ def test_a_search_ends_with_a_saved_winner_that_can_be_made_again(
 
 def test_every_candidate_has_figures_and_a_verdict(search: Any, cnn: Model, digits_task: Task) -> None:
     result = search(cnn)
-    names = ["baseline", "fused", "int8 minmax", "int8 percentile", "int8 entropy", "float16"]
+    names = [
+        "baseline",
+        "fused",
+        "int8 minmax",
+        "int8 percentile",
+        "int8 entropy",
+        "int8 per tensor",
+        "float16",
+    ]
     assert [candidate.name for candidate in result.candidates] == names
     assert [candidate.number for candidate in result.candidates] == list(range(6))
     assert result.candidates[0].status == "baseline"
@@ -161,7 +169,7 @@ def test_every_thread_count_is_a_candidate_of_its_own(search: Any, cnn: Model) -
 
 def test_a_model_with_a_fixed_batch_is_searched_too(search: Any, cnn_net: Any, make_model: Any) -> None:
     result = search(make_model(cnn_net, batch=3))
-    assert len([c for c in result.candidates if c.status != "failed"]) == 6
+    assert len([c for c in result.candidates if c.status != "failed"]) == 7
     assert result.candidates[0].measurements["single_stream"].batch == 3
     assert result.winner.manifest.inputs[0].shape[0] == 3
 
@@ -526,7 +534,7 @@ def test_a_pass_that_fails_is_a_candidate_that_failed(
     assert candidate.status == "failed"
     assert candidate.verdict.startswith(verdict)
     assert result.met
-    assert len(result.candidates) == 7
+    assert len(result.candidates) == 8
     assert output.read_summary(tmp_path / "out").candidates == result.candidates
 
 
