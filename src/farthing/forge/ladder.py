@@ -46,6 +46,7 @@ def ladder(model: Model) -> list[Rung]:
     if not quantized and model.manifest.quantization is None:
         for calibrator in ("minmax", "percentile", "entropy"):
             rungs.append(Rung(f"int8 {calibrator}", FUSE, int8(calibrator), COMPACT))
+        rungs.append(Rung("int8 per tensor", FUSE, int8("minmax", per_channel=False), COMPACT))
         if pays(proto, DYNAMIC_SHARE):
             rungs.append(Rung("int8 dynamic", FUSE, Step(use="quantize.dynamic.v1"), COMPACT))
         rungs.append(Rung("float16", FUSE, Step(use="quantize.float16.v1"), COMPACT))
