@@ -792,3 +792,32 @@ def test_weights_cannot_be_read_from_outside_the_directory(tmp_path: Path) -> No
         inner = model.save(tmp_path / "model")
         with pytest.raises(ModelError, match="does not name"):
             open_engine(inner, "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"\n\x08location\x12\x07weights\x12\x06hidden",
+        b"\n\x88\x00location\x12\x06hidden",
+        b"\x12\x06hidden\n\x08location",
+        b"\n\x08location\x12\x18*/_ORT_MEM_ADDR_/*hidden",
+    ],
+)
+def test_a_stranger_s_way_of_writing_hides_no_file(tmp_path: Path, entry: bytes) -> None:
+    """The file lies there, and ONNX Runtime would take it (the last of two values), but no manifest vouches for it."""
+    onnx = pytest.importorskip("onnx")
+    model = external("weights", weights=WEIGHTS.tobytes())
+    proto = onnx.load(str(model.file), load_external_data=False)
+    tensor = proto.graph.initializer[0]
+    del proto.graph.initializer[0], tensor.external_data[0]
+    odd = tensor.SerializeToString() + b"\x6a" + bytes([len(entry)]) + entry
+    graph = b"\x2a" + bytes([len(odd)]) + odd
+    raw = proto.SerializeToString() + b"\x3a" + bytes([len(graph)]) + graph  # protobuf joins the two graphs
+    content = {"model.onnx": raw, "weights": WEIGHTS.tobytes()}
+    made = Model.create(model.manifest, content, tmp_path / "m")
+    (made.path / "hidden").write_bytes(WEIGHTS.tobytes())
+    with pytest.raises(ModelError, match=r"hidden', which its manifest does not name"):
+        open_engine(made, "onnxruntime")
+    manifest = msgspec.structs.replace(made.manifest, files={**made.manifest.files, "hidden": "0" * 64})
+    if b"*" not in entry:
+        open_engine(Model(made.path, manifest), "onnxruntime").close()

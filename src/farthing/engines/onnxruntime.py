@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from numpy.typing import NDArray
 
 from farthing.engines.base import EngineOptions, Tensors, batch_of, check_feeds, refuse_batch, zero_state
+from farthing.engines.external import locations
 from farthing.errors import EngineError, ModelError, UnsupportedError, nearest, require
 from farthing.model import Model, TensorSpec
 
@@ -154,28 +154,12 @@ def _open_session(ort: ModuleType, model: Model, options: EngineOptions, provide
         raise ModelError(f"ONNX Runtime cannot load {model.file}: {text}") from error
 
 
-_LOCATION = b"\n\x08location"
-"""How protobuf writes the key of a TensorProto's external_data entry that names a file."""
-
-
 def _check_external(model: Model) -> None:
     """Refuse weights in a file that the manifest does not name, and whose content nobody checked."""
-    if not model.file.stat().st_size:
-        return
-    with model.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(_LOCATION)
-        while start >= 0:
-            end = start + len(_LOCATION)
-            field, length = (
-                content[end : end + 1],
-                content[end + 1 : end + 2],
-            )  # 0x12, then the length of the name
-            name = content[end + 2 : end + 2 + ord(length or b"\0")].decode(errors="replace")
-            if field != b"\x12" or name not in model.manifest.files:
-                raise ModelError(
-                    f"{model.file} keeps weights in {name!r}, which its manifest does not name: convert it again"
-                )
-            start = content.find(_LOCATION, end)
+    for name in sorted(locations(model.file) - model.manifest.files.keys()):
+        raise ModelError(
+            f"{model.file} keeps weights in {name!r}, which its manifest does not name: convert it again"
+        )
 
 
 _UNSUPPORTED = (
