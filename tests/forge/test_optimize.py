@@ -119,7 +119,7 @@ def test_every_candidate_has_figures_and_a_verdict(search: Any, cnn: Model, digi
         "float16",
     ]
     assert [candidate.name for candidate in result.candidates] == names
-    assert [candidate.number for candidate in result.candidates] == list(range(6))
+    assert [candidate.number for candidate in result.candidates] == list(range(7))
     assert result.candidates[0].status == "baseline"
     assert result.candidates[0].drop is not None
     assert result.candidates[0].drop.value == 0
