@@ -172,23 +172,31 @@ def test_any_yaml_is_data_or_a_config_error(text: str) -> None:
 # --- environment
 
 
-def test_variables_are_filled_in_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FARTHING_TEST_SECRET", "s3: {cret}")
-    text = "name: ${FARTHING_TEST_SECRET}\ncameras: {a: {address: 'rtsp://u:${FARTHING_TEST_SECRET}@h/$1'}}"
-    found = read(written(tmp_path / "s.yaml", text), Settings)
+def test_variables_are_filled_in_everywhere(tmp_path: Path) -> None:
+    text = "name: ${SECRET}\ncameras: {a: {address: 'rtsp://u:${SECRET}@h/$1'}}"
+    found = read(written(tmp_path / "s.yaml", text), Settings, {"SECRET": "s3: {cret}"})
     assert found.name == "s3: {cret}"
     assert found.cameras["a"].address == "rtsp://u:s3: {cret}@h/$1"
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path) -> None:
-    assert "FARTHING_TEST_ABSENT" not in os.environ
-    with pytest.raises(ConfigError, match=r"the environment variable FARTHING_TEST_ABSENT is not set"):
-        read(written(tmp_path / "s.yaml", "more: [{address: '${FARTHING_TEST_ABSENT}'}]"), Settings)
+    path = written(tmp_path / "s.yaml", "more: [{address: '${ABSENT}'}]")
+    with pytest.raises(ConfigError, match=r"the environment variable ABSENT is not set"):
+        read(path, Settings, {"PRESENT": "1"})
+    with pytest.raises(ConfigError, match=r"the environment variable ABSENT is not set"):
+        read(path, Settings, {})
 
 
-def test_what_a_variable_holds_is_not_expanded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FARTHING_TEST_A", "${HOME}")
-    assert read(written(tmp_path / "s.yaml", "name: '${FARTHING_TEST_A}'"), Settings).name == "${HOME}"
+def test_what_a_variable_holds_is_not_expanded_again(tmp_path: Path) -> None:
+    path = written(tmp_path / "s.yaml", "name: '${A}'")
+    assert read(path, Settings, {"A": "${B}", "B": "b"}).name == "${B}"
+
+
+def test_a_stranger_s_file_learns_nothing_of_the_environment(tmp_path: Path) -> None:
+    assert os.environ.get("PATH")
+    text = '{"name": "${PATH}", "notes": {"${PATH}": "${FARTHING_TEST_ABSENT}"}}'
+    found = read(written(tmp_path / "s.json", text), Settings)
+    assert found == Settings(name="${PATH}", notes={"${PATH}": "${FARTHING_TEST_ABSENT}"})
 
 
 # --- writing

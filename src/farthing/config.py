@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -26,14 +25,18 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
 
-def read(path: Path, kind: type[SectionT]) -> SectionT:
+def read(path: Path, kind: type[SectionT], environment: Mapping[str, str] | None = None) -> SectionT:
     """Read a settings file (``.yaml``, ``.yml``, ``.json`` or ``.toml``) into ``kind``.
 
-    ``${NAME}`` in a value is replaced by the environment variable of that name.
+    Args:
+        path: the file.
+        kind: the type of section it holds.
+        environment: what replaces each ``${NAME}`` in a value. Only for files of one's own: what a stranger's
+            file asks for ends up in results. None leaves ``${NAME}`` as it stands.
 
     Raises:
         ConfigError: no such file, not readable as its suffix says, an unknown key (the nearest right
-            one is named), a wrong type, or an environment variable that is not set.
+            one is named), a wrong type, or a name that ``environment`` lacks.
     """
     try:
         with path.open("rb") as file:
@@ -42,7 +45,8 @@ def read(path: Path, kind: type[SectionT]) -> SectionT:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_BYTES >> 20} MiB: not a settings file")
-    return convert(_resolve(parse(raw, path.suffix.lower(), str(path)), str(path)), kind, str(path))
+    data = parse(raw, path.suffix.lower(), str(path))
+    return convert(data if environment is None else _resolve(data, environment, str(path)), kind, str(path))
 
 
 def parse(raw: bytes, suffix: str, where: str) -> Any:
@@ -117,18 +121,18 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def _resolve(data: Any, where: str) -> Any:
+def _resolve(data: Any, environment: Mapping[str, str], where: str) -> Any:
     if isinstance(data, Mapping):
-        return {key: _resolve(value, where) for key, value in data.items()}
+        return {key: _resolve(value, environment, where) for key, value in data.items()}
     if isinstance(data, list):
-        return [_resolve(value, where) for value in data]
+        return [_resolve(value, environment, where) for value in data]
     if isinstance(data, str):
-        return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], where), data)
+        return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], environment, where), data)
     return data
 
 
-def _variable(name: str, where: str) -> str:
-    value = os.environ.get(name)
+def _variable(name: str, environment: Mapping[str, str], where: str) -> str:
+    value = environment.get(name)
     if value is None:
         raise ConfigError(f"{where} uses ${{{name}}}, but the environment variable {name} is not set")
     return value
