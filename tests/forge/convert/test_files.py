@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import nn
 
 from farthing.errors import ConversionError, ModelError, UnsupportedError
 from farthing.forge.convert import convert
+from farthing.forge.convert.archive import checked_program, checked_script
 from farthing.forge.graph import run
 from farthing.model import Manifest, TensorSpec
 
@@ -287,6 +290,51 @@ def test_a_script_that_reaches_files_is_refused(tmp_path: Path) -> None:
     torch.jit.script(Writes()).save(tmp_path / "writes.pt")
     with pytest.raises(ModelError, match="'save', which reaches files: refused"):
         convert(tmp_path / "writes.pt", example="1x4")
+
+
+@pytest.mark.parametrize("name", ["traced.pt", "free.pt2"])
+def test_an_archive_that_unpacks_to_much_more_than_itself_is_refused(
+    programs: Path, tmp_path: Path, name: str
+) -> None:
+    """A gigabyte of zeros in one megabyte; and one that says it is small."""
+    shutil.copy(programs / name, tmp_path / name)
+    with zipfile.ZipFile(tmp_path / name, "a", zipfile.ZIP_DEFLATED) as archive:
+        top = archive.namelist()[0].split("/", 1)[0]
+        with archive.open(f"{top}/extra/zeros", "w", force_zip64=True) as member:
+            for _ in range(300):
+                member.write(bytes(1 << 20))
+        before = archive.getinfo(f"{top}/extra/zeros").file_size
+    assert (tmp_path / name).stat().st_size < before / 200
+    with pytest.raises(ModelError, match="would unpack to more than 256 MiB: refused"):
+        convert(tmp_path / name, example="1x1x8x8")
+    with zipfile.ZipFile(tmp_path / name, "a") as archive:
+        archive.getinfo(f"{top}/extra/zeros").file_size = 10
+        archive.writestr(f"{top}/extra/more", "")  # makes it write its directory anew
+    data = (tmp_path / name).read_bytes()
+    tracemalloc.start()
+    with pytest.raises(ModelError, match="damaged archive"):
+        checked_program(tmp_path / name, data) if name == "free.pt2" else checked_script(
+            tmp_path / name, data
+        )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+def test_archives_of_too_many_or_oddly_packed_members(programs: Path, tmp_path: Path) -> None:
+    for packing in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        place = tmp_path / "odd.pt"
+        shutil.copy(programs / "traced.pt", place)
+        with zipfile.ZipFile(place, "a", packing) as archive:
+            archive.writestr("traced/extra/x", b"x")
+        with pytest.raises(ModelError, match="other than deflate"):
+            checked_script(place, place.read_bytes())
+    many = io.BytesIO()
+    with zipfile.ZipFile(many, "w") as archive:
+        for k in range(10_001):
+            archive.writestr(str(k), b"")
+    with pytest.raises(ModelError, match="more than 10000 members"):
+        checked_script(tmp_path / "many.pt", many.getvalue())
 
 
 # ONNX as it is.

@@ -13,6 +13,7 @@ import json
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from farthing.errors import ModelError
+from farthing.files import MAX_MEMBERS
 
 _LAYOUT = re.compile(
     r"[^/]+/(archive_format|archive_version|byteorder|version|\.format_version|\.storage_alignment"
@@ -42,6 +44,8 @@ _FUNCTIONS = frozenset(
     "FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity Max Min Eq Ne "
     "Ge Gt Le Lt And Or Not Abs floor ceiling Mul Add Pow Integer Float Symbol".split()
 )
+LEAST_LIMIT = 256 << 20
+GROWTH = 4  # torch stores tensors as they are; only its code is compressed
 _FREE_TEXT = frozenset({"metadata", "as_string", "as_strings", "guards_code", "treespec_namedtuple_fields"})
 _TREE_TYPES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None})
 
@@ -72,23 +76,41 @@ def _rewritten(path: Path, data: bytes, check: Callable[[Path, str, bytes], None
             zipfile.ZipFile(io.BytesIO(data)) as archive,
             zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as clean,
         ):
-            names = [name for name in archive.namelist() if not name.endswith("/")]
-            if len(set(names)) != len(names):
-                raise ModelError(f"{path} names a member twice: refused")
-            for name in names:
-                content = archive.read(name)
-                check(path, name, content)
-                clean.writestr(zipfile.ZipInfo(name), content)
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            _refuse_bomb(path, members, max(LEAST_LIMIT, GROWTH * len(data)))
+            for member in members:
+                content = _content(archive, member)
+                check(path, member.filename, content)
+                clean.writestr(zipfile.ZipInfo(member.filename), content)
     except (
         zipfile.BadZipFile,
-        NotImplementedError,
+        zlib.error,
+        RuntimeError,
         ValueError,
         AttributeError,
-        RecursionError,
         EOFError,
     ) as error:
         raise ModelError(f"{path} is a damaged archive ({error}): save it again") from error
     return fresh.getvalue()
+
+
+def _refuse_bomb(path: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
+    if len(members) > MAX_MEMBERS:
+        raise ModelError(f"{path} holds more than {MAX_MEMBERS} members: refused")
+    if sum(member.file_size for member in members) > limit:
+        raise ModelError(f"{path} would unpack to more than {limit >> 20} MiB: refused")
+    if len({member.filename for member in members}) != len(members):
+        raise ModelError(f"{path} names a member twice: refused")
+    if any(member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} for member in members):
+        raise ModelError(
+            f"{path} is compressed in a way other than deflate, which torch does not do: refused"
+        )
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member read in pieces: `ZipFile.read` would inflate all of it before it sees that a small size is a lie."""
+    with archive.open(member) as source:
+        return b"".join(iter(lambda: source.read(1 << 20), b""))
 
 
 def _check_program_member(path: Path, name: str, content: bytes) -> None:
