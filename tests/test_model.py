@@ -241,6 +241,21 @@ def test_a_file_changed_after_opening_is_not_saved_as_if_it_were_right(tmp_path:
     assert not (tmp_path / "copy").exists()
 
 
+def test_a_file_changed_while_it_is_copied_is_not_saved_as_if_it_were_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, verify = model_at(tmp_path / "m"), Model.verify
+
+    def verify_then_change(self: Model) -> None:
+        verify(self)
+        (tmp_path / "m" / "net.bin").write_bytes(b"weighty")
+
+    monkeypatch.setattr(Model, "verify", verify_then_change)
+    with pytest.raises(ModelError, match=r"net.bin changed while it was copied"):
+        model.save(tmp_path / "copy")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

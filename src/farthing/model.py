@@ -254,6 +254,17 @@ class Model:
             ModelError: no files, or names that are not plain file names.
             StorageError: it cannot be written there, or the directory holds something else.
         """
+        return cls._written(manifest, content, path, {})
+
+    @classmethod
+    def _written(
+        cls,
+        manifest: Manifest,
+        content: Mapping[str, bytes | Path],
+        path: Path | None,
+        expected: Mapping[str, str],
+    ) -> Model:
+        """See `create`; a copy that has another hash than the one expected of it is refused."""
         _check_content(content)
         keep = None
         if path is None:
@@ -269,6 +280,8 @@ class Model:
                 else:
                     (fresh / name).write_bytes(source)
                 hashes[name] = files.file_digest(fresh / name)
+                if hashes[name] != expected.get(name, hashes[name]):
+                    raise ModelError(f"{source} changed while it was copied: copy the model again")
             complete = checked(manifest, files=hashes)
             (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(plain(complete))) + b"\n")
 
@@ -321,7 +334,8 @@ class Model:
             StorageError: it cannot be written there.
         """
         self.verify()
-        return Model.create(self.manifest, {name: self.path / name for name in self.manifest.files}, path)
+        content = {name: self.path / name for name in self.manifest.files}
+        return Model._written(self.manifest, content, path, self.manifest.files)
 
     def pack(self, archive: Path) -> None:
         """Write the model as one zip file; the same model gives the same bytes. Other files beside it are left out."""
