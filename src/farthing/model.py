@@ -281,7 +281,7 @@ class Model:
                     (fresh / name).write_bytes(source)
                 hashes[name] = files.file_digest(fresh / name)
                 if hashes[name] != expected.get(name, hashes[name]):
-                    raise ModelError(f"{source} changed while it was copied: copy the model again")
+                    raise ModelError(f"{name} changed while it was copied: copy the model again")
             complete = checked(manifest, files=hashes)
             (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(plain(complete))) + b"\n")
 

@@ -98,7 +98,7 @@ def test_every_message_that_can_hold_a_tensor_is_walked() -> None:
             for part in known[name].fields
             if part.message_type and part.message_type.name in holders
         }
-    assert reach == external._PARTS
+    assert reach == external.PARTS
 
 
 def test_tensors_in_attributes_branches_functions_and_sparse_ones(tmp_path: Path) -> None:

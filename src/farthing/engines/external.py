@@ -14,7 +14,7 @@ from pathlib import Path
 from farthing.errors import ModelError
 
 _KEY = b"location"
-_PARTS: dict[str, dict[int, str]] = {
+PARTS: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
@@ -59,7 +59,7 @@ def _named(content: mmap.mmap) -> Iterator[bytes]:
     while todo:
         kind, start, end = todo.pop()
         found: dict[int, list[bytes]] = {1: [], 2: []}
-        parts = _PARTS.get(kind)
+        parts = PARTS.get(kind)
         for number, begin, stop in _fields(content, start, end):
             if parts is None:
                 found.setdefault(number, []).append(content[begin:stop])
