@@ -108,7 +108,8 @@ def test_what_decides_a_result_decides_its_place_in_the_cache(
 ) -> None:
     x, y = digits
     other_data = Task("d", {"calibration": Split({"": x[500:600]}, y[500:600])}, "top1")
-    other_test = Task("d", {**digits_task.splits, "test": Split({"": x[:10]}, y[:10])}, "top1")
+    splits = {**digits_task.splits, "test": Split({"": x[:10]}, y[:10])}
+    other_test = Task("d", splits, "top1", labels=digits_task.labels)
 
     def place(task: Task = digits_task, target: Target = VNNI, **options: Any) -> Path:
         step = Step(use="quantize.static.v1", options=options)
@@ -352,3 +353,18 @@ def test_a_recipe_whose_pass_is_not_registered_says_so(
 ) -> None:
     with pytest.raises(PluginError, match=r"no pass is called 'mine\.gone\.v1'"):
         replay(replace(recipe, steps=(Step(use="mine.gone.v1"),)), cnn, digits_task, cache)
+
+
+def test_data_fed_in_another_way_is_not_answered_from_the_cache(tmp_path: Path) -> None:
+    """The same pixels as raw tensors and as pictures, which the manifest scales: the ranges differ."""
+    from farthing.forge.apply import read_by
+
+    pixels = np.zeros((4, 8, 8), np.uint8)
+    labels = np.arange(4)
+    tasks = [
+        Task("t", {"calibration": Split({"": pixels}, labels)}, "top1", form=form)
+        for form in ("image", "tensor")
+    ]
+    seen = [read_by("quantize.static.v1", task) for task in tasks]
+    assert seen[0] != seen[1]
+    assert read_by("graph.fuse.v1", tasks[0]) == read_by("graph.fuse.v1", tasks[1]) == []

@@ -81,7 +81,7 @@ def _apply_one(step: Step, model: Model, target: Target, task: Task, cache: Cach
     code = code_of(plugins.get("pass", step.use))
     if code is None:
         return run(), step
-    key = key_of(model.digest, step, target, _read_by(step.use, task), versions(step.use), code)
+    key = key_of(model.digest, step, target, read_by(step.use, task), versions(step.use), code)
     return cache.model(key, run), step
 
 
@@ -119,10 +119,11 @@ def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) ->
     return result
 
 
-def _read_by(use: str, task: Task) -> list[str]:
-    """Digests of the splits a pass looks at."""
+def read_by(use: str, task: Task) -> list[str]:
+    """What a pass sees of a task: how its data is fed, its metric and labels, and digests of the splits it reads."""
     reads = getattr(plugins.get("pass", use), "reads", ("calibration",))
-    return [task.splits[name].digest for name in reads if name in task.splits]
+    splits = [f"{name} {task.splits[name].digest}" for name in reads if name in task.splits]
+    return [task.form, task.metric.name, *task.labels, *splits] if splits else []
 
 
 def versions(use: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from farthing.config import convert
 from farthing.errors import FarthingError, StorageError
 from farthing.forge import exclude
-from farthing.forge.apply import apply, versions
+from farthing.forge.apply import apply, read_by, versions
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.evaluate import Judge, Score, proxy
 from farthing.forge.ladder import Rung, with_exclusions
@@ -138,7 +138,7 @@ class Climber:
                 floating, quantize, self._target, self._task, lambda done, total: self._say(text, done, total)
             )
 
-        data = self._task.split("calibration").digest
+        data = read_by(STATIC, self._task)
         key = key_of("ranking", floating.digest, best.steps[place], self._target, data, versions(STATIC))
         return self._cache.value(key, list[str], rank)
 

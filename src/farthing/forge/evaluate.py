@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import farthing
 from farthing import bench, plugins
 from farthing.config import Section
 from farthing.engines.base import EngineOptions, open_engine
@@ -50,7 +51,13 @@ class Judge:
         self._baseline = baseline
         self._engine = engine
         self._metric_code = _code_of(task.metric)
-        self._where = [target.arch, *target.isa, engine, version]  # what may round differently
+        self._where = [
+            target.arch,
+            *target.isa,
+            engine,
+            version,
+            farthing.__version__,
+        ]  # what may round differently
         self._cache = cache
         self._outputs: dict[tuple[SplitName, int | None], Outputs] = {}
 
