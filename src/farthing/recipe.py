@@ -122,6 +122,7 @@ class Summary(Section, frozen=True, kw_only=True):
 
     Attributes:
         model_name, task_name, metric: what was optimised, and by which metric.
+        higher_is_better: whether higher values of the metric are better; False for errors.
         sentence, met, violations, notes: as in `Result`.
         budget: the limits in words.
         winner: number of the winning candidate.
@@ -134,6 +135,7 @@ class Summary(Section, frozen=True, kw_only=True):
     model_name: str
     task_name: str
     metric: str
+    higher_is_better: bool = True
     sentence: str
     met: bool
     violations: tuple[str, ...]

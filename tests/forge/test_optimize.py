@@ -401,6 +401,7 @@ def test_a_metric_over_the_whole_split_and_an_error(search: Any, cnn: Model, dig
     task = Task("regression", wanted, "error")
     result = search(cnn, task, budget="accuracy_drop<=0.5")
     assert result.met
+    assert not result.summary.higher_is_better
     drop = named(result, "int8 minmax").drop
     assert drop is not None
     assert drop.value > 0, "an error that grows is a drop"

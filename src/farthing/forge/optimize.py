@@ -298,6 +298,7 @@ class _Search:
             model_name=self.model.manifest.name,
             task_name=self.task.name,
             metric=metric.name,
+            higher_is_better=metric.higher_is_better,
             sentence=sentence(self.listing.candidates[0], candidate, drop, split, metric, broken),
             met=not broken,
             violations=tuple(broken),

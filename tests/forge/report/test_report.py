@@ -317,8 +317,9 @@ def test_an_error_metric_is_plain_and_rising_is_worse(build, recipe) -> None:
             c, accuracy=accuracy, figures=msgspec.structs.replace(c.figures, accuracy=value)
         )
 
-    for name in ("error", "pinball"):  # a user's own metric is read off the candidates
-        page = shown(build(metric=name, test=None, candidates=tuple(map(turned, build().candidates))), recipe)
+    candidates = tuple(map(turned, build().candidates))
+    for name in ("error", "pinball"):  # one of ours, and a user's own
+        page = shown(build(metric=name, higher_is_better=False, test=None, candidates=candidates), recipe)
         assert page.plot["y"]["accuracy"]["better"] == "low"
         assert "+0.0016" in page.text("ul", class_="hero")
         assert "%" not in page.text("section", class_="test")

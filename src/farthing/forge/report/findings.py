@@ -87,20 +87,8 @@ def single(candidate: Candidate) -> Measurement | None:
     return candidate.measurements.get("single_stream")
 
 
-def _higher_is_better(summary: Summary) -> bool:
-    """Known of built-in metrics; of others read off the candidates: a drop is worse, whichever way it points."""
-    if summary.metric in METRICS:
-        return summary.metric != "error"
-    first, votes = summary.candidates[0].accuracy, 0.0
-    for candidate in summary.candidates:
-        if first and candidate.accuracy and candidate.drop and candidate.drop.value:
-            vote = math.copysign(1, candidate.drop.value) * (first.value - candidate.accuracy.value)
-            votes += vote if math.isfinite(vote) else 0.0
-    return votes >= 0
-
-
 def _scale(summary: Summary) -> Scale:
-    higher = _higher_is_better(summary)
+    higher = summary.higher_is_better
     values = [c.accuracy.value for c in summary.candidates if c.accuracy and math.isfinite(c.accuracy.value)]
     return Scale(percent=higher and all(-1 <= value <= 1 for value in values), higher=higher)
 
