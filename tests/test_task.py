@@ -364,3 +364,21 @@ def test_calibration_never_repeats_a_sample(n: int) -> None:
     task = Task("t", {"train": Split({"": np.arange(float(n))[:, None]}, np.zeros(n, int))}, "top1")
     values = task.split("calibration").inputs[""][:, 0]
     assert len(set(values)) == len(values) == min(n, 256)
+
+
+def test_a_view_shows_the_declared_splits_alone_and_copies_nothing() -> None:
+    splits = {
+        name: Split({"": np.ones((4, 2))}, np.zeros(4, int)) for name in ("train", "validation", "test")
+    }
+    task = Task("t", splits, "top1", labels=("a", "b"))
+    view = task.only(("calibration", "train"))
+    assert set(view.splits) == {"calibration", "train"}
+    assert view.split("calibration") is task.split("calibration")
+    assert (view.metric, view.labels, view.form) == (task.metric, task.labels, task.form)
+    assert set(task.splits) == {"calibration", *splits}, "the task itself is as it was"
+    for ask in (lambda: view.split("test"), lambda: view.splits["test"]):
+        with pytest.raises(TaskError, match=r"looks at the test split, but .* add 'test' to its `reads`"):
+            ask()
+    fewer = Task("t", {"train": splits["train"]}, "top1")
+    with pytest.raises(TaskError, match="has no test split: add one"):
+        fewer.only(("train",)).split("test")

@@ -55,8 +55,8 @@ class Pass(Protocol):
     """A plain Model in, a plain Model (or Bundle) out; never mutates its input.
 
     Built-in passes are Sections: their fields are their options. A plain function serves as well.
-    A class may say ``reads`` (splits it looks at, part of the cache key; default ``("calibration",)``) and
-    ``libraries`` (packages whose version decides its result).
+    A pass may say ``reads`` (splits it looks at; default ``("calibration",)``): a search hands it no others, because
+    these are part of the cache key. And ``libraries``: packages whose version decides its result.
     """
 
     def __call__(self, model: Model, target: Target, task: Task) -> Model | Bundle: ...

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -114,6 +115,22 @@ def _digest_of(array: Array) -> str:
     return digest(np.ascontiguousarray(array).tobytes())
 
 
+class _Declared(dict[str, Split]):
+    """Splits of a task's view: the others are there, but a pass that looks at one must say so."""
+
+    def __init__(self, splits: Mapping[str, Split], names: Collection[str]) -> None:
+        super().__init__({name: split for name, split in splits.items() if name in names})
+        self._others = frozenset(splits) - frozenset(names)
+
+    def __missing__(self, name: str) -> Split:
+        if name not in self._others:
+            raise KeyError(name)
+        raise TaskError(
+            f"this pass looks at the {name} split, but does not declare it: add {name!r} to its `reads` "
+            f"(now {sorted(self)}), which decides when its cached results still hold"
+        )
+
+
 class Task:
     """Data in four splits, and a metric.
 
@@ -177,6 +194,15 @@ class Task:
             raise TaskError(
                 f"task {self.name} has no {name} split: add one to its file, or give its share"
             ) from None
+
+    def only(self, names: Collection[str]) -> Task:
+        """The same task with just these splits, as a pass gets it that declares them; no data is copied or checked.
+
+        Asking it for another one of this task's splits raises TaskError, which names ``reads``.
+        """
+        view = copy.copy(self)
+        view.splits = _Declared(self.splits, names)
+        return view
 
     @property
     def digest(self) -> str:

@@ -18,8 +18,10 @@ from farthing.bundle import Bundle
 from farthing.config import read, to_yaml
 from farthing.errors import ConfigError, ModelError, PluginError, TaskError
 from farthing.forge import graph
-from farthing.forge.apply import apply, build, replay, versions
+from farthing.forge.apply import apply, build, read_by, replay, versions
 from farthing.forge.cache import Cache
+from farthing.forge.quantize import calibrate
+from farthing.metrics import Metric
 from farthing.model import Model
 from farthing.recipe import PassSection, Recipe, Step
 from farthing.target import Budget, Target
@@ -357,8 +359,6 @@ def test_a_recipe_whose_pass_is_not_registered_says_so(
 
 def test_data_fed_in_another_way_is_not_answered_from_the_cache(tmp_path: Path) -> None:
     """The same pixels as raw tensors and as pictures, which the manifest scales: the ranges differ."""
-    from farthing.forge.apply import read_by
-
     pixels = np.zeros((4, 8, 8), np.uint8)
     labels = np.arange(4)
     tasks = [
@@ -368,3 +368,60 @@ def test_data_fed_in_another_way_is_not_answered_from_the_cache(tmp_path: Path) 
     seen = [read_by("quantize.static.v1", task) for task in tasks]
     assert seen[0] != seen[1]
     assert read_by("graph.fuse.v1", tasks[0]) == read_by("graph.fuse.v1", tasks[1]) == []
+
+
+def share_right(outputs: Any, labels: Any) -> Any:
+    return (next(iter(outputs.values())).argmax(1) == labels).astype(float)
+
+
+def test_a_pass_gets_the_splits_it_declares_and_no_others(
+    cnn: Model, digits_task: Task, cache: Cache, registry: None
+) -> None:
+    """An undeclared look would not change the key, and a stale result would be taken for a fresh one."""
+
+    def peeks(model: Model, target: Target, task: Task, split: Any = "validation") -> Model:
+        return halve(model, target, task, 1 / len(task.split(split)))
+
+    plugins.register("pass", "mine.peeks.v1", peeks)
+    with pytest.raises(TaskError, match=r"the validation split, .* `reads` \(now \['calibration'\]\)"):
+        apply([Step(use="mine.peeks.v1")], cnn, VNNI, digits_task, cache)
+    apply([Step(use="mine.peeks.v1", options={"split": "calibration"})], cnn, VNNI, digits_task, cache)
+    peeks.reads = "validation"  # type: ignore[attr-defined]
+    apply([Step(use="mine.peeks.v1")], cnn, VNNI, digits_task, cache)
+
+
+def test_metrics_of_one_name_are_told_apart_in_the_key_of_a_users_pass(
+    cnn: Model, digits_task: Task, cache: Cache, registry: None
+) -> None:
+    plugins.register("pass", "mine.halve.v1", halve)
+
+    def task(metric: Metric) -> Task:
+        return Task("d", digits_task.splits, metric, labels=digits_task.labels)
+
+    def made(of: Task) -> Path:
+        return apply([Step(use="mine.halve.v1")], cnn, VNNI, of, cache)[0].path
+
+    right = task(Metric("mine", "labels", per_sample=share_right))
+    wrong = task(Metric("mine", "labels", per_sample=share_right, higher_is_better=False))
+    unknown = task(Metric("mine", "labels", per_sample=lambda outputs, labels: share_right(outputs, made)))
+    assert made(right) == made(right)
+    assert made(right) != made(wrong)
+    assert None in read_by("mine.halve.v1", unknown), "closes over a variable"
+    assert made(unknown) != made(unknown), "so its results are not kept"
+    seen = [read_by("quantize.static.v1", one) for one in (right, wrong, unknown)]
+    assert seen[0] == seen[1] == seen[2], "ours look at no metric"
+
+
+def test_calibration_is_shared_by_the_views_of_a_task(
+    cnn: Model, digits_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    collect = calibrate._collect
+    monkeypatch.setattr(calibrate, "_collect", lambda *given: ran.append("") or collect(*given))
+    task = Task("d", {"calibration": digits_task.split("calibration").subset(range(8))}, "top1")
+    first, second = (
+        calibrate.ranges(cnn, task.only(names), "minmax", 99.99, 8)
+        for names in (("calibration",), ("calibration", "train"))
+    )
+    assert first is second
+    assert len(ran) == 1

@@ -14,7 +14,7 @@ from farthing import plugins
 from farthing.config import Section, convert, plain
 from farthing.errors import ConfigError, FarthingError, ModelError, PluginError, TaskError, nearest
 from farthing.forge import graph
-from farthing.forge.cache import Cache, code_of, key_of
+from farthing.forge.cache import Cache, code_of, key_of, metric_code
 from farthing.model import Model, checked
 from farthing.recipe import Pass, Recipe, Step
 from farthing.target import Target
@@ -78,10 +78,10 @@ def _apply_one(step: Step, model: Model, target: Target, task: Task, cache: Cach
     def run() -> Model:
         return _run(made, model, target, task, step)
 
-    code = code_of(plugins.get("pass", step.use))
-    if code is None:
+    code, seen = code_of(plugins.get("pass", step.use)), read_by(step.use, task)
+    if code is None or None in seen:
         return run(), step
-    key = key_of(model.digest, step, target, read_by(step.use, task), versions(step.use), code)
+    key = key_of(model.digest, step, target, seen, versions(step.use), code)
     return cache.model(key, run), step
 
 
@@ -97,7 +97,7 @@ def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Mo
 
 
 def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) -> object:
-    """Run a pass: whatever it raises is that candidate's failure, and its input must come out as it went in.
+    """Run a pass on the splits it reads: what it raises is that candidate's failure, and its input must stay as it is.
 
     Raises:
         PluginError: it raised an error that is none of Farthing's.
@@ -105,7 +105,7 @@ def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) ->
         FarthingError: as it raised it.
     """
     try:
-        result = made(model, target, task)
+        result = made(model, target, task.only(reads(step.use)))
     except FarthingError:
         raise
     except Exception as error:  # passes are other people's code, and so are the tools inside ours
@@ -119,11 +119,22 @@ def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) ->
     return result
 
 
-def read_by(use: str, task: Task) -> list[str]:
-    """What a pass sees of a task: how its data is fed, its metric and labels, and digests of the splits it reads."""
-    reads = getattr(plugins.get("pass", use), "reads", ("calibration",))
-    splits = [f"{name} {task.splits[name].digest}" for name in reads if name in task.splits]
-    return [task.form, task.metric.name, *task.labels, *splits] if splits else []
+def reads(use: str) -> tuple[str, ...]:
+    """Names of the splits a pass looks at."""
+    found = getattr(plugins.get("pass", use), "reads", ("calibration",))
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def read_by(use: str, task: Task) -> list[object]:
+    """What a pass sees of a task, for the key of its result: how data is fed, the splits it reads, and the rest.
+
+    Ours look at no metric. A user's may: None among the parts says that its code cannot be known.
+    """
+    splits = [f"{name} {task.splits[name].digest}" for name in reads(use) if name in task.splits]
+    if use in plugins.BUILTIN["pass"]:
+        return [task.form, list(task.labels), splits] if splits else []
+    about = [task.name, task.form, task.licence, list(task.labels)]
+    return [*about, task.metric.name, metric_code(task.metric), splits]
 
 
 def versions(use: str) -> dict[str, str]:

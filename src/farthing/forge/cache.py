@@ -13,9 +13,10 @@ from typing import TypeVar
 
 import msgspec
 
-from farthing import files
+from farthing import files, plugins
 from farthing.config import canonical, plain
 from farthing.errors import FarthingError
+from farthing.metrics import Metric
 from farthing.model import Model
 
 ValueT = TypeVar("ValueT")
@@ -43,6 +44,15 @@ def code_of(part: object) -> str | None:
             continue
         return files.digest(f"{part.__qualname__}\n{source}".encode())
     return None
+
+
+def metric_code(metric: Metric) -> str | None:
+    """What decides a metric beside its name: nothing for one of ours, its code for a user's, None as for `code_of`."""
+    if metric.name in plugins.BUILTIN["metric"] and plugins.get("metric", metric.name) is metric:
+        return ""
+    own = [] if type(metric) is Metric else [type(metric)]
+    codes = [code_of(part) for part in (*own, *metric.functions)]
+    return None if None in codes else " ".join(map(str, [metric.needs, metric.higher_is_better, *codes]))
 
 
 class Cache:

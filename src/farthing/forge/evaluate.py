@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import farthing
-from farthing import bench, plugins
+from farthing import bench
 from farthing.config import Section
 from farthing.engines.base import EngineOptions, open_engine
 from farthing.errors import ModelError, TaskError
-from farthing.forge.cache import Cache, code_of, key_of
+from farthing.forge.cache import Cache, key_of, metric_code
 from farthing.measure import Interval
-from farthing.metrics import Metric, Outputs
+from farthing.metrics import Outputs
 from farthing.model import Model
 from farthing.target import Target
 from farthing.task import SplitName, Task
@@ -50,14 +50,9 @@ class Judge:
         self._task = task
         self._baseline = baseline
         self._engine = engine
-        self._metric_code = _code_of(task.metric)
-        self._where = [
-            target.arch,
-            *target.isa,
-            engine,
-            version,
-            farthing.__version__,
-        ]  # what may round differently
+        self._metric_code = metric_code(task.metric)
+        # what may round differently; Farthing's version stands for what feeds the engine and for our metrics
+        self._where = [target.arch, *target.isa, engine, version, farthing.__version__]
         self._cache = cache
         self._outputs: dict[tuple[SplitName, int | None], Outputs] = {}
 
@@ -110,14 +105,6 @@ class Judge:
         if limit is None or limit >= count:
             return np.arange(count)
         return np.linspace(0, count - 1, limit).round().astype(np.int64)
-
-
-def _code_of(metric: Metric) -> str | None:
-    """What decides a metric beside its name: nothing for one of ours, its code for a user's; see `code_of`."""
-    if metric.name in plugins.BUILTIN["metric"] and plugins.get("metric", metric.name) is metric:
-        return ""
-    codes = [code_of(function) for function in metric.functions]
-    return None if None in codes else " ".join(map(str, codes))
 
 
 def _compare(base: Outputs, found: Outputs) -> None:

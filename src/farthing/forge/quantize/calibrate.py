@@ -1,4 +1,4 @@
-"""Activation ranges from calibration data, by ONNX Runtime's calibrators, computed once a task and model."""
+"""Activation ranges from calibration data, by ONNX Runtime's calibrators, computed once a split and model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from farthing.engines.base import zero_state
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import TaskError, require
 from farthing.model import Model
-from farthing.task import Task
+from farthing.task import Split, Task
 
 Calibrator = Literal["minmax", "percentile", "entropy"]
 CHUNK = 16
-_ranges: weakref.WeakKeyDictionary[Task, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
+_ranges: weakref.WeakKeyDictionary[Split, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
 
 
 def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, samples: int) -> Any:
@@ -37,8 +37,8 @@ def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, 
     Raises:
         TaskError: the task has no calibration data, or the model answers NaN to it.
     """
-    key = (model.digest, calibrator, percentile, samples)
-    known = _ranges.setdefault(task, {})
+    key = (model.digest, task.form, calibrator, percentile, samples)
+    known = _ranges.setdefault(task.split("calibration"), {})  # the same in every view of a task
     if key not in known:
         known[key] = _collect(model, task, calibrator, percentile, samples)
     return known[key]
