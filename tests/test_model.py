@@ -449,3 +449,13 @@ def test_fake_models_are_the_same_for_the_same_seed() -> None:
     labelled = fake_model(outputs=2, labels=("no", "yes"), decode="logits")
     assert labelled.manifest.labels == ("no", "yes")
     assert msgspec.structs.replace(labelled.manifest, labels=(), decode="").labels == ()
+
+
+def test_other_peoples_decoders_and_schemes_are_kept_as_they_are_named(tmp_path: Path) -> None:
+    """Known where they are used: a model can be opened without the package that decodes it."""
+    own = Quantization(scheme="theirs.int4", weights="int4", activations="float32")
+    model = fake_model()
+    manifest = msgspec.structs.replace(model.manifest, decode="theirs.yolo", quantization=own)
+    Model.create(manifest, {name: model.path / name for name in manifest.files}, tmp_path / "m")
+    found = Model.open(tmp_path / "m").manifest
+    assert (found.decode, found.quantization) == ("theirs.yolo", own)

@@ -85,6 +85,14 @@ def test_an_installed_entry_point_is_found(site: Path) -> None:
     assert get("metric", "theirs") == "a metric"
 
 
+def test_an_entry_point_is_searched_for_once(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders are looked up for each prediction."""
+    entry_point(site, "farthing.decoder", "theirs", "thirdparty:PART", "PART = object()\n")
+    first = get("decoder", "theirs")
+    monkeypatch.setattr(plugins, "_entry_points", lambda kind: pytest.fail("searched again"))
+    assert get("decoder", "theirs") is first
+
+
 @pytest.mark.parametrize("source", ["import no_such_module_at_all\n", "OTHER = 1\n"])
 def test_an_entry_point_that_does_not_load_is_named(site: Path, source: str) -> None:
     entry_point(site, "farthing.pass", "prune.theirs.v1", "thirdparty:PART", source)

@@ -133,9 +133,18 @@ class Preprocess(Section, frozen=True, kw_only=True):
 
 
 class Quantization(Section, frozen=True, kw_only=True):
-    """How the numbers of a model are stored and computed; None in a manifest means as trained."""
+    """How the numbers of a model are stored and computed; None in a manifest means as trained.
 
-    scheme: Literal["static", "dynamic", "float16"]
+    Attributes:
+        scheme: ``static``, ``dynamic`` or ``float16`` by our passes; others may write their own.
+        weights, activations: element types, as in ``int8``.
+        per_channel: a scale for each output channel of a weight.
+        reduce_range: weights keep 7 bits.
+        calibrator: how the ranges of activations were found; empty if they were not.
+        excluded: names of operators that stayed float.
+    """
+
+    scheme: str
     weights: str
     activations: str
     per_channel: bool = False
@@ -155,7 +164,8 @@ class Manifest(Section, frozen=True, kw_only=True):
         preprocess: how pictures become the input; None if inputs are not pictures.
         requires: instruction sets without which results or speed differ, as in ``("avx512_vnni",)``.
         task: name of the task it was made for.
-        decode: what the outputs mean: ``logits``, ``probabilities``, ``detections`` or empty.
+        decode: what the outputs mean: ``logits``, ``probabilities``, ``detections``, the name of a registered
+            decoder, or empty. It is looked up when it is used.
         labels: class names in the order of the output.
         quantization: how its numbers are stored.
         lineage: the steps that made it, oldest first.
@@ -171,7 +181,7 @@ class Manifest(Section, frozen=True, kw_only=True):
     preprocess: Preprocess | None = None
     requires: tuple[str, ...] = ()
     task: str = ""
-    decode: Literal["", "logits", "probabilities", "detections"] = ""
+    decode: str = ""
     labels: tuple[str, ...] = ()
     quantization: Quantization | None = None
     lineage: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
 """Names to objects: built-in parts from a literal table, third-party ones by ``register`` or entry point.
 
 Nothing is imported before it is asked for. A package announces its parts under the entry-point groups
-``farthing.engine``, ``farthing.pass``, ``farthing.task`` and ``farthing.metric``; a script calls `register`.
+``farthing.engine``, ``farthing.pass``, ``farthing.task``, ``farthing.metric`` and ``farthing.decoder``; a script calls
+`register`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from farthing.errors import NotInstalled, PluginError, nearest
 
-Kind = Literal["engine", "pass", "task", "metric"]
+Kind = Literal["engine", "pass", "task", "metric", "decoder"]
 PartT = TypeVar("PartT")
 
 BUILTIN: dict[Kind, dict[str, str]] = {
@@ -40,6 +41,11 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "error": "farthing.metrics:MEAN_ABSOLUTE_ERROR",
         "agreement": "farthing.metrics:AGREEMENT",
     },
+    "decoder": {
+        "logits": "farthing.ops.decode:logits",
+        "probabilities": "farthing.ops.decode:probabilities",
+        "detections": "farthing.ops.decode:detections",
+    },
 }
 _registered: dict[tuple[Kind, str], Any] = {}
 
@@ -48,9 +54,10 @@ def register(kind: Kind, name: str, part: Any) -> None:
     """Make a part known under a name, for the life of this process.
 
     Args:
-        kind: what it is: ``engine``, ``pass``, ``task`` or ``metric``.
+        kind: what it is: ``engine``, ``pass``, ``task``, ``metric`` or ``decoder``.
         name: its name; a pass carries a version, as in ``prune.mine.v1``, because recipes store it.
-        part: the object itself: an engine class, a pass (class or function), a function that returns a Task, a Metric.
+        part: the object itself: an engine class, a pass (class or function), a function that returns a Task, a Metric,
+            a decoder (`farthing.ops.decode.Decoder`).
 
     Raises:
         PluginError: the name is already taken by another part.
@@ -79,7 +86,7 @@ def get(kind: Kind, name: str) -> Any:
         return _builtin(kind, name)
     for entry in _entry_points(kind):
         if entry.name == name:
-            return _load(entry, kind)
+            return _registered.setdefault((kind, name), _load(entry, kind))  # searching takes milliseconds
     raise PluginError(f"no {kind} is called {name!r}; {nearest(name, names(kind))}")
 
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image as Pillow
 from sklearn.datasets import load_sample_images
 
+from farthing import plugins
 from farthing.device.predict import Predictor, check_requires, load
 from farthing.engines.base import EngineOptions
 from farthing.errors import ConfigError, EngineError, FeedError, ModelError, TaskError
@@ -282,6 +283,19 @@ def test_boxes_come_back_in_pixels_of_the_picture(tmp_path: Path) -> None:
         assert found.boxes.tolist() == [[32, 16, 64, 48], [0, 0, 128, 64]]
         assert [found.label(index) for index in range(2)] == ["person", "boat"]
         assert len(predictor([np.zeros((32, 32, 3), np.uint8)] * 3)) == 3
+
+
+def test_a_decoder_of_ones_own_reads_the_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_registered", {})
+    sample = np.ones((4, 4, 3), np.uint8)
+    with load(linear_model(tmp_path / "own", decode="mine.first")) as predictor:
+        with pytest.raises(ModelError, match=r"no decoder is called 'mine\.first'.* register its decoder"):
+            predictor(sample)
+        one = Prediction(labels=("x",), scores=(1.0,))
+        plugins.register("decoder", "mine.first", lambda outputs, labels, top: [one])
+        assert predictor(sample) == one
+        with pytest.raises(ModelError, match=r"'mine\.first' gives 1 answers for 2 samples"):
+            predictor([sample, sample])
 
 
 # --- refused ------------------------------------------------------------------------------------------

@@ -363,7 +363,7 @@ def test_no_name_can_become_code(text: str) -> None:
             UnsupportedError,
             r"keeps no state, but m has \['s'\]",
         ),
-        ({"decode": "detections"}, UnsupportedError, "does not decode detections"),
+        ({"decode": "detections"}, UnsupportedError, "does not decode 'detections'"),
         ({"preprocess": Preprocess(colour="RGB", scale=1.0)}, ModelError, "pictures go into NCHW or NHWC"),
     ],
 )

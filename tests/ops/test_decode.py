@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from farthing import plugins
 from farthing.config import plain
 from farthing.errors import ConfigError, ModelError
 from farthing.ops.decode import Detections, Prediction, classify, decode, detections, softmax
@@ -134,3 +135,17 @@ def test_the_first_output_is_the_one_with_the_classes() -> None:
     (prediction,) = decode("logits", outputs, ["a", "b"], top=1)
     assert isinstance(prediction, Prediction)
     assert prediction.labels == ("b",)
+
+
+def test_a_decoder_of_ones_own_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_registered", {})
+
+    def sign(outputs: Any, labels: Any, top: int) -> list[Prediction]:
+        rows = next(iter(outputs.values()))[:, 0]
+        return [Prediction(labels=(labels[int(row > 0)],), scores=(1.0,)) for row in rows]
+
+    plugins.register("decoder", "mine.sign", sign)
+    found = decode("mine.sign", {"x": np.array([[-2.0], [3.0]])}, ["no", "yes"])
+    assert [prediction.labels for prediction in found] == [("no",), ("yes",)]
+    with pytest.raises(ModelError, match=r"'mine\.sing'; did you mean 'mine\.sign'.*install or register"):
+        decode("mine.sing", {"x": np.zeros((1, 1))}, [])

@@ -23,7 +23,7 @@ COMMANDS = {
     "predict": ("measuring", "label pictures or arrays with a model"),
     "demo": ("searching", "train a small network on real digits and optimise it for this machine"),
     "cache": ("searching", "show or clear what searches and downloads have kept"),
-    "plugins": ("searching", "list the engines, passes, tasks and metrics that are known"),
+    "plugins": ("searching", "list the engines, passes, tasks, metrics and decoders that are known"),
 }
 EPILOG = """\
 A first look:            farthing demo

@@ -216,6 +216,11 @@ class Predictor:
                 yield {name: array[index] for name, array in outputs.items()}
             return
         decoded = decode(self.manifest.decode, outputs, self.manifest.labels, top)
+        if len(decoded) != len(samples):
+            raise ModelError(
+                f"decoder {self.manifest.decode!r} gives {len(decoded)} answers for {len(samples)} samples: "
+                "it must give one each"
+            )
         for answer, sample in zip(decoded, samples, strict=True):
             yield self._restored(answer, sample) if isinstance(answer, Detections) else answer
 

@@ -56,8 +56,10 @@ def _the_input(manifest: Manifest) -> TensorSpec:
             f"a stand-alone script feeds one input and keeps no state, but {manifest.name} has "
             f"{[spec.name for spec in manifest.inputs]}: use farthing.open_engine"
         )
-    if manifest.decode == "detections":
-        raise UnsupportedError("a stand-alone script does not decode detections: use `farthing predict`")
+    if manifest.decode not in {"", "logits", "probabilities"}:
+        raise UnsupportedError(
+            f"a stand-alone script does not decode {manifest.decode!r}: use `farthing predict`"
+        )
     return manifest.inputs[0]
 
 

@@ -1,6 +1,7 @@
-"""What a model's outputs mean: one function per meaning, found by the manifest's ``decode``.
+"""What a model's outputs mean: one function per model family, found by the manifest's ``decode``.
 
-Decoders know nothing of engines, and get plain arrays with the samples along the first axis.
+Others come as plugins of the kind ``decoder``. Decoders know nothing of engines, and get plain arrays with the samples
+along the first axis.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from farthing import plugins
 from farthing.config import Section
-from farthing.errors import ConfigError, ModelError, nearest
+from farthing.errors import ConfigError, ModelError, PluginError
 
 
 class Prediction(Section, frozen=True, kw_only=True):
@@ -73,7 +75,7 @@ def decode(
     """Read the outputs of a model, by the name of the decoder in its manifest.
 
     Args:
-        name: ``logits``, ``probabilities`` or ``detections``.
+        name: ``logits``, ``probabilities``, ``detections`` or the name of a registered decoder.
         outputs: output name -> array, samples along the first axis, in the order of the manifest.
         labels: class names in the order of the output; empty if there are none.
         top: most classes of a Prediction.
@@ -85,17 +87,28 @@ def decode(
         ModelError: no decoder of that name, or outputs that are not of its kind.
         ConfigError: ``top`` is not above 0.
     """
-    decoder = DECODERS.get(name)
-    if decoder is None:
+    try:
+        decoder: Decoder = plugins.get("decoder", name)
+    except PluginError as error:
         raise ModelError(
-            f"no decoder is called {name!r}; {nearest(name, DECODERS)}: correct the manifest's decode"
-        )
+            f"{error}: correct the manifest's decode, or install or register its decoder"
+        ) from error
     return decoder(outputs, labels, top)
 
 
-def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+def logits(outputs: Outputs, labels: Sequence[str], top: int) -> list[Prediction]:
+    """The likeliest classes, of a model whose first output is logits; see `classify`."""
+    return classify(_first(outputs), "logits", labels, top)
+
+
+def probabilities(outputs: Outputs, labels: Sequence[str], top: int) -> list[Prediction]:
+    """The likeliest classes, of a model whose first output is probabilities; see `classify`."""
+    return classify(_first(outputs), "probabilities", labels, top)
+
+
+def softmax(scores: NDArray[Any]) -> NDArray[np.float64]:
     """Probabilities from logits along the last axis, without overflow."""
-    values = np.asarray(logits, np.float64)
+    values = np.asarray(scores, np.float64)
     with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the caller looks for
         powers = np.exp(values - values.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
@@ -144,13 +157,14 @@ def _name(labels: Sequence[str], index: int) -> str:
     return labels[index] if 0 <= index < len(labels) else str(index)
 
 
-def detections(outputs: Outputs, labels: Sequence[str] = ()) -> list[Detections]:
+def detections(outputs: Outputs, labels: Sequence[str] = (), top: int = 0) -> list[Detections]:
     """The objects in each picture, of a model that ends in non-maximum suppression; rows without a score are padding.
 
     Args:
         outputs: ``boxes`` [samples, n, 4] as x1, y1, x2, y2 in pixels of the input, ``scores`` [samples, n] and
             ``classes`` [samples, n].
         labels: class names.
+        top: of no use here: all objects are given.
 
     Raises:
         ModelError: an output is missing or of another shape.
@@ -184,10 +198,3 @@ def detections(outputs: Outputs, labels: Sequence[str] = ()) -> list[Detections]
 
 def _first(outputs: Outputs) -> NDArray[Any]:
     return next(iter(outputs.values()))
-
-
-DECODERS: dict[str, Decoder] = {
-    "logits": lambda outputs, labels, top: classify(_first(outputs), "logits", labels, top),
-    "probabilities": lambda outputs, labels, top: classify(_first(outputs), "probabilities", labels, top),
-    "detections": lambda outputs, labels, top: detections(outputs, labels),
-}
