@@ -182,7 +182,7 @@ def test_a_read_only_place_is_refused_before_the_search(search: Search, cnn: Mod
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "small"
-    if os.geteuid() or not mounted(place, "size=256k"):
+    if os.geteuid() or not mounted(place, "size=1m"):
         pytest.skip("no right to mount a small disk here; the test of file sizes covers it")
     yield place
     subprocess.run(["umount", str(place)], check=True)
