@@ -136,17 +136,6 @@ def test_a_file_a_link_and_a_mount_point_are_no_output_directories(
         search(cnn, out=tmp_path / "file" / "out")
 
 
-def test_the_working_directory_can_be_the_output(
-    search: Search, cnn: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "empty"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    result = search(cnn, out=".")
-    assert Model.open(place).digest == result.winner.digest
-    assert leftovers(tmp_path) == []
-
-
 def mounted(place: Path, options: str) -> bool:
     place.mkdir()
     done = subprocess.run(
@@ -260,3 +249,13 @@ def test_what_is_written_can_be_read_by_others(search: Search, cnn: Model, tmp_p
     search(cnn)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in (tmp_path / "out").rglob("*"))
+
+
+def test_the_working_directory_is_not_swapped_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from farthing.forge import output
+
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for place in (Path(), Path(".."), tmp_path / "here"):
+        with pytest.raises(StorageError, match="is where you stand"), output.claimed(place):
+            pass

@@ -47,6 +47,10 @@ def _refuse_foreign(directory: Path) -> None:
         raise StorageError(
             f"{directory} is a mount point, which cannot be swapped: choose a directory inside it"
         )
+    if directory.exists() and Path.cwd().is_relative_to(directory.resolve()):
+        raise StorageError(
+            f"{directory} is where you stand, and would be swapped away: choose a directory inside it"
+        )
     if directory.exists():
         foreign = sorted(path.name for path in directory.iterdir() if path.name not in OURS)
         if foreign:
