@@ -37,7 +37,7 @@ def main(out: Path) -> None:
     print(result.summary.sentence)
     for candidate in result.candidates:
         speed = f"{candidate.speedup.value:.2f}x" if candidate.speedup else "not timed"
-        print(f"{candidate.name:<16} {candidate.threads} threads  {speed:<10} {candidate.verdict}")
+        print(f"{candidate.name:<16} {candidate.options.threads} threads  {speed:<10} {candidate.verdict}")
     print(f"Look at {out / 'report.html'}")
 
     # From now on only the directory counts. This is all a device does:

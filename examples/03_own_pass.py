@@ -63,7 +63,7 @@ def main(out: Path) -> None:
     print(result.summary.sentence)
     for candidate in result.candidates:
         if any(step.use == "examples.low-rank.v1" for step in candidate.steps):
-            print(f"{candidate.name}, {candidate.threads} threads: {candidate.verdict}")
+            print(f"{candidate.name}, {candidate.options}: {candidate.verdict}")
 
 
 if __name__ == "__main__":

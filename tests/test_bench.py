@@ -19,9 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farthing import bench
 from farthing.bench import Rule, Timed
-from farthing.engines.base import EngineOptions, Tensors, open_engine
+from farthing.engines.base import Tensors, open_engine
 from farthing.errors import EngineError, MeasurementError, ModelError, TaskError
 from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
+from farthing.options import EngineOptions
 from farthing.task import ImageFiles, Split, Task
 
 Array = NDArray[Any]
@@ -300,7 +301,7 @@ def test_figures_come_from_the_calls_that_were_timed() -> None:
     assert (found.runs, found.batch) == (1000, 4)
     assert found.seconds == pytest.approx(500.5)
     assert found.throughput == pytest.approx(4 * 1000 / 500.5)
-    assert (found.engine, found.threads, found.model) == ("fake", 1, model.digest)
+    assert (found.engine, found.options, found.model) == ("fake", EngineOptions(), model.digest)
     assert found.size_mb == model.size_bytes / 1e6
     assert found.machine
     assert found.energy_source == "unavailable"

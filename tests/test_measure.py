@@ -27,13 +27,14 @@ from farthing.measure import (
     violations,
     within,
 )
+from farthing.options import EngineOptions
 from farthing.target import BUDGET_NAMES, Budget
 
 MEASURED = Measurement(
     model="0" * 64,
     engine="fake",
     engine_version="1",
-    threads=1,
+    options=EngineOptions(),
     machine="here",
     scenario="single_stream",
     runs=100,

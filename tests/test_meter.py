@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from farthing.engines.base import EngineOptions, open_engine
+from farthing.engines.base import open_engine
 from farthing.meter import find_meter
+from farthing.options import EngineOptions
 
 LIMIT = 262_143_328_850  # of a real package, microjoules
 

@@ -14,6 +14,7 @@ from farthing.config import canonical, convert, parse, read, to_yaml
 from farthing.errors import ConfigError
 from farthing.measure import Figures, Interval
 from farthing.model import Model
+from farthing.options import EngineOptions
 from farthing.recipe import Candidate, Pass, PassSection, Recipe, Result, Step, Summary
 from farthing.target import Budget, Target
 from farthing.task import Task
@@ -31,7 +32,7 @@ WHOLE = Recipe(
         ),
     ),
     engine="onnxruntime",
-    threads=2,
+    options=EngineOptions(threads=2),
     budget=Budget(accuracy_drop=0.01, latency_ms=5),
     artefact="2" * 64,
     versions={"farthing": "0.1.0", "onnx": "1.23.2"},
@@ -41,7 +42,7 @@ CANDIDATE = Candidate(
     number=3,
     steps=WHOLE.steps,
     engine="onnxruntime",
-    threads=2,
+    options=EngineOptions(threads=2),
     figures=Figures(accuracy=0.97, latency_ms=1.5),
     drop=Interval(value=0.001, low=-0.001, high=0.003),
     status="winner",
@@ -68,7 +69,7 @@ def test_any_options_survive_yaml(steps: list[Step]) -> None:
         target=WHOLE.target,
         steps=tuple(steps),
         engine="e",
-        threads=1,
+        options=EngineOptions(),
         budget=WHOLE.budget,
     )
     assert convert(parse(to_yaml(one).encode(), ".yaml", "y"), Recipe, "y") == one
@@ -80,7 +81,7 @@ def test_any_options_survive_yaml(steps: list[Step]) -> None:
     [
         ("{}", "missing required field `model`"),
         ("model: a\ntask: b\nsteps: [{us: c}]", "unknown key|missing required field"),
-        ("model: a\ntask: b\nthreads: many", "Expected `int`|missing"),
+        ("model: a\ntask: b\noptions: {threads: many}", "Expected `int`|missing"),
     ],
 )
 def test_recipes_that_cannot_be_understood(tmp_path: Path, text: str, message: str) -> None:

@@ -78,8 +78,8 @@ class Found:
     @property
     def threads(self) -> tuple[int, int, int]:
         """Threads of baseline (its best), winner and peer (the winner's)."""
-        own = self.result.recipe.threads
-        return self.result.candidates[0].threads, own, own
+        own = self.result.recipe.options.threads
+        return self.result.candidates[0].options.threads, own, own
 
 
 @dataclass(frozen=True)

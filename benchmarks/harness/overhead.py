@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 import farthing
-from farthing.engines.base import EngineOptions, Tensors, open_engine
+from farthing.engines.base import Tensors, open_engine
 from farthing.engines.onnxruntime import CPU, runtime, session_options
 from farthing.measure import Interval, bootstrap
 from farthing.model import Model
+from farthing.options import EngineOptions
 
 BLOCK = 200
 PYC_HEADER = 16

@@ -11,9 +11,10 @@ import numpy as np
 
 from farthing import bench
 from farthing.config import Section
-from farthing.engines.base import EngineOptions, open_engine
+from farthing.engines.base import open_engine
 from farthing.measure import Interval, Scenario, paired_difference, ratio_of_medians
 from farthing.model import Model
+from farthing.options import EngineOptions
 from farthing.target import Target
 from harness.artefacts import Found, Setting
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from farthing.bench import evaluate
     from farthing.bundle import Bundle
     from farthing.device.predict import Predictor, load
-    from farthing.engines.base import Engine, EngineOptions, open_engine
+    from farthing.engines.base import Engine, open_engine
     from farthing.errors import FarthingError
     from farthing.forge.apply import replay
     from farthing.forge.convert import convert
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from farthing.metrics import Metric
     from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
     from farthing.ops.decode import Prediction
+    from farthing.options import EngineOptions
     from farthing.plugins import register
     from farthing.recipe import Recipe, Result, Step
     from farthing.target import Budget, Target
@@ -37,7 +38,7 @@ _PLACES = {
     "Predictor": "farthing.device.predict:Predictor",
     "load": "farthing.device.predict:load",
     "Engine": "farthing.engines.base:Engine",
-    "EngineOptions": "farthing.engines.base:EngineOptions",
+    "EngineOptions": "farthing.options:EngineOptions",
     "open_engine": "farthing.engines.base:open_engine",
     "FarthingError": "farthing.errors:FarthingError",
     "replay": "farthing.forge.apply:replay",

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing.config import Section
-from farthing.engines.base import Engine, EngineOptions, Tensors, open_engine
+from farthing.config import Section, convert, plain
+from farthing.engines.base import Engine, Tensors, open_engine
 from farthing.errors import MeasurementError, TaskError
 from farthing.measure import (
     Floats,
@@ -36,6 +36,7 @@ from farthing.measure import (
 from farthing.meter import Rapl, find_meter
 from farthing.metrics import Outputs
 from farthing.model import Manifest, Model, TensorSpec
+from farthing.options import EngineOptions
 from farthing.target import Target
 from farthing.task import Split, SplitName, Task
 
@@ -305,7 +306,7 @@ def summarise(
         model=model.digest,
         engine=engine.name,
         engine_version=engine.version,
-        threads=options.threads,
+        options=options,
         machine=machine_name(target.cpu, target.cores),
         scenario=scenario,
         batch=batch,
@@ -377,7 +378,7 @@ def peak_memory(model: Model, engine: str, options: EngineOptions) -> tuple[floa
     Raises:
         MeasurementError: the child process failed; the message ends with what it said.
     """
-    order = json.dumps([str(model.path), engine, options.threads, options.spin, list(options.providers)])
+    order = json.dumps([str(model.path), engine, plain(options)])
     # The working directory may be a stranger's: no module comes from it.
     path = [place for place in sys.path if place not in {"", "."}]
     program = f"import sys; sys.path[:] = {path!r}; import farthing.bench as b; b.child()"
@@ -408,10 +409,10 @@ def _high_water_mb() -> float:
 
 def child() -> None:
     """What the child process of `peak_memory` does: run a model, write [peak, bare] to its standard output."""
-    path, engine, threads, spin, providers = json.loads(sys.argv[1])
+    path, engine, settings = json.loads(sys.argv[1])
     bare = _high_water_mb()
     model = Model.open(path)
-    options = EngineOptions(threads=threads, spin=spin, providers=tuple(providers))
+    options = convert(settings, EngineOptions, "options")
     with open_engine(model, engine, options) as opened:
         sample = sample_feeds(model.manifest, 1)[0]
         for _ in range(3):

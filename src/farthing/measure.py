@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from farthing.config import Section
 from farthing.errors import MeasurementError
+from farthing.options import EngineOptions
 from farthing.target import BUDGET_NAMES, Budget
 
 Floats = NDArray[np.float64]
@@ -36,7 +37,7 @@ class Measurement(Section, frozen=True, kw_only=True):
 
     Attributes:
         model: digest of the model.
-        engine, engine_version, threads: what ran it.
+        engine, engine_version, options: what ran it, and how.
         machine: description of the machine.
         scenario: MLPerf scenario (https://github.com/mlcommons/inference): ``single_stream`` feeds one sample
             at a time, ``offline`` feeds batches as fast as they are taken.
@@ -58,7 +59,7 @@ class Measurement(Section, frozen=True, kw_only=True):
     model: str
     engine: str
     engine_version: str
-    threads: int
+    options: EngineOptions
     machine: str
     scenario: Scenario
     batch: int = 1

@@ -10,6 +10,7 @@ from farthing.bundle import Bundle
 from farthing.config import Section
 from farthing.measure import Figures, Interval, Measurement
 from farthing.model import Model
+from farthing.options import EngineOptions
 from farthing.target import Budget, Target
 from farthing.task import Task
 
@@ -33,7 +34,7 @@ class Recipe(Section, frozen=True, kw_only=True):
         model, task: digests of the input model and of the task's data; a replay on others is refused.
         target: the device it was made for, resolved.
         steps: passes in order, their options resolved to numbers.
-        engine, threads: how the result is meant to run.
+        engine, options: what is meant to run the result, and how.
         budget: what it was searched under.
         artefact: digest of the model that the steps gave.
         versions: of Farthing and the libraries that took part.
@@ -44,7 +45,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     target: Target
     steps: tuple[Step, ...]
     engine: str
-    threads: int
+    options: EngineOptions
     budget: Budget
     artefact: str = ""
     versions: dict[str, str] = {}
@@ -76,12 +77,13 @@ Status = Literal["baseline", "accepted", "rejected", "failed", "winner"]
 
 
 class Candidate(Section, frozen=True, kw_only=True):
-    """One artefact in one engine with so many threads, and what became of it.
+    """One artefact in one engine, run in one way, and what became of it.
 
     Attributes:
         name: short, as in ``int8 percentile``.
         number: 0 is the baseline.
         steps: passes that made it from the input model.
+        engine, options: what ran it, and how.
         model: digest of the artefact; empty if it could not be made.
         nodes: operators in its graph, None if the format has none.
         figures: what the budget is held against; ``latency_ms`` is p90, single stream, batch 1.
@@ -95,7 +97,7 @@ class Candidate(Section, frozen=True, kw_only=True):
     number: int
     steps: tuple[Step, ...]
     engine: str
-    threads: int
+    options: EngineOptions
     model: str = ""
     nodes: int | None = None
     figures: Figures = Figures()

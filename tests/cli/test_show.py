@@ -8,10 +8,12 @@ import pytest
 
 from farthing.cli import show
 from farthing.measure import Interval, Measurement
+from farthing.options import EngineOptions
 from farthing.recipe import Progress
 
 FOUND = Measurement(
-    model="ab", engine="fake", engine_version="1", threads=1, machine="bench", scenario="single_stream", runs=200,
+    model="ab", engine="fake", engine_version="1", options=EngineOptions(), machine="bench",
+    scenario="single_stream", runs=200,
     seconds=1.0, p50_ms=0.5, p90_ms=1.25, p99_ms=2.0, throughput=1800.4, size_mb=0.25,
 )  # fmt: skip
 

@@ -17,10 +17,10 @@ from sklearn.datasets import load_sample_images
 
 from farthing import plugins
 from farthing.device.predict import Predictor, check_requires, load
-from farthing.engines.base import EngineOptions
 from farthing.errors import ConfigError, EngineError, FeedError, ModelError, TaskError
 from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
 from farthing.ops.decode import Detections, Prediction, softmax
+from farthing.options import EngineOptions
 from farthing.target import Target
 
 CHINA, FLOWER = load_sample_images().images

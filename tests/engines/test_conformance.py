@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from farthing import plugins
-from farthing.engines.base import Engine, EngineOptions, make_options, open_engine
+from farthing.engines.base import Engine, open_engine
 from farthing.errors import (
     ConfigError,
     EngineError,
@@ -29,6 +29,7 @@ from farthing.errors import (
     UnsupportedError,
 )
 from farthing.model import Manifest, Model, TensorSpec
+from farthing.options import EngineOptions, make_options
 from farthing.testing import fake_model
 
 Array = NDArray[Any]
@@ -243,12 +244,14 @@ def expected(x: Array) -> Array:
 def in_a_child(row: Row, model: Model, code: str) -> Any:
     """Run code in a fresh interpreter, `model` opened there; what it gives as `answer` comes back."""
     source = f"""
-import json, sys
+import json, os, sys
 from pathlib import Path
-from farthing.engines.base import EngineOptions, open_engine, thread_count
+from farthing.engines.base import open_engine
 from farthing.model import Model
+from farthing.options import EngineOptions
 model = Model.open({str(model.path)!r})
 name, package = {row.engine!r}, {row.package!r}
+thread_count = lambda: len(os.listdir('/proc/self/task'))
 {code}
 print(json.dumps(answer))
 """

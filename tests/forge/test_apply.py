@@ -23,6 +23,7 @@ from farthing.forge.cache import Cache
 from farthing.forge.quantize import calibrate
 from farthing.metrics import Metric
 from farthing.model import Model
+from farthing.options import EngineOptions
 from farthing.recipe import PassSection, Recipe, Step
 from farthing.target import Budget, Target
 from farthing.task import Split, Task
@@ -302,7 +303,7 @@ def recipe(cnn: Model, digits_task: Task, cache: Cache) -> Recipe:
         target=VNNI,
         steps=steps,
         engine="onnxruntime",
-        threads=1,
+        options=EngineOptions(),
         budget=Budget(accuracy_drop=0.01),
         artefact=made.digest,
         versions={name: number for step in steps for name, number in versions(step.use).items()},

@@ -159,12 +159,12 @@ def test_figures_are_measured_anew_if_asked(search: Any, cnn: Model, tmp_path: P
 
 def test_every_thread_count_is_a_candidate_of_its_own(search: Any, cnn: Model) -> None:
     result = search(cnn, threads=(2, 1, 2))
-    assert sorted(c.threads for c in result.candidates if c.name == "fused") == [1, 2]
+    assert sorted(c.options.threads for c in result.candidates if c.name == "fused") == [1, 2]
     bases = [c for c in result.candidates if c.name == "baseline"]
-    assert sorted(c.threads for c in bases) == [1, 2]
+    assert sorted(c.options.threads for c in bases) == [1, 2]
     times = [c.measurements["single_stream"].p50_ms for c in bases]
     assert times == sorted(times), "candidate 0 is the baseline at its fastest"
-    assert result.recipe.threads in {1, 2}
+    assert result.recipe.options.threads in {1, 2}
 
 
 def test_a_model_with_a_fixed_batch_is_searched_too(search: Any, cnn_net: Any, make_model: Any) -> None:

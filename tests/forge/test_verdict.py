@@ -23,6 +23,7 @@ from farthing.forge.verdict import (
 )
 from farthing.measure import Figures, Interval, violations
 from farthing.metrics import AGREEMENT, MEAN_ABSOLUTE_ERROR, MEAN_COSINE, TOP1, Metric
+from farthing.options import EngineOptions
 from farthing.recipe import Candidate
 from farthing.target import Budget
 
@@ -41,7 +42,7 @@ def candidate(number: int, speed: float | None = 1.0, status: Any = "accepted", 
         number=number,
         steps=(),
         engine="onnxruntime",
-        threads=1,
+        options=EngineOptions(),
         figures=Figures(**figures),
         speedup=None if speed is None else around(speed, 0.001),
         status=status,
@@ -195,7 +196,7 @@ def test_the_sentence_says_what_won_by_how_much_and_whether_it_is_enough() -> No
 def about(speed: float, size: float, latency: float | None = None, number: int = 1) -> Candidate:
     around = Interval(value=speed, low=speed * 0.99, high=speed * 1.01)
     return Candidate(
-        name="c", number=number, steps=(), engine="fake", threads=1, speedup=around,
+        name="c", number=number, steps=(), engine="fake", options=EngineOptions(), speedup=around,
         figures=Figures(size_mb=size, latency_ms=latency, accuracy_drop=0.0),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.cli import options, show
-from farthing.engines.base import EngineOptions, make_options
+from farthing.options import EngineOptions, make_options
 
 
 def _engine_options(parsed: argparse.Namespace) -> EngineOptions:

@@ -95,8 +95,8 @@ def _plain(summary: object) -> dict[str, object]:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    from farthing.engines.base import make_options
     from farthing.errors import ConfigError
+    from farthing.options import make_options
 
     try:
         return tuple(make_options(int(part)).threads for part in text.split(",") if part.strip())

@@ -70,7 +70,7 @@ def measurement(found: Measurement) -> str:
     )
     rows = [
         ("scenario", f"{found.scenario}, batch {found.batch}, {found.runs} calls in {found.seconds:.1f} s"),
-        ("engine", f"{found.engine} {found.engine_version}, {found.threads} thread{'s' * (found.threads > 1)}"),
+        ("engine", f"{found.engine} {found.engine_version}, {found.options}"),
         ("machine", found.machine),
         ("latency p50", milliseconds(found.p50_ms)),
         ("latency p90", milliseconds(found.p90_ms) + bound),
@@ -96,7 +96,7 @@ def summary(found: Summary) -> str:
             [
                 f"{'*' if candidate.number == found.winner else ' '}{candidate.number}",
                 candidate.name,
-                str(candidate.threads) if single else "-",
+                str(candidate.options.threads) if single else "-",
                 megabytes(candidate.figures.size_mb),
                 milliseconds(single.p50_ms if single else None),
                 milliseconds(single.p90_ms if single else None),

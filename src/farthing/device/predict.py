@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing import picture
-from farthing.engines.base import EngineOptions, open_engine
+from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, EngineError, FeedError, ModelError, TaskError
 from farthing.model import Manifest, Model, TensorSpec
 from farthing.ops import image
 from farthing.ops.decode import Detections, Prediction, decode
+from farthing.options import EngineOptions
 from farthing.target import Target
 
 Answer = Prediction | Detections | dict[str, NDArray[Any]]

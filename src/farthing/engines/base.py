@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -11,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing import plugins
-from farthing.config import Section
 from farthing.errors import (
-    ConfigError,
     EngineError,
     FeedError,
     ModelError,
@@ -22,27 +19,10 @@ from farthing.errors import (
     nearest,
 )
 from farthing.model import DTYPES, Model, TensorSpec
+from farthing.options import EngineOptions
 
 Tensors = Mapping[str, NDArray[Any]]
 """Tensor name -> array."""
-
-
-class EngineOptions(Section, frozen=True, kw_only=True):
-    """How to run a model; every engine honours these or refuses them.
-
-    Attributes:
-        threads: threads one ``run`` may use, the caller's included.
-        spin: let idle threads spin: lower latency when the machine is ours, harmful when it is shared.
-        providers: the engine's own names of devices or delegates, best first; empty means the CPU.
-    """
-
-    threads: int = 1
-    spin: bool = False
-    providers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.threads <= 1024:
-            raise ValueError(f"threads must be from 1 to 1024, not {self.threads}")
 
 
 class Engine(Protocol):
@@ -139,14 +119,6 @@ def engine_for(model_format: str) -> str:
     )
 
 
-def make_options(threads: int = 1, spin: bool = False, providers: Sequence[str] = ()) -> EngineOptions:
-    """EngineOptions from a caller's values, with a ConfigError for impossible ones."""
-    try:
-        return EngineOptions(threads=threads, spin=spin, providers=tuple(providers))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, object]) -> None:
     """Check names, element types and shapes of feeds against the inputs, cheaply.
 
@@ -231,8 +203,3 @@ def zero_state(specs: Sequence[TensorSpec], batch: int = 1) -> dict[str, NDArray
 def refuse_batch(began: int, batch: int) -> None:
     """Raise the FeedError of a stateful stream that gets another batch than it began with."""
     raise FeedError(f"this stream began with batches of {began}, not {batch}: open a session() for them")
-
-
-def thread_count() -> int:
-    """Threads of this process now (Linux)."""
-    return len(os.listdir("/proc/self/task"))

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.config import Section
-from farthing.engines.base import EngineOptions, Tensors, check_feeds, refuse_batch
+from farthing.engines.base import Tensors, check_feeds, refuse_batch
 from farthing.errors import EngineError, ModelError
 from farthing.model import Model, TensorSpec
+from farthing.options import EngineOptions
 
 
 class Affine(Section, frozen=True, kw_only=True):

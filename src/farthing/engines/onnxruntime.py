@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
 
-from farthing.engines.base import EngineOptions, Tensors, batch_of, check_feeds, refuse_batch, zero_state
+from farthing.engines.base import Tensors, batch_of, check_feeds, refuse_batch, zero_state
 from farthing.engines.external import locations
 from farthing.errors import EngineError, ModelError, UnsupportedError, nearest, require
 from farthing.model import Model, TensorSpec
+from farthing.options import EngineOptions
 
 CPU = "CPUExecutionProvider"
 _DTYPES = {

@@ -11,6 +11,7 @@ from farthing.bench import Rule
 from farthing.errors import MeasurementError
 from farthing.forge import graph
 from farthing.forge.climb import Artefact
+from farthing.forge.runtime import Runtime
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import choose, gains, harmless, speed_words
 from farthing.measure import Figures, compare, violations
@@ -19,12 +20,6 @@ from farthing.recipe import Candidate, Listener, Progress
 from farthing.target import Budget
 
 OVER = "over budget: "
-Key = tuple[str, int]
-
-
-def key_of(variant: Variant) -> Key:
-    """What tells variants apart."""
-    return variant.model, variant.threads
 
 
 @dataclass
@@ -38,8 +33,8 @@ class Times:
     """
 
     laps: list[Lap] = field(default_factory=list)
-    offline: dict[Key, Lap] = field(default_factory=dict)
-    finalists: set[Key] = field(default_factory=set)
+    offline: dict[Variant, Lap] = field(default_factory=dict)
+    finalists: set[Variant] = field(default_factory=set)
 
     def of(self, artefact: Artefact) -> list[Lap]:
         """The laps of an artefact."""
@@ -50,16 +45,23 @@ class Listing:
     """The candidates of one search.
 
     Args:
+        runtime: of what was not timed.
         allow_slower: a slower candidate is not rejected for it.
         here: whether the target is this machine, so that what is measured here counts for the budget.
         energy_rule: how long to measure energy, if the budget limits it.
     """
 
     def __init__(
-        self, budget: Budget, engine: str, clock: Clock, allow_slower: bool, here: bool, energy_rule: Rule
+        self,
+        budget: Budget,
+        runtime: Runtime,
+        clock: Clock,
+        allow_slower: bool,
+        here: bool,
+        energy_rule: Rule,
     ) -> None:
         self._budget = budget
-        self._engine = engine
+        self._runtime = runtime
         self._clock = clock
         self._allow_slower = allow_slower
         self._here = here
@@ -79,14 +81,15 @@ class Listing:
 
     def _add(self, artefact: Artefact, lap: Lap | None, times: Times, listener: Listener) -> None:
         is_base = artefact.rung.name == "baseline"
-        finalist = lap is not None and key_of(lap.variant) in times.finalists
-        offline = times.offline.get(key_of(lap.variant)) if lap else None
+        finalist = lap is not None and lap.variant in times.finalists
+        offline = times.offline.get(lap.variant) if lap else None
+        runtime = lap.variant.runtime if lap else self._runtime
         candidate = Candidate(
             name=artefact.rung.name,
             number=len(self.candidates),
             steps=artefact.steps or artefact.rung.steps,
-            engine=self._engine,
-            threads=lap.variant.threads if lap else 1,
+            engine=runtime.engine,
+            options=runtime.options,
             model=artefact.model.digest if artefact.model else "",
             nodes=self._node_count(artefact.model) if artefact.model else None,
             figures=self._figures(artefact, lap, offline, finalist),
@@ -104,7 +107,7 @@ class Listing:
         if not is_base and not artefact.refusal:
             candidate = self._judged(candidate, finalist)
         self.candidates.append(candidate)
-        text = f"{candidate.name}, {candidate.threads} threads: {candidate.verdict}"
+        text = f"{candidate.name}, {candidate.options}: {candidate.verdict}"
         listener(Progress(stage="candidate", text=text, candidate=candidate))
 
     def _node_count(self, model: Model) -> int | None:

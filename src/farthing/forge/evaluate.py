@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 import farthing
 from farthing import bench
 from farthing.config import Section
-from farthing.engines.base import EngineOptions, open_engine
 from farthing.errors import ModelError, TaskError
 from farthing.forge.cache import Cache, key_of, metric_code
+from farthing.forge.runtime import Runtime
 from farthing.measure import Interval
 from farthing.metrics import Outputs
 from farthing.model import Model
@@ -38,25 +38,31 @@ class Score(Section, frozen=True, kw_only=True):
 
 
 class Judge:
-    """Scores models of one task against one baseline in one engine, each question answered once.
+    """Scores models of one task against one baseline, each question answered once.
 
     Args:
+        runtime: what runs the baseline, and a model of which nothing else is said.
         baseline: the input model, candidate 0; also the reference of metrics such as ``agreement``.
     """
 
-    def __init__(
-        self, task: Task, baseline: Model, target: Target, engine: str, version: str, cache: Cache
-    ) -> None:
+    def __init__(self, task: Task, baseline: Model, runtime: Runtime, target: Target, cache: Cache) -> None:
         self._task = task
         self._baseline = baseline
-        self._engine = engine
+        self._runtime = runtime.threads(1)
         self._metric_code = metric_code(task.metric)
         # what may round differently; Farthing's version stands for what feeds the engine and for our metrics
-        self._where = [target.arch, *target.isa, engine, version, farthing.__version__]
+        self._where = [target.arch, *target.isa, farthing.__version__]
         self._cache = cache
         self._outputs: dict[tuple[SplitName, int | None], Outputs] = {}
 
-    def score(self, model: Model, split: SplitName, limit: int | None = None, again: bool = False) -> Score:
+    def score(
+        self,
+        model: Model,
+        split: SplitName,
+        limit: int | None = None,
+        runtime: Runtime | None = None,
+        again: bool = False,
+    ) -> Score:
         """The score on a split, or on ``limit`` samples spread over it; ``again`` runs the model in any case.
 
         Raises:
@@ -64,18 +70,20 @@ class Judge:
             ModelError: the outputs are not those of the baseline.
             EngineError: the model does not run.
         """
+        runtime = (runtime or self._runtime).threads(1)
         if self._metric_code is None:
-            return self._compute(model, split, limit)
+            return self._compute(model, runtime, split, limit)
         data = [self._task.digest, self._metric_code, split, limit or 0]
-        key = key_of("score", model.digest, self._baseline.digest, *data, *self._where)
-        return self._cache.value(key, Score, lambda: self._compute(model, split, limit), again)
+        compared = [model.digest, runtime, self._baseline.digest, self._runtime]
+        key = key_of("score", *compared, *data, *self._where)
+        return self._cache.value(key, Score, lambda: self._compute(model, runtime, split, limit), again)
 
-    def _compute(self, model: Model, split: SplitName, limit: int | None) -> Score:
+    def _compute(self, model: Model, runtime: Runtime, split: SplitName, limit: int | None) -> Score:
         data = self._task.split(split)
         picks = self._picks(len(data), limit)
         base = self._base(split, limit)
-        same = model.digest == self._baseline.digest
-        found = base if same else self._run(model, split, picks)
+        same = (model.digest, runtime) == (self._baseline.digest, self._runtime)
+        found = base if same else self._run(model, runtime, split, picks)
         _compare(base, found)
         labels = None if data.labels is None else data.labels[picks]
         metric = self._task.metric
@@ -90,13 +98,13 @@ class Judge:
     def _base(self, split: SplitName, limit: int | None) -> Outputs:
         if (split, limit) not in self._outputs:
             picks = self._picks(len(self._task.split(split)), limit)
-            self._outputs[split, limit] = self._run(self._baseline, split, picks)
+            self._outputs[split, limit] = self._run(self._baseline, self._runtime, split, picks)
         return self._outputs[split, limit]
 
-    def _run(self, model: Model, split: SplitName, picks: Array) -> Outputs:
+    def _run(self, model: Model, runtime: Runtime, split: SplitName, picks: Array) -> Outputs:
         """In batches, after one sample alone: timing will run it both ways."""
         data = self._task.split(split)
-        with open_engine(model, self._engine, EngineOptions(threads=1)) as engine:
+        with runtime.open(model) as engine:
             bench.outputs(engine, model.manifest, self._task, data, picks[:1])
             return bench.outputs(engine, model.manifest, self._task, data, picks)
 

@@ -13,10 +13,10 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from numpy.typing import NDArray
 from onnx import external_data_helper, helper
 
-from farthing.engines.base import EngineOptions
 from farthing.engines.onnxruntime import CPU, runtime, session_options
 from farthing.errors import EngineError, ModelError, UnsupportedError
 from farthing.model import DTYPES, Model, TensorSpec
+from farthing.options import EngineOptions
 
 Array = NDArray[Any]
 OFFICIAL = ("", "ai.onnx", "ai.onnx.ml")

@@ -20,20 +20,21 @@ from msgspec.structs import replace
 import farthing
 from farthing.assets import default_cache
 from farthing.bench import Rule, Tick
-from farthing.engines.base import make_options, open_engine
 from farthing.errors import ConfigError, FarthingError, StorageError, TargetError, TaskError
 from farthing.forge import output
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache
-from farthing.forge.candidates import Listing, Times, key_of
+from farthing.forge.candidates import Listing, Times
 from farthing.forge.climb import Artefact, Climber
 from farthing.forge.evaluate import Judge, proxy
 from farthing.forge.ladder import Rung, ladder
+from farthing.forge.runtime import Runtime
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
 from farthing.measure import Figures, Interval, compare, machine_name, violations
 from farthing.meter import find_meter
 from farthing.model import Model
+from farthing.options import make_options
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
 from farthing.target import THIS, Budget, Target
 from farthing.task import Task
@@ -123,7 +124,7 @@ class _Search:
         measure_again: bool,
         listener: Listener,
     ) -> None:
-        self.model, self.task, self.engine, self.listener = model, task, engine, listener
+        self.model, self.task, self.listener = model, task, listener
         self.target = Target.find(target) if isinstance(target, str) else target
         if self.target.engines and engine not in self.target.engines:
             raise TargetError(
@@ -136,13 +137,12 @@ class _Search:
         self.threads = tuple(make_options(count).threads for count in counts)
         self.allow_slower = allow_slower or not here
         _check_task(task, model)
-        with open_engine(model, engine) as opened:
-            self.version = opened.version
+        self.runtime = Runtime.of(model, engine)
         self.cache = Cache(cache or default_cache())
-        self.judge = Judge(task, model, self.machine, engine, self.version, self.cache)
-        self.clock = Clock(task, self.machine, engine, self.version, self.cache, measure_again, find_meter())
+        self.judge = Judge(task, model, self.runtime, self.machine, self.cache)
+        self.clock = Clock(task, self.machine, self.cache, measure_again, find_meter())
         self.climber = Climber(model, task, self.target, self.budget, self.cache, self.judge, listener)
-        self.listing = Listing(self.budget, engine, self.clock, self.allow_slower, here, FINAL)
+        self.listing = Listing(self.budget, self.runtime, self.clock, self.allow_slower, here, FINAL)
         self.notes: list[str] = []
         if not here:
             self.notes.append(
@@ -174,23 +174,21 @@ class _Search:
         bases, rivals = self._variants([base]), self._variants(fit)
         sprint = self.clock.race(bases, rivals, "single_stream", SPRINT, self._ticker("race", "first timing"))
         chosen = self._finalists(sprint[len(bases) :], rivals)
-        finalists = [(variant, model) for variant, model in rivals if key_of(variant) in chosen]
+        finalists = [(variant, model) for variant, model in rivals if variant in chosen]
         final = self.clock.race(
             bases, finalists, "single_stream", FINAL, self._ticker("final", "final timing")
         )
         offline = self.clock.race(
             bases, finalists, "offline", SPRINT, self._ticker("final", "timing batches")
         )
-        raced = {key_of(lap.variant) for lap in final}
+        raced = {lap.variant for lap in final}
         return Times(
-            laps=[*final, *(lap for lap in sprint if key_of(lap.variant) not in raced)],
-            offline={key_of(lap.variant): lap for lap in offline},
+            laps=[*final, *(lap for lap in sprint if lap.variant not in raced)],
+            offline={lap.variant: lap for lap in offline},
             finalists=raced,
         )
 
-    def _finalists(
-        self, laps: Sequence[Lap], rivals: Sequence[tuple[Variant, Model]]
-    ) -> set[tuple[str, int]]:
+    def _finalists(self, laps: Sequence[Lap], rivals: Sequence[tuple[Variant, Model]]) -> set[Variant]:
         """The fastest that are not clearly slower than the baseline; those that keep the size come first."""
         sizes = {variant.model: model.size_bytes / 1e6 for variant, model in rivals}
         limit = math.inf if self.budget.size_mb is None else self.budget.size_mb
@@ -199,15 +197,18 @@ class _Search:
             return max(0.0, sizes[lap.variant.model] - limit), -lap.speedup.value
 
         going = [lap for lap in laps if lap.speedup.high >= SLOW or self.allow_slower]
-        return {key_of(lap.variant) for lap in sorted(going, key=rank)[:FINALISTS]}
+        return {lap.variant for lap in sorted(going, key=rank)[:FINALISTS]}
 
     def _variants(self, artefacts: Sequence[Artefact]) -> list[tuple[Variant, Model]]:
         return [
-            (Variant(model=artefact.model.digest, threads=count), artefact.model)
+            (Variant(model=artefact.model.digest, runtime=self.runtime.threads(count)), artefact.model)
             for artefact in artefacts
             if artefact.model
             for count in self.threads
         ]
+
+    def _variant(self, candidate: Candidate) -> Variant:
+        return Variant(model=candidate.model, runtime=replace(self.runtime, options=candidate.options))
 
     # Choosing ---------------------------------------------------------------------------------------------------
 
@@ -249,8 +250,8 @@ class _Search:
             return f"rejected: scored {before:.4f}, and {fresh:.4f} when opened again", None
         base = self.listing.candidates[0]
         laps = self.clock.race(
-            [(Variant(model=base.model, threads=base.threads), self.model)],
-            [(Variant(model=candidate.model, threads=candidate.threads), reopened)],
+            [(self._variant(base), self.model)],
+            [(self._variant(candidate), reopened)],
             "single_stream",
             replace(FINAL, warmup=FINAL.warmup + 1),  # another key in the cache: a second measurement
             self._ticker("final", "timing the winner again"),
@@ -360,11 +361,11 @@ class _Search:
             task=self.task.digest,
             target=self.target,
             steps=won.steps,
-            engine=self.engine,
-            threads=candidate.threads,
+            engine=candidate.engine,
+            options=candidate.options,
             budget=self.budget,
             artefact=candidate.model,
-            versions={**found, self.engine: self.version},
+            versions={**found, self.runtime.engine: self.runtime.version},
         )
 
     # Speaking ---------------------------------------------------------------------------------------------------

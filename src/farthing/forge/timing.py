@@ -11,8 +11,8 @@ import numpy as np
 from farthing import bench
 from farthing.bench import Rule, Tick
 from farthing.config import Section
-from farthing.engines.base import EngineOptions, open_engine
 from farthing.forge.cache import Cache, key_of
+from farthing.forge.runtime import Runtime
 from farthing.measure import Interval, Measurement, Scenario, ratio_of_medians
 from farthing.meter import Rapl
 from farthing.model import Model
@@ -21,10 +21,10 @@ from farthing.task import Task
 
 
 class Variant(Section, frozen=True, kw_only=True):
-    """What is timed: a model, by digest, with so many threads."""
+    """What is timed: a model, by digest, and what runs it."""
 
     model: str
-    threads: int
+    runtime: Runtime
 
 
 class Lap(Section, frozen=True, kw_only=True):
@@ -42,7 +42,7 @@ class Energy(Section, frozen=True, kw_only=True):
 
 
 class Clock:
-    """Races variants of models of one task in one engine on this machine.
+    """Races models of one task on this machine.
 
     Args:
         machine: this machine; figures are kept under its description.
@@ -54,8 +54,6 @@ class Clock:
         self,
         task: Task,
         machine: Target,
-        engine: str,
-        version: str,
         cache: Cache,
         again: bool = False,
         meter: Rapl | None = None,
@@ -63,8 +61,6 @@ class Clock:
         self._task = task
         self._machine = machine
         self._meter = meter
-        self._engine = engine
-        self._version = version
         self._cache = cache
         self._again = again
 
@@ -100,9 +96,8 @@ class Clock:
         with ExitStack() as stack:
             opened, loads = [], []
             for variant, model in entrants:
-                options = EngineOptions(threads=variant.threads)
                 begin = time.perf_counter()
-                engine = stack.enter_context(open_engine(model, self._engine, options))
+                engine = stack.enter_context(variant.runtime.open(model))
                 loads.append((time.perf_counter() - begin) * 1000)
                 opened.append((engine, bench.sample_feeds(model.manifest, wanted, self._task)))
             prepare = bench.prepare_ms(entrants[0][1].manifest, self._task)
@@ -113,9 +108,7 @@ class Clock:
                 entrants, opened, timed, loads, strict=True
             ):
                 size = bench.batch_size(model.manifest, wanted)
-                measured = bench.summarise(
-                    model, engine, EngineOptions(threads=variant.threads), scenario, size, times
-                )
+                measured = bench.summarise(model, engine, variant.runtime.options, scenario, size, times)
                 pairs = np.column_stack([timed[best].rounds, times.rounds])
                 measured = measured.merged(load_ms=load, prepare_ms=prepare)
                 laps.append(Lap(variant=variant, measurement=measured, speedup=ratio_of_medians(pairs)))
@@ -123,11 +116,11 @@ class Clock:
 
     def memory(self, variant: Variant, model: Model) -> tuple[float, float]:
         """Peak memory of a process that runs the variant, as `farthing.bench.peak_memory` gives it."""
-        options = EngineOptions(threads=variant.threads)
+        runtime = variant.runtime
         return self._cache.value(
             self._key("memory", variant),
             tuple[float, float],
-            lambda: bench.peak_memory(model, self._engine, options),
+            lambda: bench.peak_memory(model, runtime.engine, runtime.options),
             self._again,
         )
 
@@ -141,10 +134,10 @@ class Clock:
         ).millijoules
 
     def _energy(self, variant: Variant, model: Model, rule: Rule) -> Energy:
-        with open_engine(model, self._engine, EngineOptions(threads=variant.threads)) as engine:
+        with variant.runtime.open(model) as engine:
             samples = bench.sample_feeds(model.manifest, 1, self._task)
             size = bench.batch_size(model.manifest, 1)
             return Energy(millijoules=bench.metered(engine, samples, size, rule, self._meter)[1])
 
     def _key(self, *parts: object) -> str:
-        return key_of(*parts, self._machine, self._engine, self._version)
+        return key_of(*parts, self._machine)

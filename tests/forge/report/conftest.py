@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from farthing.measure import Figures, Interval, Measurement
+from farthing.options import EngineOptions
 from farthing.recipe import Candidate, Recipe, Step, Summary, TestScores
 from farthing.target import Budget, Target
 
@@ -26,7 +27,7 @@ def measurement(scenario: Any, p50: float, batch: int, size: float, threads: int
         model="sha256:test",
         engine="onnxruntime",
         engine_version="0.0-test",
-        threads=threads,
+        options=EngineOptions(threads=threads),
         machine="test machine",
         scenario=scenario,
         batch=batch,
@@ -62,7 +63,7 @@ def timed(
         number=number,
         steps=steps,
         engine="onnxruntime",
-        threads=threads,
+        options=EngineOptions(threads=threads),
         model="sha256:test",
         nodes=9 + number % 5,
         figures=Figures(
@@ -97,7 +98,7 @@ def untimed(
         number=number,
         steps=steps,
         engine="onnxruntime",
-        threads=1,
+        options=EngineOptions(),
         nodes=12,
         figures=figures,
         status=status,
@@ -264,7 +265,7 @@ def recipe() -> Recipe:
         target=Target(name="this", arch="x86_64", cores=2),
         steps=search()[6].steps,
         engine="onnxruntime",
-        threads=1,
+        options=EngineOptions(),
         budget=Budget(accuracy_drop=0.01),
         versions={"farthing": "0.0"},
     )

@@ -17,6 +17,7 @@ from farthing.errors import MeasurementError
 from farthing.forge.report import render
 from farthing.forge.report.typeset import clean, element, number, signed, size_unit, time_unit
 from farthing.measure import Figures, Interval
+from farthing.options import EngineOptions
 from farthing.recipe import Candidate, Recipe, Step, Summary
 
 VOID = {"meta", "input", "br"}
@@ -269,7 +270,9 @@ def test_a_model_that_stays_as_it_is(build, recipe) -> None:
 
 
 def test_a_search_that_tried_nothing_and_knows_nothing(recipe) -> None:
-    only = Candidate(name="baseline", number=0, steps=(), engine="fake", threads=1, status="baseline")
+    only = Candidate(
+        name="baseline", number=0, steps=(), engine="fake", options=EngineOptions(), status="baseline"
+    )
     summary = Summary(
         model_name="m",
         task_name="t",

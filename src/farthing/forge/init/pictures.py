@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing.engines.base import EngineOptions, open_engine
+from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, FarthingError
 from farthing.forge.init.question import Interview
 from farthing.model import Filter, Model, Preprocess, Resize, TensorSpec
 from farthing.ops.image import prepare_batch
+from farthing.options import EngineOptions
 
 Array = NDArray[Any]
 Colour = Literal["RGB", "BGR", "GRAY"]

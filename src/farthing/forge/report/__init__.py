@@ -21,7 +21,6 @@ from farthing.forge.report.typeset import (
     Child,
     Html,
     clean,
-    count,
     duration,
     element,
     escaped,
@@ -188,8 +187,8 @@ def _reasons(members: list[Candidate]) -> Html:
 
 
 def _named(candidate: Candidate) -> Html:
-    threads = count(candidate.threads, "thread") if candidate.figures.latency_ms is not None else ""
-    return noted(element("a", element("bdi", candidate.name), href=f"#c{candidate.number}"), threads)
+    runs = str(candidate.options) if candidate.figures.latency_ms is not None else ""
+    return noted(element("a", element("bdi", candidate.name), href=f"#c{candidate.number}"), runs)
 
 
 def _test(found: Findings) -> Html:

@@ -7,7 +7,7 @@ from typing import Any
 
 from farthing.errors import ConfigError
 from farthing.forge.report.findings import Findings, single
-from farthing.forge.report.typeset import MISSING, capital, clean, count, number
+from farthing.forge.report.typeset import MISSING, capital, clean, number
 from farthing.measure import Interval
 from farthing.recipe import Candidate
 from farthing.target import Budget
@@ -99,7 +99,7 @@ def _tip(found: Findings, candidate: Candidate) -> list[tuple[str, str]]:
     spread = scale.range(candidate.accuracy) if candidate.accuracy else ""
     drop = f"{scale.gap(figures.accuracy_drop)}{scale.points}" if figures.accuracy_drop is not None else ""
     return [
-        ("runs", f"{clean(candidate.engine)}, {count(candidate.threads, 'thread')}"),
+        ("runs", clean(f"{candidate.engine}, {candidate.options}")),
         ("p50", found.time(measured.p50_ms) if measured else ""),
         ("p90", found.time(figures.latency_ms)),
         ("p99", found.time(measured.p99_ms) if measured else ""),

@@ -13,7 +13,6 @@ from farthing.forge.report.typeset import (
     Html,
     Unit,
     capital,
-    count,
     element,
     faster,
     joined,
@@ -133,7 +132,7 @@ def comparison(found: Findings) -> Html:
 
 
 def _heading(name: str, candidate: Candidate) -> Html:
-    return noted(element("bdi", name), f"{candidate.engine}, {count(candidate.threads, 'thread')}")
+    return noted(element("bdi", name), f"{candidate.engine}, {candidate.options}")
 
 
 def _rows(found: Findings) -> list[Row]:
@@ -273,7 +272,7 @@ def candidates(found: Findings) -> Html:
 def _columns(found: Findings) -> list[Column]:
     scale, base = found.scale, found.base.figures.size_mb
     return [
-        Column("Threads", "", lambda c: c.threads, whole),
+        Column("Threads", "", lambda c: c.options.threads, whole),
         Column("Nodes", "", lambda c: c.nodes, whole),
         Column("Size", found.size.sign, lambda c: c.figures.size_mb, found.size.of),
         Column(

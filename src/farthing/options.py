@@ -1,0 +1,43 @@
+"""EngineOptions: how an engine is to run a model. Plain data, because recipes and measurements keep it too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farthing.config import Section
+from farthing.errors import ConfigError
+
+
+class EngineOptions(Section, frozen=True, kw_only=True):
+    """How to run a model; every engine honours these or refuses them.
+
+    Attributes:
+        threads: threads one ``run`` may use, the caller's included.
+        spin: let idle threads spin: lower latency when the machine is ours, harmful when it is shared.
+        providers: the engine's own names of devices or delegates, best first; empty means the CPU.
+    """
+
+    threads: int = 1
+    spin: bool = False
+    providers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= 1024:
+            raise ValueError(f"threads must be from 1 to 1024, not {self.threads}")
+
+    def __str__(self) -> str:
+        """As a table shows it: ``2 threads, spinning, CUDAExecutionProvider``."""
+        words = [
+            f"{self.threads} thread{'s' * (self.threads > 1)}",
+            *["spinning"] * self.spin,
+            *self.providers,
+        ]
+        return ", ".join(words)
+
+
+def make_options(threads: int = 1, spin: bool = False, providers: Sequence[str] = ()) -> EngineOptions:
+    """EngineOptions from a caller's values, with a ConfigError for impossible ones."""
+    try:
+        return EngineOptions(threads=threads, spin=spin, providers=tuple(providers))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
