@@ -53,8 +53,8 @@ def unresolved(samples: int, budget: Budget, metric: Metric) -> str:
 
 
 def harmless(speedup: Interval | None) -> bool:
-    """Do no harm: the lower 95 % bound of baseline / candidate p50 is at least 0.97."""
-    return speedup is not None and speedup.low >= HARM
+    """Do no harm: not measurably slower, and the lower 95 % bound of baseline / candidate p50 is at least 0.97."""
+    return speedup is not None and speedup.low >= HARM and compare(speedup) != "worse"
 
 
 def speed_words(speedup: Interval) -> str:
