@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from farthing import bench
-from farthing.bench import Rule, Timed
+from farthing.bench import Rule, Timed, memory
 from farthing.engines.base import Tensors, open_engine
 from farthing.errors import EngineError, MeasurementError, ModelError, TaskError
 from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
@@ -427,7 +427,7 @@ def test_a_child_that_is_killed_or_never_ends_is_an_error(
     with pytest.raises(MeasurementError, match="ended with -9: it was killed; is there too little memory"):
         bench.peak_memory(affine(), "fake", EngineOptions())
     script.write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(bench, "CHILD_SECONDS", 0.2)
+    monkeypatch.setattr(memory, "CHILD_SECONDS", 0.2)
     with pytest.raises(MeasurementError, match=r"took over 0\.2 s"):
         bench.peak_memory(affine(), "fake", EngineOptions())
 

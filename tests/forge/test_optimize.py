@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from farthing import bench, plugins
 from farthing.bench import evaluate
 from farthing.config import read
+from farthing.engines.base import open_engine
 from farthing.errors import (
     ConfigError,
     EngineError,
@@ -286,7 +287,7 @@ def test_energy_counts_where_a_meter_moves(
 def test_too_few_validation_samples_cannot_tell(search: Any, cnn: Model, digits_task: Task) -> None:
     """Thirty-nine right and one wrong: the winner loses nothing, but 40 samples do not show a drop of a point."""
     data = digits_task.split("validation")
-    with bench.open_engine(cnn) as engine:
+    with open_engine(cnn) as engine:
         right = bench.outputs(engine, cnn.manifest, digits_task, data)["logits"].argmax(1) == data.labels
     picks = [*np.flatnonzero(right)[:39], *np.flatnonzero(~right)[:1]]
     few = Task("few", {**digits_task.splits, "validation": data.subset(picks)}, "top1")
@@ -393,7 +394,7 @@ def test_a_user_without_labels_judges_by_agreement(search: Any, cnn: Model, digi
 
 def test_a_metric_over_the_whole_split_and_an_error(search: Any, cnn: Model, digits_task: Task) -> None:
     assert search(cnn, Task("d", digits_task.splits, "macro_f1"), budget="accuracy_drop<=0.02").met
-    with bench.open_engine(cnn) as engine:
+    with open_engine(cnn) as engine:
         wanted = {
             name: Split(split.inputs, bench.outputs(engine, cnn.manifest, digits_task, split)["logits"])
             for name, split in digits_task.splits.items()

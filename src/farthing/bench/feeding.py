@@ -1,0 +1,120 @@
+"""From samples of a task to a model's input tensors, and from its outputs back to samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farthing.bench.racing import Tick
+from farthing.engines.base import Engine, Tensors
+from farthing.errors import TaskError
+from farthing.metrics import Outputs
+from farthing.model import Manifest, TensorSpec
+from farthing.task import Split, SplitName, Task
+
+Array = NDArray[Any]
+EVALUATION_BATCH = 64
+OFFLINE_BATCH = 32
+
+
+def feeds(task: Task, split: Split, manifest: Manifest, picks: Sequence[int] | Array) -> dict[str, Array]:
+    """Some samples of a split as the model's input tensors, preprocessed as its manifest says."""
+    raw = split.take(picks)
+    specs = {spec.name: spec for spec in manifest.data_inputs}
+    if task.form == "image":
+        from farthing.ops.image import prepare_batch
+
+        task.check(manifest)
+        spec = next(iter(specs.values()))
+        if manifest.preprocess is None:
+            raise TaskError(f"the manifest of {manifest.name} does not say how to preprocess pictures")
+        return {spec.name: prepare_batch(next(iter(raw.values())), manifest.preprocess, spec)}
+    named = {name or next(iter(specs)): array for name, array in raw.items()}
+    return {name: _fed(array, specs[name]) for name, array in named.items() if name in specs}
+
+
+def _fed(array: Array, spec: TensorSpec) -> Array:
+    """Samples along the first axis as one input tensor: along its batch axis, or the only one if it has none."""
+    placed = array[0] if spec.batch_axis is None else np.moveaxis(array, 0, spec.batch_axis)
+    return np.asarray(placed, spec.dtype, order="C")
+
+
+def outputs(
+    engine: Engine,
+    manifest: Manifest,
+    task: Task,
+    split: Split,
+    picks: Array | None = None,
+    tick: Tick | None = None,
+) -> Outputs:
+    """What a model answers to the samples of a split: output name -> array, samples along the first axis."""
+    order = np.arange(len(split)) if picks is None else np.asarray(picks)
+    size = batch_size(manifest, EVALUATION_BATCH)
+    parts: list[dict[str, Array]] = []
+    for start in range(0, len(order), size):
+        chunk = order[start : start + size]
+        padded = padded_to_batch(chunk, manifest)
+        stream = engine.session() if engine.stateful else engine
+        answer = stream.run(feeds(task, split, manifest, padded))
+        parts.append({s.name: _rows(answer[s.name], s, len(padded))[: len(chunk)] for s in engine.outputs})
+        if tick:
+            tick(min(start + size, len(order)), len(order))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _rows(array: Array, spec: TensorSpec, count: int) -> Array:
+    """An output with its samples along the first axis; one without a batch axis belongs to a single sample."""
+    if spec.batch_axis is not None:
+        array = np.moveaxis(array, spec.batch_axis, 0)
+    elif array.ndim == 0 or len(array) != count:
+        array = array[None]
+    if len(array) != count:
+        raise TaskError(
+            f"output {spec.name!r} answers {count} samples with shape {list(array.shape)}: "
+            "set its batch_axis in the manifest, and that of the inputs"
+        )
+    return array
+
+
+def padded_to_batch(picks: Array, manifest: Manifest) -> Array:
+    """Picks repeated to fill the batch of a model that fixes it; as they are for any other model."""
+    return np.resize(picks, batch_size(manifest, 1)) if _fixed(manifest) else picks
+
+
+def _fixed(manifest: Manifest) -> bool:
+    return any(spec.fixed_batch for spec in manifest.data_inputs)
+
+
+def batch_size(manifest: Manifest, wanted: int) -> int:
+    """``wanted``, or what the model fixes: its batch, or 1 for a model that keeps state or has no batch axis."""
+    if any(spec.role == "state" for spec in manifest.inputs):
+        return 1
+    sizes = [spec.fixed_batch for spec in manifest.data_inputs if spec.fixed_batch]
+    if sizes:
+        return sizes[0]
+    return wanted if any(spec.batch_axis is not None for spec in manifest.data_inputs) else 1
+
+
+def sample_feeds(
+    manifest: Manifest, batch: int, task: Task | None = None, split: SplitName = "validation"
+) -> list[Tensors]:
+    """Up to eight feeds to time with: real samples of the task, or seeded random numbers where there is no task."""
+    size = batch_size(manifest, batch)
+    if task is not None:
+        data = task.split(split)
+        rows = np.resize(np.arange(len(data)), 8 * size).reshape(8, size)
+        return [feeds(task, data, manifest, row) for row in rows]
+    generator = np.random.default_rng(0)
+    return [
+        {spec.name: random_array(spec.sized(size), spec.dtype, generator) for spec in manifest.data_inputs}
+    ]
+
+
+def random_array(shape: tuple[int, ...], dtype: str, generator: np.random.Generator) -> Array:
+    """Numbers to time with where no data is at hand: standard normal, or whole numbers 0 and 1."""
+    kind = np.dtype(dtype).kind
+    values = generator.standard_normal(shape) if kind == "f" else generator.integers(0, 2, shape)
+    return np.asarray(values).astype(dtype)
