@@ -61,7 +61,7 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X",
                         help="largest difference, relative to the largest output (default: %(default)s)")  # fmt: skip
     parser.add_argument(
-        "--opset", type=int, default=17, metavar="N", help="of the ONNX file (default: %(default)s)"
+        "--opset", type=int, metavar="N", help="of the ONNX file made from torch (default: 17)"
     )
     parser.add_argument("--force", action="store_true", help="replace the output directory")
 

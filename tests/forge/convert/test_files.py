@@ -19,6 +19,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from farthing.engines.base import open_engine
 from farthing.errors import ConversionError, ModelError, UnsupportedError
 from farthing.forge.convert import convert
 from farthing.forge.convert.archive import checked_program, checked_script
@@ -183,9 +184,10 @@ def test_a_plain_zip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["free.pt2", "traced.pt"])
 def test_truncated_archives(programs: Path, tmp_path: Path, name: str) -> None:
     data = (programs / name).read_bytes()
-    (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(ModelError):
-        convert(tmp_path / name, example="1x1x8x8")
+    for size in (len(data) // 2, len(data) - 10):
+        (tmp_path / name).write_bytes(data[:size])
+        with pytest.raises(ModelError, match="is an archive that is cut short or damaged"):
+            convert(tmp_path / name, example="1x1x8x8")
 
 
 # Attacks: nothing in a file may run.
@@ -371,6 +373,55 @@ def test_onnx_is_taken_as_it_is(tmp_path: Path) -> None:
     assert made.assumptions == ("axis 0 of 'x' taken as the batch axis",)
     assert "runs it, its outputs are finite on 8 random inputs" in made.checked
     assert "a batch of 8 equal to single samples" in made.checked
+
+
+def test_onnx_keeps_its_opset(tmp_path: Path) -> None:
+    path = product(tmp_path, ["n", 4])
+    assert convert(path, opset=17).model.manifest.lineage == ("convert.onnx.v1 opset 17",)
+    with pytest.raises(UnsupportedError, match="has opset 17 and is taken as it is: leave the opset out"):
+        convert(path, opset=13)
+
+
+def scaled(tmp_path: Path, x: list[Any], s: list[Any], out: list[Any]) -> Path:
+    """y = x * s."""
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, sh) for n, sh in (("x", x), ("s", s))]
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "s"], ["y"])],
+        "scaled",
+        inputs,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "scaled.onnx").write_bytes(model.SerializeToString())
+    return tmp_path / "scaled.onnx"
+
+
+@pytest.mark.parametrize("first", ["n", 1])
+def test_onnx_with_a_scalar_input(tmp_path: Path, first: str | int) -> None:
+    made = convert(scaled(tmp_path, [first, 4], [], [first, 4]))
+    x, s = made.model.manifest.inputs
+    assert (x.batch_axis, s.shape, s.batch_axis) == (0, (), None)
+    with open_engine(made.model) as engine:
+        fed = {"x": np.ones((1, 4), np.float32), "s": np.array(3, np.float32)}
+        assert engine.run(fed)["y"].tolist() == [[3] * 4]
+
+
+def test_onnx_of_nothing_but_scalars(tmp_path: Path) -> None:
+    made = convert(scaled(tmp_path, [], [], []))
+    assert [spec.batch_axis for spec in (*made.model.manifest.inputs, *made.model.manifest.outputs)] == [
+        None
+    ] * 3
+    assert "finite on 1 random input (" in made.checked
+    assert made.assumptions == ()
+
+
+def test_onnx_with_a_long_input_beside_the_batch(tmp_path: Path) -> None:
+    """An input without a batch may be longer than the samples it is tried on."""
+    made = convert(scaled(tmp_path, ["n", 40], [40], ["n", 40]))
+    assert [spec.batch_axis for spec in made.model.manifest.inputs] == [0, None]
+    root = np.full((3, 40), -1, np.float32)
+    real = {"x": np.ones((5, 40), np.float32), "s": root}
+    assert "5 real samples" in convert(tmp_path / "scaled.onnx", samples=real).checked
 
 
 def test_onnx_with_a_fixed_batch(tmp_path: Path) -> None:

@@ -421,11 +421,90 @@ def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "whole.pt", example="1x6")
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04"])
-def test_damaged_weights(factory: str, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty, cut short or damaged"),
+        (b"PK\x03\x04", "is empty, cut short or damaged"),
+        (b"no weights", "is no file of weights"),
+        (b"\x80\x02", "is damaged, or holds more"),
+    ],
+)
+def test_damaged_weights(factory: str, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(ModelError, match=r"w\.pt is damaged"):
+    with pytest.raises(ModelError, match=rf"w\.pt {message}"):
         convert(factory, weights=tmp_path / "w.pt", example="1x6")
+    with pytest.raises(ModelError, match="cannot read the weights"):
+        convert(factory, weights=tmp_path / "none.pt", example="1x6")
+
+
+def test_refusals_of_weights_speak_for_themselves(factory: str, tmp_path: Path) -> None:
+    """torch's own words for these are coloured, and advise to load the file with its safety off."""
+    torch.save({"net": Small()}, tmp_path / "pickled.pt")
+    traced: Any = torch.jit.trace(nn.Linear(6, 3), torch.zeros(1, 6))  # type: ignore[no-untyped-call]
+    traced.save(tmp_path / "script.pt")
+    for name, message in (
+        ("pickled", r"holds a pickled [\w.]+\.Small, which is"),
+        ("script", "is a whole program"),
+    ):
+        with pytest.raises(ModelError, match=message) as caught:
+            convert(factory, weights=tmp_path / f"{name}.pt", example="1x6")
+        assert "weights_only" not in str(caught.value)
+        assert "\x1b" not in str(caught.value)
+
+
+def test_a_factory_without_weights_gives_its_own_which_is_said(factory: str) -> None:
+    made = convert(factory, example="1x6")
+    assert "the weights are those that a_users_net:small makes: random ones, unless" in made.assumptions[0]
+    assert not any(
+        "random ones" in sentence for sentence in convert(nn.Linear(6, 3), example="1x6").assumptions
+    )
+
+
+class Bessel(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_a_failed_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch writes the whole graph on standard output, below Python."""
+    with pytest.raises(UnsupportedError, match="aten::special_bessel_j0") as caught:
+        convert(Bessel(), example="1x6")
+    assert capfd.readouterr().out == ""
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("opset", [-1, 0, 6, 24, 99])
+def test_an_opset_that_cannot_be_written(opset: int) -> None:
+    with pytest.raises(UnsupportedError, match=rf"opset {opset} cannot be written: give one from 7 to 23"):
+        convert(nn.Linear(6, 3), example="1x6", opset=opset)
+
+
+@pytest.mark.parametrize("opset", [7, 23])
+def test_the_outermost_opsets_work(opset: int) -> None:
+    made = convert(nn.Linear(6, 3), example="1x6", opset=opset)
+    assert made.model.manifest.lineage[0].endswith(f"opset {opset}")
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return x * scale
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * 2).reshape(1)
+
+
+def test_inputs_without_axes() -> None:
+    made = convert(Scaled(), example="1x4,scalar")
+    assert [spec.shape for spec in made.model.manifest.inputs] == [("batch", 4), ()]
+    (got,) = answers(made, np.ones((3, 4), np.float32), np.float32(2))
+    assert got.tolist() == [[2] * 4] * 3
+    made = convert(Doubled(), example="scalar")
+    assert made.assumptions == ("no batch axis: its inputs have no axes",)
+    assert made.model.manifest.outputs[0].batch_axis is None
+    assert "on 1 random input (" in made.checked
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from farthing.errors import ModelError, require
+from farthing.errors import ModelError, UnsupportedError, require
 from farthing.forge.convert import recognise
 from farthing.model import Manifest, Model
 
 Array = NDArray[Any]
 TOLERANCE = 1e-4
 OPSET = 17
+LOWEST_OPSET, HIGHEST_OPSET = 7, 23  # what torch's exporters write and ONNX Runtime reads
 
 
 class Conversion:
@@ -43,7 +44,7 @@ def convert(
     weights: Path | str | None = None,
     samples: Mapping[str, Array] | None = None,
     tolerance: float = TOLERANCE,
-    opset: int = OPSET,
+    opset: int | None = None,
     manifest: Manifest | None = None,
     path: Path | None = None,
 ) -> Conversion:
@@ -59,7 +60,8 @@ def convert(
         weights: a state dict for the factory's module, read with ``weights_only=True``.
         samples: real inputs to check on: input name -> samples along the first axis; ``""`` names the only input.
         tolerance: largest difference allowed, relative to the largest output of the source.
-        opset: of the ONNX file; programs need at least 18.
+        opset: of the ONNX file made from torch, 7 to 23; by default 17, and 18 for programs, which need that.
+            ONNX files keep their own.
         manifest: preprocess, labels, decode, licence, task and version to take over, and of tensors of the same
             name their role, layout and batch axis.
         path: directory to write; None makes a temporary one that lives as long as the returned model.
@@ -75,20 +77,34 @@ def convert(
     require("onnx", "forge")
     from farthing.forge.convert import asis, exported  # need onnx
 
-    made = None
+    made, origin = None, ""
     if isinstance(source, str | Path):
-        source, kind, default = _opened(str(source))
+        given = str(source)
+        source, kind, default = _opened(given)
+        origin = given if kind == "torch" else ""
         if kind == "onnx":
             if weights is not None:
                 raise ModelError("weights were given with an ONNX file, which holds its own: leave them out")
-            made = asis.take(source, example, samples, tolerance, name or default, manifest, path)
+            made = asis.take(source, example, samples, tolerance, name or default, opset, manifest, path)
     else:
         default = type(source).__name__.lower()
     if made is None:
         require("torch", "forge")
-        options = exported.Options(tolerance=tolerance, opset=opset, name=name or default)
+        options = exported.Options(tolerance=tolerance, opset=_level(opset), name=name or default)
         made = exported.make(source, weights, example, samples, options, manifest, path)
-    return Conversion(*made)
+    model, checked, assumptions = made
+    if origin and weights is None and source.state_dict():
+        own = f"the weights are those that {origin} makes: random ones, unless it loads trained ones itself"
+        assumptions = (f"{own} (give --weights FILE)", *assumptions)
+    return Conversion(model, checked, assumptions)
+
+
+def _level(opset: int | None) -> int:
+    if opset is not None and not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
+        raise UnsupportedError(
+            f"opset {opset} cannot be written: give one from {LOWEST_OPSET} to {HIGHEST_OPSET} (default: {OPSET})"
+        )
+    return OPSET if opset is None else opset
 
 
 def _opened(source: str) -> tuple[Any, str, str]:

@@ -11,11 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.engines.onnxruntime import runtime
-from farthing.errors import EngineError, ModelError
+from farthing.errors import EngineError, ModelError, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.convert.describe import BATCH, manifest_of, with_layouts
 from farthing.forge.convert.difference import batch_axes, distance
-from farthing.forge.convert.example import SAMPLES, Example, Pool, example_of, invented, rows_like
+from farthing.forge.convert.example import (
+    SAMPLES,
+    Example,
+    Pool,
+    example_of,
+    invented,
+    random_like,
+    rows_like,
+)
 from farthing.model import Manifest, Model, TensorSpec
 
 Array = NDArray[Any]
@@ -28,18 +36,24 @@ def take(
     samples: Mapping[str, Array] | None,
     tolerance: float,
     name: str,
+    level: int | None,
     owner: Manifest | None,
     out: Path | None,
 ) -> tuple[Model, str, tuple[str, ...]]:
     """Take an ONNX file over. Returns the model, how it was checked, and what was assumed."""
     model = graph.load(path)
+    versions = [entry.version for entry in model.opset_import if entry.domain in graph.OFFICIAL[:2]]
+    opset = max(versions, default=1)
+    if level not in {None, opset}:
+        raise UnsupportedError(
+            f"{path} has opset {opset} and is taken as it is: leave the opset out, or export the model with {level}"
+        )
     inputs, outputs = graph.tensor_specs(model)
     inputs = tuple(_with_role(spec, owner) for spec in inputs)
     example = _example(inputs, given, samples)
     trial = _Trial(graph.Session(model), inputs, outputs, _pool(inputs, example, samples), tolerance, example)
     fed, answered = trial.specs()
     fed, layouts = with_layouts(fed, owner)
-    opset = max(entry.version for entry in model.opset_import if entry.domain in graph.OFFICIAL[:2])
     manifest = manifest_of(name, fed, answered, f"convert.onnx.v1 opset {opset}", owner)
     data = graph.read(path)
     content = graph.save_bytes(model) if graph.external(graph.parse(data, str(path))) else data
@@ -97,21 +111,31 @@ def _pool(inputs: Specs, example: Example, samples: Mapping[str, Array] | None) 
     moving = _moving(inputs)
     batch = _fixed(inputs) or 1
     count = max(SAMPLES, 2 * batch)
-    words = invented(example, count)
+    words = invented(example, count if moving else 1)
     arrays = rows_like(example, count)
+    generator = np.random.default_rng(0)
     for number, spec in enumerate(inputs):
         sample = (samples or {}).get(spec.name, (samples or {}).get("") if len(inputs) == 1 else None)
         if number not in moving:
-            own = example.arrays[number]
-            arrays[number] = (
-                own if example.real or spec.role == "state" else arrays[number][: len(own)].reshape(own.shape)
-            )
+            arrays[number] = _one(spec, example, number, sample, generator)
         elif sample is not None:
             if not len(sample):
                 raise ModelError(f"there are no samples of input {spec.name!r} to check the model on")
             arrays[number] = np.asarray(sample)[np.arange(count) % len(sample)].astype(spec.dtype, copy=False)
             words = f"{min(count, len(sample))} real samples"
     return Pool(arrays, words, set(range(len(inputs))) - moving)
+
+
+def _one(
+    spec: TensorSpec, example: Example, number: int, sample: Array | None, generator: np.random.Generator
+) -> Array:
+    """What an input without a batch (a scalar, say) is fed in every call: the first sample, or like the example."""
+    own = example.arrays[number]
+    if sample is not None and len(sample) and np.shape(sample)[1:] == own.shape:
+        return np.asarray(sample[0], spec.dtype)
+    if example.real or spec.role == "state":
+        return own
+    return random_like(own, len(own) if own.ndim else 1, generator)
 
 
 def _moving(inputs: Specs) -> set[int]:

@@ -16,7 +16,7 @@ SAMPLES = 8
 
 
 def parse(text: str) -> list[Array]:
-    """Zeros of the shapes in ``1x3x224x224``; several inputs are parted by commas, a type follows a colon.
+    """Zeros of the shapes in ``1x3x224x224`` or ``scalar``; several are parted by commas, a type follows a colon.
 
     >>> [(a.shape, a.dtype.name) for a in parse("1x16:int64, 1x3x8x8")]
     [((1, 16), 'int64'), ((1, 3, 8, 8), 'float32')]
@@ -26,16 +26,16 @@ def parse(text: str) -> list[Array]:
     """
     arrays = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+(?:x\d+)*)(?::(\w+))?\s*", part)
+        found = re.fullmatch(r"\s*(\d+(?:x\d+)*|scalar)(?::(\w+))?\s*", part)
         try:
             dtype = np.dtype(found[2] or "float32") if found else None
         except TypeError:
             dtype = None
         if found is None or dtype is None or dtype.kind not in "fiub":
             raise ConfigError(
-                f"{part.strip()!r} is no shape: write 1x3x224x224, or 1x16:int64 for another element type"
+                f"{part.strip()!r} is no shape: write 1x3x224x224 (or scalar), or 1x16:int64 for another element type"
             )
-        shape = tuple(int(size) for size in found[1].split("x"))
+        shape = () if found[1] == "scalar" else tuple(int(size) for size in found[1].split("x"))
         if not all(shape) or int(np.prod(shape, dtype=object)) > 1 << 31:
             raise ConfigError(f"{part.strip()!r} is a shape of nothing, or of more than 2^31 numbers")
         arrays.append(np.zeros(shape, dtype))
@@ -109,6 +109,11 @@ class Pool:
         )
         self.size = min((len(a) for i, a in enumerate(self.arrays) if i not in self.shared), default=1)
 
+    @property
+    def batched(self) -> bool:
+        """Whether any input carries samples along its first axis."""
+        return len(self.shared) < len(self.arrays)
+
     def take(self, start: int, count: int) -> list[Array]:
         """The inputs of ``count`` samples from ``start`` on."""
         return [a if i in self.shared else a[start : start + count] for i, a in enumerate(self.arrays)]
@@ -129,7 +134,8 @@ def pool_of(example: Example, samples: Mapping[str, Array] | None, names: Sequen
     count = max(SAMPLES, 2 * batch)
     if samples:
         return _real(samples, names, count)
-    return Pool(rows_like(example, count), invented(example, count))
+    arrays = rows_like(example, count)
+    return Pool(arrays, invented(example, count if any(array.ndim for array in arrays) else 1))
 
 
 def rows_like(example: Example, count: int) -> list[Array]:
@@ -141,7 +147,8 @@ def rows_like(example: Example, count: int) -> list[Array]:
 
 def invented(example: Example, count: int) -> str:
     """What samples like an example are, in words."""
-    kind = "the example and variations of it" if example.real else f"{count} random inputs"
+    several = "s" if count > 1 else ""
+    kind = "the example and variations of it" if example.real else f"{count} random input{several}"
     return f"{kind} (give --task to check on real data)"
 
 

@@ -189,8 +189,12 @@ def _fixed(
     if not trial.compare(batch, max(1, pool.size // batch)):
         raise trial.failure(assumptions)
     outputs = trial.outputs(pool.take(0, batch))
-    axes = tuple(0 if array.ndim and len(array) == batch else None for array in outputs)
-    told = f"batch fixed at {batch}, axis 0 taken as the batch axis: {reason}"
+    axes = tuple(0 if array.ndim and len(array) == batch and pool.batched else None for array in outputs)
+    told = (
+        f"batch fixed at {batch}, axis 0 taken as the batch axis: {reason}"
+        if pool.batched
+        else f"no batch axis: {reason}"
+    )
     return trial, Outcome(batch=batch, output_axes=axes, assumptions=(*assumptions, told))
 
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from farthing.errors import ModelError, UnsupportedError, require
 from farthing.forge.convert.archive import checked_program
-from farthing.forge.convert.recognise import FORWARD_ERRORS
+from farthing.forge.convert.recognise import FORWARD_ERRORS, first_line
 from farthing.forge.convert.source import as_tensors, exporting, forwarding, tidy
 from farthing.forge.convert.trace import Recorder, Step, to_numpy
 
@@ -34,7 +34,7 @@ def load(path: Path, data: bytes) -> torch.export.ExportedProgram:
         program = torch.export.load(io.BytesIO(clean))
     except (*FORWARD_ERRORS, SyntaxError) as error:
         raise ModelError(
-            f"{path} is not a program this torch {torch.__version__} can load: {error}"
+            f"{path} is not a program this torch {torch.__version__} can load: {first_line(error)}"
         ) from error
     vars(program)["_guards_code"] = []  # text that torch would compile and run
     return program

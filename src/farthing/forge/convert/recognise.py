@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -41,6 +42,8 @@ def kind_of(path: Path, data: bytes) -> Kind:
     """
     if zipfile.is_zipfile(io.BytesIO(data)):
         return _kind_of_zip(path, data)
+    if data.startswith(b"PK\x03\x04"):
+        raise ModelError(f"{path} is an archive that is cut short or damaged: copy or save it again")
     for start, words in _REFUSED.items():
         if data.startswith(start):
             raise ModelError(
@@ -120,19 +123,51 @@ def load_weights(module: Any, path: Path) -> tuple[str, ...]:
     """
     torch = require("torch", "forge")
     try:
+        _refuse_other_files(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no file {path}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
-        raise ModelError(
-            f"{path} is damaged, or holds more than weights: refused, never unpickled; save module.state_dict() "
-            f"instead ({reason})"
-        ) from error
+    except OSError as error:
+        raise ModelError(f"cannot read the weights {path}: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ModelError(_weights_refusal(path, str(error))) from error
     state, assumptions = _state_of(found, module.state_dict(), path, torch.Tensor)
     _check_keys(state, module.state_dict(), path)
     module.load_state_dict(state, strict=True)
     return assumptions
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Say what a file is that is no state dict: torch's own words for it advise to switch its safety off."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    packed = start == b"PK\x03\x04"
+    if not start or (packed and not zipfile.is_zipfile(path)):
+        raise ModelError(f"{path} is empty, cut short or damaged: copy the weights again")
+    if not packed and not start.startswith(b"\x80"):
+        raise ModelError(f"{path} is no file of weights that torch saved: save module.state_dict()")
+    if packed:
+        with zipfile.ZipFile(path) as archive:
+            program = any("/code/" in name or "/models/" in name for name in archive.namelist())
+        if program:
+            raise ModelError(
+                f"{path} is a whole program with its weights (TorchScript or torch.export): convert it by itself, "
+                "without a factory"
+            )
+
+
+def _weights_refusal(path: Path, said: str) -> str:
+    other = re.search(r"GLOBAL ([\w.]+)", said)
+    if other:
+        return (
+            f"{path} holds a pickled {other[1]}, which is more than weights: refused, never unpickled; "
+            "save module.state_dict() instead"
+        )
+    return f"{path} is damaged, or holds more than weights: refused, never unpickled; save module.state_dict() again"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, without colours; its type if it says nothing."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return next(iter(text.splitlines()), type(error).__name__)
 
 
 def _state_of(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from farthing.errors import ModelError
 from farthing.forge.convert.archive import checked_script
 from farthing.forge.convert.module import trace_export
+from farthing.forge.convert.recognise import first_line
 from farthing.forge.convert.source import as_tensors, flat, forwarding
 from farthing.forge.convert.trace import Step, to_numpy
 
@@ -31,9 +32,8 @@ def load(path: Path, data: bytes) -> torch.jit.ScriptModule:
     try:
         return cast(torch.jit.ScriptModule, _torch.jit.load(io.BytesIO(clean), map_location="cpu"))
     except (RuntimeError, ValueError) as error:
-        text = next(iter(str(error).strip().splitlines()), "no reason given")
         raise ModelError(
-            f"{path} is not TorchScript that torch {torch.__version__} can load: {text}"
+            f"{path} is not TorchScript that torch {torch.__version__} can load: {first_line(error)}"
         ) from error
 
 

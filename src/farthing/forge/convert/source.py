@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from torch.jit._trace import TracerWarning
 from torch.utils import _pytree as pytree
 
 from farthing.errors import ModelError, UnsupportedError
-from farthing.forge.convert.recognise import FORWARD_ERRORS
+from farthing.forge.convert.recognise import FORWARD_ERRORS, first_line
 from farthing.forge.convert.trace import Step, to_numpy
 
 Array = NDArray[Any]
@@ -86,9 +85,8 @@ def forwarding(what: str, inputs: Sequence[Array]) -> Iterator[None]:
         yield
     except FORWARD_ERRORS as error:
         shapes = ", ".join(f"{array.dtype.name} {list(array.shape)}" for array in inputs)
-        text = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            f"{what} fails on inputs {shapes}: {text}; give an --example that it takes"
+            f"{what} fails on inputs {shapes}: {first_line(error)}; give an --example that it takes"
         ) from error
 
 
@@ -106,25 +104,36 @@ def exporting() -> Iterator[list[str]]:
     try:
         with (
             warnings.catch_warnings(record=True) as seen,
-            contextlib.redirect_stdout(io.StringIO()),  # the tracing exporter prints its graph when it fails
+            _graphs_unprinted(),
             torch.no_grad(),
         ):
             warnings.simplefilter("always")
             yield fixed
         fixed += [_decision(w) for w in seen if issubclass(w.category, TracerWarning)]
     except torch.onnx.errors.UnsupportedOperatorError as error:
-        raise UnsupportedError(f"no translation to ONNX: {_line(error)}") from error
+        raise UnsupportedError(f"no translation to ONNX: {first_line(error)}") from error
     except (*FORWARD_ERRORS, torch.onnx.errors.OnnxExporterError) as error:
         missing = "No decompositions registered" in str(error) or "No ONNX function found" in str(error)
         raise (UnsupportedError if missing else ModelError)(
-            f"the export to ONNX fails: {_line(error)}"
+            f"the export to ONNX fails: {first_line(error)}"
         ) from error
     finally:
         logger.setLevel(level)
 
 
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+@contextlib.contextmanager
+def _graphs_unprinted() -> Iterator[None]:
+    """Keep the tracing exporter from writing its whole graph on standard output, below Python, when it fails.
+
+    Its own switch for that is always on (seen in torch 2.13: it tests a function instead of calling it).
+    """
+    native: Any = torch._C
+    log = getattr(native, "_jit_onnx_log", None)
+    native._jit_onnx_log = lambda *words: None
+    try:
+        yield
+    finally:
+        native._jit_onnx_log = log
 
 
 def _decision(warning: warnings.WarningMessage) -> str:
