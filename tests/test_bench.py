@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farthing import bench
 from farthing.bench import Rule, Timed, memory
+from farthing.bench.machine import Here
 from farthing.engines.base import Tensors, open_engine
 from farthing.errors import EngineError, MeasurementError, ModelError, TaskError
 from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
@@ -294,7 +295,7 @@ def test_figures_come_from_the_calls_that_were_timed() -> None:
     model = affine(4)
     with open_engine(model) as engine:
         timed = Timed(calls=calls, rounds=[0.5], made=1500)
-        found = bench.summarise(model, engine, EngineOptions(), "offline", 4, timed)
+        found = bench.summarise(model, engine, EngineOptions(), "offline", 4, timed, Here())
     assert (found.p50_ms, found.p90_ms, found.p99_ms) == pytest.approx((500.5, 900, 990))
     assert found.p90_bound_ms is not None
     assert 905 < found.p90_bound_ms < 930

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from farthing.engines.base import open_engine
-from farthing.meter import find_meter
+from farthing.meter import find_meter, temperature
 from farthing.options import EngineOptions
 
 LIMIT = 262_143_328_850  # of a real package, microjoules
@@ -122,3 +122,12 @@ def test_energy_of_a_sample_counts_every_call_that_was_made(tmp_path: Path) -> N
     assert timed.made > len(timed.calls) >= 20
     assert energy == pytest.approx(0.1)
     assert metered(Hungry(), sample_feeds(manifest, 7), 7, rule, None)[1] is None  # type: ignore[arg-type]
+
+
+def test_the_hottest_sensor_that_answers_is_the_temperature(tmp_path: Path) -> None:
+    assert temperature(tmp_path) is None
+    for number, text in enumerate(["41500\n", "72250\n", "", "off"]):
+        place = tmp_path / f"sys/class/thermal/thermal_zone{number}/temp"
+        place.parent.mkdir(parents=True)
+        place.write_text(text)
+    assert temperature(tmp_path) == pytest.approx(72.25)

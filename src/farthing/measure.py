@@ -52,6 +52,7 @@ class Measurement(Section, frozen=True, kw_only=True):
             ``memory_mb`` is what it adds to the bare process.
         size_mb: model files, MB of 10^6 bytes.
         energy_mj: energy of one sample, millijoules; ``energy_source`` names the meter, or says "unavailable".
+        temperature_c: the hottest sensor of the machine when the last call was timed, degrees Celsius.
         accuracy: the task's metric with its interval; ``metric``, ``split`` and ``samples`` say which.
         when: time of the measurement, ISO 8601, UTC.
     """
@@ -77,6 +78,7 @@ class Measurement(Section, frozen=True, kw_only=True):
     size_mb: float
     energy_mj: float | None = None
     energy_source: str = "unavailable"
+    temperature_c: float | None = None
     accuracy: Interval | None = None
     metric: str = ""
     split: str = ""

@@ -1,10 +1,11 @@
-"""Energy meters of the machine; a machine without one says so."""
+"""Energy meters and temperature sensors of the machine; a machine without one says so."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 ZONES = "sys/class/powercap/intel-rapl:*"
+THERMAL = "sys/class/thermal/thermal_zone*/temp"
 
 
 class Rapl:
@@ -39,3 +40,17 @@ def find_meter(root: Path = Path("/")) -> Rapl | None:
 def _is_package(zone: Path) -> bool:
     """Whether a zone is a processor package: no part of one (``core``), nor the whole platform (``psys``)."""
     return (zone / "name").read_text().startswith("package")
+
+
+def temperature(root: Path = Path("/")) -> float | None:
+    """The hottest thermal zone below ``root`` (Linux, Documentation/driver-api/thermal/sysfs-api.rst), degrees Celsius.
+
+    None where there is none, or none that can be read.
+    """
+    found = []
+    for zone in sorted(root.glob(THERMAL)):
+        try:
+            found.append(int(zone.read_text()) / 1000)
+        except (OSError, ValueError):  # a sensor that is off answers with an error
+            continue
+    return max(found, default=None)

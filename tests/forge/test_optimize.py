@@ -14,7 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from farthing import bench, plugins
-from farthing.bench import evaluate
+from farthing.bench import evaluate, machine, memory
 from farthing.config import read
 from farthing.engines.base import open_engine
 from farthing.errors import (
@@ -267,9 +267,8 @@ class Steady:
 def test_energy_counts_where_a_meter_moves(
     millijoules: float, search: Any, cnn: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from farthing.forge import optimize
 
-    monkeypatch.setattr(optimize, "find_meter", lambda: Steady(millijoules))
+    monkeypatch.setattr(machine, "find_meter", lambda root: Steady(millijoules))
     result = search(cnn, budget="energy_mj<=1", cache=tmp_path / "cache")
     energy = result.candidates[result.summary.winner].figures.energy_mj
     if millijoules:
@@ -372,7 +371,7 @@ def test_another_machines_target_is_not_timed_here(search: Any, cnn: Model, digi
 def test_memory_that_cannot_be_measured_is_said(
     search: Any, cnn: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "CHILD_SECONDS", 0.001)
+    monkeypatch.setattr(memory, "CHILD_SECONDS", 0.001)
     result = search(cnn, budget="peak_memory_mb<=900", cache=tmp_path / "cache")
     assert not result.met
     assert any("peak_memory_mb could not be measured" in v for v in result.violations)

@@ -13,8 +13,8 @@ import time
 import numpy as np
 
 from farthing.bench.feeding import OFFLINE_BATCH, batch_size, feeds, outputs, sample_feeds
-from farthing.bench.memory import peak_memory
-from farthing.bench.racing import Rule, Tick, Timed, metered
+from farthing.bench.machine import Here, Machine
+from farthing.bench.racing import Rule, Tick, Timed
 from farthing.engines.base import Engine, open_engine
 from farthing.errors import TaskError
 from farthing.measure import (
@@ -22,15 +22,12 @@ from farthing.measure import (
     Interval,
     Measurement,
     Scenario,
-    machine_name,
     percentile,
     percentile_bound,
 )
-from farthing.meter import find_meter
 from farthing.metrics import Outputs
 from farthing.model import Manifest, Model
 from farthing.options import EngineOptions
-from farthing.target import Target
 from farthing.task import SplitName, Task
 
 
@@ -44,6 +41,7 @@ def bench(
     batch: int = OFFLINE_BATCH,
     rule: Rule | None = None,
     memory: bool = True,
+    machine: Machine | None = None,
     tick: Tick | None = None,
 ) -> Measurement:
     """Measure one model in one engine under one scenario.
@@ -56,6 +54,7 @@ def bench(
         batch: samples a call in ``offline``; a model with a fixed batch keeps its own.
         rule: how long to measure.
         memory: also measure peak memory, in a child process.
+        machine: where; this machine if None.
         tick: called with (done, total).
 
     Raises:
@@ -63,37 +62,42 @@ def bench(
         MeasurementError: the child process failed.
     """
     options, rule = options or EngineOptions(), rule or Rule()
-    begin = time.perf_counter()
-    with open_engine(model, engine, options) as opened:
-        load_ms = (time.perf_counter() - begin) * 1000
+    machine = machine or Here()
+    opened, load_ms = machine.load(model, engine, options)
+    with opened:
         size = batch_size(model.manifest, 1 if scenario == "single_stream" else batch)
-        meter = find_meter()
-        timed, energy = metered(opened, sample_feeds(model.manifest, size, task), size, rule, meter, tick)
-        measured = summarise(model, opened, options, scenario, size, timed)
-    peak, added = peak_memory(model, engine, options) if memory else (None, None)
+        samples = sample_feeds(model.manifest, size, task)
+        timed, energy = machine.metered((opened, samples), size, rule, tick)
+        measured = summarise(model, opened, options, scenario, size, timed, machine)
+    peak, added = machine.peak_memory(model, engine, options) if memory else (None, None)
     return measured.merged(
         load_ms=load_ms,
         prepare_ms=prepare_ms(model.manifest, task),
         energy_mj=energy,
-        energy_source=meter.source if meter else "unavailable",
+        energy_source=machine.meter or "unavailable",
         peak_memory_mb=peak,
         memory_mb=added,
     )
 
 
 def summarise(
-    model: Model, engine: Engine, options: EngineOptions, scenario: Scenario, batch: int, timed: Timed
+    model: Model,
+    engine: Engine,
+    options: EngineOptions,
+    scenario: Scenario,
+    batch: int,
+    timed: Timed,
+    machine: Machine,
 ) -> Measurement:
-    """A Measurement from the times of a race."""
+    """A Measurement from the times of a race on a machine."""
     calls: Floats = np.asarray(timed.calls)
     bound = percentile_bound(calls, 0.9)
-    target = Target.detect()
     return Measurement(
         model=model.digest,
         engine=engine.name,
         engine_version=engine.version,
         options=options,
-        machine=machine_name(target.cpu, target.cores),
+        machine=machine.description,
         scenario=scenario,
         batch=batch,
         runs=len(calls),
@@ -104,6 +108,7 @@ def summarise(
         p90_bound_ms=None if bound is None else bound * 1000,
         throughput=batch * len(calls) / float(calls.sum()),
         size_mb=model.size_bytes / 1e6,
+        temperature_c=machine.temperature(),
         when=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import farthing
 from farthing import bench
+from farthing.bench.machine import Machine
 from farthing.config import Section
 from farthing.errors import ModelError, TaskError
 from farthing.forge.cache import Cache, key_of, metric_code
@@ -17,7 +18,6 @@ from farthing.forge.runtime import Runtime
 from farthing.measure import Interval
 from farthing.metrics import Outputs
 from farthing.model import Model
-from farthing.target import Target
 from farthing.task import SplitName, Task
 
 Array = NDArray[Any]
@@ -45,13 +45,14 @@ class Judge:
         baseline: the input model, candidate 0; also the reference of metrics such as ``agreement``.
     """
 
-    def __init__(self, task: Task, baseline: Model, runtime: Runtime, target: Target, cache: Cache) -> None:
+    def __init__(self, task: Task, baseline: Model, runtime: Runtime, machine: Machine, cache: Cache) -> None:
         self._task = task
+        self._machine = machine
         self._baseline = baseline
         self._runtime = runtime.threads(1)
         self._metric_code = metric_code(task.metric)
         # what may round differently; Farthing's version stands for what feeds the engine and for our metrics
-        self._where = [target.arch, *target.isa, farthing.__version__]
+        self._where = [machine.target.arch, *machine.target.isa, farthing.__version__]
         self._cache = cache
         self._outputs: dict[tuple[SplitName, int | None], Outputs] = {}
 
@@ -104,7 +105,7 @@ class Judge:
     def _run(self, model: Model, runtime: Runtime, split: SplitName, picks: Array) -> Outputs:
         """In batches, after one sample alone: timing will run it both ways."""
         data = self._task.split(split)
-        with runtime.open(model) as engine:
+        with runtime.load(model, self._machine)[0] as engine:
             bench.outputs(engine, model.manifest, self._task, data, picks[:1])
             return bench.outputs(engine, model.manifest, self._task, data, picks)
 

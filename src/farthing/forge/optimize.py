@@ -20,6 +20,7 @@ from msgspec.structs import replace
 import farthing
 from farthing.assets import default_cache
 from farthing.bench import Rule, Tick
+from farthing.bench.machine import Here
 from farthing.errors import ConfigError, FarthingError, StorageError, TargetError, TaskError
 from farthing.forge import output
 from farthing.forge.apply import versions
@@ -31,8 +32,7 @@ from farthing.forge.ladder import Rung, ladder
 from farthing.forge.runtime import Runtime
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
-from farthing.measure import Figures, Interval, compare, machine_name, violations
-from farthing.meter import find_meter
+from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model
 from farthing.options import make_options
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
@@ -130,17 +130,17 @@ class _Search:
             raise TargetError(
                 f"target {self.target.name} runs {', '.join(self.target.engines)}, not {engine}"
             )
-        self.machine = Target.detect()
-        here = replace(self.target, name=THIS, engines=(), dtypes=()) == self.machine
+        self.machine = Here()
+        here = replace(self.target, name=THIS, engines=(), dtypes=()) == self.machine.target
         self.budget = _with_accuracy(Budget.parse(budget) if isinstance(budget, str) else budget, task)
         counts = sorted({*threads} or {1, self.target.cores or 1})
         self.threads = tuple(make_options(count).threads for count in counts)
         self.allow_slower = allow_slower or not here
         _check_task(task, model)
-        self.runtime = Runtime.of(model, engine)
+        self.runtime = Runtime.of(model, engine, self.machine)
         self.cache = Cache(cache or default_cache())
         self.judge = Judge(task, model, self.runtime, self.machine, self.cache)
-        self.clock = Clock(task, self.machine, self.cache, measure_again, find_meter())
+        self.clock = Clock(task, self.machine, self.cache, measure_again)
         self.climber = Climber(model, task, self.target, self.budget, self.cache, self.judge, listener)
         self.listing = Listing(self.budget, self.runtime, self.clock, self.allow_slower, here, FINAL)
         self.notes: list[str] = []
@@ -309,7 +309,7 @@ class _Search:
             candidates=tuple(self.listing.candidates),
             test=test,
             samples={name: len(split) for name, split in self.task.splits.items()},
-            machine=machine_name(self.machine.cpu, self.machine.cores),
+            machine=self.machine.description,
             versions=recipe.versions,
             command=command,
             when=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

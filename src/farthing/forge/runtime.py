@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from farthing.bench.machine import Machine
 from farthing.config import Section
-from farthing.engines.base import Engine, open_engine
+from farthing.engines.base import Engine
 from farthing.model import Model
 from farthing.options import EngineOptions
 
@@ -18,19 +19,19 @@ class Runtime(Section, frozen=True, kw_only=True):
     options: EngineOptions = EngineOptions()
 
     @classmethod
-    def of(cls, model: Model, engine: str) -> Runtime:
-        """The engine that is installed here, found able to open a model.
+    def of(cls, model: Model, engine: str, machine: Machine) -> Runtime:
+        """The engine that a machine has, found able to open a model.
 
         Raises:
-            FarthingError: as `open_engine`.
+            FarthingError: as `Machine.load`.
         """
-        with open_engine(model, engine) as opened:
+        with machine.load(model, engine, EngineOptions())[0] as opened:
             return cls(engine=opened.name, version=opened.version)
 
     def threads(self, count: int) -> Runtime:
         """The same with so many threads."""
         return replace(self, options=replace(self.options, threads=count))
 
-    def open(self, model: Model) -> Engine:
-        """The model loaded, as `open_engine`."""
-        return open_engine(model, self.engine, self.options)
+    def load(self, model: Model, machine: Machine) -> tuple[Engine, float]:
+        """The model loaded on a machine, and the milliseconds that took, as `Machine.load`."""
+        return machine.load(model, self.engine, self.options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -10,13 +9,12 @@ import numpy as np
 
 from farthing import bench
 from farthing.bench import Rule, Tick
+from farthing.bench.machine import Machine
 from farthing.config import Section
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.runtime import Runtime
 from farthing.measure import Interval, Measurement, Scenario, ratio_of_medians
-from farthing.meter import Rapl
 from farthing.model import Model
-from farthing.target import Target
 from farthing.task import Task
 
 
@@ -42,25 +40,16 @@ class Energy(Section, frozen=True, kw_only=True):
 
 
 class Clock:
-    """Races models of one task on this machine.
+    """Races models of one task on one machine.
 
     Args:
-        machine: this machine; figures are kept under its description.
+        machine: where; figures are kept under what it is.
         again: measure even what the cache knows.
-        meter: of energy, None where the machine has none.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        machine: Target,
-        cache: Cache,
-        again: bool = False,
-        meter: Rapl | None = None,
-    ) -> None:
+    def __init__(self, task: Task, machine: Machine, cache: Cache, again: bool = False) -> None:
         self._task = task
         self._machine = machine
-        self._meter = meter
         self._cache = cache
         self._again = again
 
@@ -96,19 +85,21 @@ class Clock:
         with ExitStack() as stack:
             opened, loads = [], []
             for variant, model in entrants:
-                begin = time.perf_counter()
-                engine = stack.enter_context(variant.runtime.open(model))
-                loads.append((time.perf_counter() - begin) * 1000)
+                engine, load_ms = variant.runtime.load(model, self._machine)
+                stack.enter_context(engine)
+                loads.append(load_ms)
                 opened.append((engine, bench.sample_feeds(model.manifest, wanted, self._task)))
             prepare = bench.prepare_ms(entrants[0][1].manifest, self._task)
-            timed = bench.race(opened, rule, tick)
+            timed = self._machine.race(opened, rule, tick)
             best = min(range(bases), key=lambda i: float(np.median(timed[i].calls)))
             laps = []
             for (variant, model), (engine, _), times, load in zip(
                 entrants, opened, timed, loads, strict=True
             ):
                 size = bench.batch_size(model.manifest, wanted)
-                measured = bench.summarise(model, engine, variant.runtime.options, scenario, size, times)
+                measured = bench.summarise(
+                    model, engine, variant.runtime.options, scenario, size, times, self._machine
+                )
                 pairs = np.column_stack([timed[best].rounds, times.rounds])
                 measured = measured.merged(load_ms=load, prepare_ms=prepare)
                 laps.append(Lap(variant=variant, measurement=measured, speedup=ratio_of_medians(pairs)))
@@ -120,13 +111,13 @@ class Clock:
         return self._cache.value(
             self._key("memory", variant),
             tuple[float, float],
-            lambda: bench.peak_memory(model, runtime.engine, runtime.options),
+            lambda: self._machine.peak_memory(model, runtime.engine, runtime.options),
             self._again,
         )
 
     def energy(self, variant: Variant, model: Model, rule: Rule) -> float | None:
         """Millijoules of one inference, single stream; None where the machine has no meter."""
-        if self._meter is None:
+        if not self._machine.meter:
             return None
         key = self._key("energy", variant, rule, self._task.digest)
         return self._cache.value(
@@ -134,10 +125,10 @@ class Clock:
         ).millijoules
 
     def _energy(self, variant: Variant, model: Model, rule: Rule) -> Energy:
-        with variant.runtime.open(model) as engine:
+        with variant.runtime.load(model, self._machine)[0] as engine:
             samples = bench.sample_feeds(model.manifest, 1, self._task)
             size = bench.batch_size(model.manifest, 1)
-            return Energy(millijoules=bench.metered(engine, samples, size, rule, self._meter)[1])
+            return Energy(millijoules=self._machine.metered((engine, samples), size, rule)[1])
 
     def _key(self, *parts: object) -> str:
-        return key_of(*parts, self._machine)
+        return key_of(*parts, self._machine.target)

@@ -1,0 +1,113 @@
+"""Where models are measured: this machine, or (see `farthing.bench.remote`) a board that is reached over a network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from farthing.bench.memory import peak_memory
+from farthing.bench.racing import Rule, Tick, Timed, metered, race
+from farthing.engines.base import Engine, Tensors, open_engine
+from farthing.measure import machine_name
+from farthing.meter import Rapl, find_meter, temperature
+from farthing.model import Model
+from farthing.options import EngineOptions
+from farthing.target import Target
+
+Entrant = tuple[Engine, Sequence[Tensors]]
+"""An engine that `Machine.load` gave, and the feeds it runs on in turn."""
+
+
+class Machine(Protocol):
+    """A place where models run and are timed.
+
+    Attributes:
+        target: what the machine is; measurements are kept under it.
+        description: the same in one line, for people.
+        meter: what reads energy there, for people; empty where nothing does.
+    """
+
+    @property
+    def target(self) -> Target: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def meter(self) -> str: ...
+
+    def load(self, model: Model, engine: str, options: EngineOptions) -> tuple[Engine, float]:
+        """The model in an engine of that machine, and the milliseconds it took to load.
+
+        Raises:
+            FarthingError: as `farthing.engines.base.open_engine`.
+        """
+        ...
+
+    def race(self, entrants: Sequence[Entrant], rule: Rule, tick: Tick | None = None) -> list[Timed]:
+        """Time engines of that machine interleaved, as `farthing.bench.race`."""
+        ...
+
+    def metered(
+        self, entrant: Entrant, batch: int, rule: Rule, tick: Tick | None = None
+    ) -> tuple[Timed, float | None]:
+        """Time one engine, and the energy of one sample, as `farthing.bench.metered`."""
+        ...
+
+    def peak_memory(self, model: Model, engine: str, options: EngineOptions) -> tuple[float, float]:
+        """Peak memory of a process there, as `farthing.bench.peak_memory`."""
+        ...
+
+    def temperature(self) -> float | None:
+        """The hottest sensor there, degrees Celsius; None where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """This machine.
+
+    Args:
+        root: where ``/proc`` and ``/sys`` are.
+    """
+
+    root: Path = Path("/")
+    target: Target = field(init=False)
+    _meter: Rapl | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", Target.detect(self.root))
+        object.__setattr__(self, "_meter", find_meter(self.root))
+
+    @property
+    def description(self) -> str:
+        return machine_name(self.target.cpu, self.target.cores)
+
+    @property
+    def meter(self) -> str:
+        return self._meter.source if self._meter else ""
+
+    def load(self, model: Model, engine: str, options: EngineOptions) -> tuple[Engine, float]:
+        """See `Machine.load`."""
+        begin = time.perf_counter()
+        opened = open_engine(model, engine, options)
+        return opened, (time.perf_counter() - begin) * 1000
+
+    def race(self, entrants: Sequence[Entrant], rule: Rule, tick: Tick | None = None) -> list[Timed]:
+        """See `Machine.race`."""
+        return race(entrants, rule, tick)
+
+    def metered(
+        self, entrant: Entrant, batch: int, rule: Rule, tick: Tick | None = None
+    ) -> tuple[Timed, float | None]:
+        """See `Machine.metered`."""
+        return metered(*entrant, batch, rule, self._meter, tick)
+
+    def peak_memory(self, model: Model, engine: str, options: EngineOptions) -> tuple[float, float]:
+        """See `Machine.peak_memory`."""
+        return peak_memory(model, engine, options)
+
+    def temperature(self) -> float | None:
+        """See `Machine.temperature`."""
+        return temperature(self.root)
