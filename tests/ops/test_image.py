@@ -22,7 +22,7 @@ from farthing.errors import FeedError, ModelError, NotInstalled, TaskError
 from farthing.model import Preprocess, Resize, TensorSpec
 from farthing.ops import image as ops
 from farthing.ops.image import geometry, prepare, prepare_batch, resize
-from farthing.picture import from_pillow, load
+from farthing.picture import check, from_pillow, load
 
 CHINA = load_sample_images().images[0]
 RNG = np.random.default_rng(0)
@@ -108,6 +108,9 @@ def test_what_is_not_a_picture_is_named(tmp_path: Path) -> None:
     text.write_text("not a picture")
     with pytest.raises(TaskError, match=r"notes\.jpg is damaged or is not a picture"):
         load(text)
+    with pytest.raises(TaskError) as caught:
+        load(np.str_(text))
+    assert "np.str_" not in str(caught.value)
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(TaskError, match=r"empty\.png is damaged"):
         load(tmp_path / "empty.png")
@@ -115,6 +118,51 @@ def test_what_is_not_a_picture_is_named(tmp_path: Path) -> None:
         load(tmp_path / "missing.png")
     with pytest.raises(TaskError, match="cannot be read or is not a picture"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("more", [{"suffix": "png"}, {"suffix": "jpg"}, {"suffix": "jpg", "progressive": True},
+                                  {"suffix": "webp"}, {"suffix": "tiff"}, {"suffix": "bmp"}])  # fmt: skip
+def test_a_picture_cut_short_is_found_beforehand(tmp_path: Path, more: dict[str, Any]) -> None:
+    """The header is whole, so only decoding shows it: the check must fail where reading would."""
+    suffix = more.pop("suffix")
+    place = [tmp_path / f"{name}.{suffix}" for name in ("whole", "cut")]
+    noise = np.random.default_rng(0).integers(0, 256, CHINA.shape, np.uint8)
+    Pillow.fromarray(noise).save(place[0], **more)
+    content = place[0].read_bytes()
+    check([place[0]])
+    for share in (0.5, 0.9):
+        place[1].write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(TaskError, match=r"cut\.\w+ is damaged or is not a picture"):
+            load(place[1])
+        with pytest.raises(TaskError, match=r"cut\.\w+ is damaged or is not a picture"):
+            check(place)
+
+
+def test_all_broken_pictures_are_counted_and_some_are_named(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{number:03}.png") for number in range(150)]
+    for number, path in enumerate(paths):
+        Pillow.new("L", (2, 2)).save(path)
+        if number % 30 == 7:
+            Path(path).write_bytes(b"words")
+    told: list[tuple[int, int]] = []
+    with pytest.raises(TaskError) as caught:
+        check(np.array(paths), lambda done, total: told.append((done, total)))  # type: ignore[arg-type]
+    said = str(caught.value)
+    assert said.startswith(
+        f"{paths[7]} is damaged or is not a picture this reads: replace it or leave it out"
+    )
+    assert f"5 of 150 pictures cannot be read, also {paths[37]}, {paths[67]}, {paths[97]} ..." in said
+    assert "np.str_" not in said
+    assert told == [(64, 150), (128, 150), (150, 150)]
+    check([])
+
+
+def test_what_reading_refuses_the_check_refuses(tmp_path: Path) -> None:
+    Pillow.new("I;16", (4, 3)).save(tmp_path / "deep.tiff")
+    with pytest.raises(TaskError, match="more than 8 bits"):
+        check([tmp_path / "deep.tiff"])
+    with pytest.raises(TaskError, match="there is no picture"):
+        check([tmp_path / "missing.png"])
 
 
 def test_formats_that_start_other_programs_are_not_read(tmp_path: Path) -> None:
