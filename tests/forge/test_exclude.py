@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
 from farthing.bench import evaluate
-from farthing.forge import exclude, graph
+from farthing.errors import UnsupportedError
+from farthing.forge import exclude, graph, nets
 from farthing.forge.fuse import Fuse
 from farthing.forge.quantize.static import StaticInt8
 from farthing.model import Model
@@ -48,3 +58,129 @@ def test_few_calibration_samples_are_enough(cnn: Model, digits_task: Task) -> No
     few = digits_task.split("calibration").subset(range(3))
     task = Task("few", {"calibration": few}, "top1")
     assert len(exclude.ranked(Fuse()(cnn, VNNI, task), StaticInt8(), VNNI, task)) == 4
+
+
+asked: list[str] = []
+
+
+class Counted(StaticInt8, frozen=True, kw_only=True):
+    """Static int8 that says how often it was run."""
+
+    def __call__(self, model: Model, target: Target, task: Task) -> Model:
+        asked.append(model.manifest.name)
+        return super().__call__(model, target, task)
+
+
+def test_the_whole_net_is_quantized_once(cnn: Model, digits_task: Task) -> None:
+    asked.clear()
+    model = Fuse()(cnn, VNNI, digits_task)
+    assert len(exclude.ranked(model, Counted(), VNNI, digits_task)) == 4
+    assert len(asked) == 1
+
+
+def test_one_operator_alone_computes_what_a_model_with_all_others_in_float_does(
+    cnn: Model, digits_task: Task
+) -> None:
+    """The ReLU that a convolution's range absorbs belongs to it."""
+    model = Fuse()(cnn, VNNI, digits_task)
+    source = graph.load(model.file)
+    graph.name_nodes(source)
+    feeds = {"image": digits_task.split("calibration").inputs[""][:16]}
+    whole = StaticInt8()(model, VNNI, digits_task)
+    twins = exclude.Twins(source, graph.load(whole.file))
+    known = {**feeds, **graph.run(source, feeds, twins.between(twins.quantized()))}
+    for name in twins.quantized():
+        node = next(node for node in source.graph.node if node.name == name)
+        after = [n.name for n in source.graph.node if n.op_type == "Relu" and n.input[0] == node.output[0]]
+        others = tuple(n.name for n in source.graph.node if n.name not in {name, *after})
+        expected = StaticInt8(exclude=others)(model, VNNI, digits_task)
+        part = twins.alone(name, known)
+        found = graph.run(part, {value.name: known[value.name] for value in part.graph.input})
+        wanted = graph.run(expected.file.read_bytes(), feeds)
+        assert np.abs(found["logits"] - known["logits"]).max() > 0
+        np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_only_what_follows_an_operator_runs_again(cnn: Model, digits_task: Task) -> None:
+    model = Fuse()(cnn, VNNI, digits_task)
+    source = graph.load(model.file)
+    whole = StaticInt8()(model, VNNI, digits_task)
+    twins = exclude.Twins(source, graph.load(whole.file))
+    last = twins.quantized()[-1]
+    feeds = {"image": digits_task.split("calibration").inputs[""][:4]}
+    known = {**feeds, **graph.run(source, feeds, twins.between([last]))}
+    part = twins.alone(last, known).graph
+    assert [node.op_type for node in part.node if "Linear" not in node.op_type] == ["Gemm"]
+    assert len(part.initializer) < 12
+
+
+def residual(make_model: Callable[..., Model]) -> Model:
+    torch.manual_seed(0)
+    net = nn.Sequential(nets.Residual(1, 8, 1), nets.Residual(8, 8, 2), nn.Flatten(), nn.Linear(128, 10))
+    nets.settle(net, (32, 1, 8, 8))
+    return make_model(net.eval())
+
+
+def test_sums_beside_short_cuts_are_ranked_too(make_model: Callable[..., Model], digits_task: Task) -> None:
+    model = Fuse()(residual(make_model), VNNI, digits_task)
+    ranking = exclude.ranked(model, StaticInt8(), VNNI, digits_task)
+    source = graph.load(model.file)
+    graph.name_nodes(source)
+    kinds = {node.name: node.op_type for node in source.graph.node}
+    assert sorted(kinds[name] for name in ranking) == ["Add", "Add", *["Conv"] * 6, "Gemm"]
+
+
+def test_what_is_float_already_is_not_ranked(cnn: Model, digits_task: Task) -> None:
+    model = Fuse()(cnn, VNNI, digits_task)
+    ranking = exclude.ranked(model, StaticInt8(), VNNI, digits_task)
+    again = exclude.ranked(model, StaticInt8(exclude=(ranking[0],)), VNNI, digits_task)
+    assert set(again) == set(ranking[1:])
+    with pytest.raises(UnsupportedError, match="no operator that can be quantized"):
+        exclude.ranked(model, StaticInt8(exclude=tuple(ranking)), VNNI, digits_task)
+
+
+def branched() -> list[Any]:
+    """Two products of which the second is read inside an If only, and an output that nothing quantized reaches."""
+    value = helper.make_tensor_value_info
+
+    def arm(name: str, *nodes: Any) -> Any:
+        return helper.make_graph(list(nodes), name, [], [value(f"{name}_out", TensorProto.FLOAT, None)])
+
+    then = arm("then", helper.make_node("Add", ["second", "second"], ["then_out"]))
+    other = arm("other", helper.make_node("Identity", ["second"], ["other_out"]))
+    return [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w1"], ["first"], name="one"),
+        helper.make_node("MatMul", ["first", "w2"], ["second"], name="two"),
+        helper.make_node("ReduceSum", ["second"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["yes"]),
+        helper.make_node("If", ["yes"], ["logits"], then_branch=then, else_branch=other),
+        helper.make_node("ReduceMean", ["flat"], ["mean"], axes=[1]),
+    ]
+
+
+def test_inner_graphs_and_outputs_that_nothing_quantized_reaches(
+    make_model: Callable[..., Model], digits_task: Task
+) -> None:
+    generator = np.random.default_rng(0)
+    weights = {"w1": (64, 16), "w2": (16, 10)}
+    stored = [
+        numpy_helper.from_array(generator.normal(size=s).astype(np.float32), n) for n, s in weights.items()
+    ]
+    value = helper.make_tensor_value_info
+    proto = helper.make_model(
+        helper.make_graph(
+            branched(),
+            "g",
+            [value("image", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+            [
+                value("logits", TensorProto.FLOAT, ["batch", 10]),
+                value("mean", TensorProto.FLOAT, ["batch", 1]),
+            ],
+            [*stored, numpy_helper.from_array(np.zeros((), np.float32), "zero")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    ranking = exclude.ranked(make_model(proto, outputs=("logits", "mean")), StaticInt8(), VNNI, digits_task)
+    assert sorted(ranking) == ["one", "two"]

@@ -95,14 +95,18 @@ def _check_opset(source: Any, model: Model) -> None:
         )
 
 
+def quantizable() -> list[str]:
+    """Types of the operators that ONNX Runtime computes in 8 bits, or passes 8 bits through."""
+    registry = require("onnxruntime.quantization.registry", "forge")
+    return sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
+
+
 def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
     runtime()
     tools = require("onnxruntime.quantization", "forge")
     qdq = require("onnxruntime.quantization.qdq_quantizer", "forge")
-    registry = require("onnxruntime.quantization.registry", "forge")
     types = {"uint8": tools.QuantType.QUInt8, "int8": tools.QuantType.QInt8}
     graph.name_nodes(source)
-    operators = sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
     with quiet():
         quantizer = qdq.QDQQuantizer(
             graph.inferred(source),
@@ -113,7 +117,7 @@ def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
             found,
             [],
             list(options.exclude),
-            operators,
+            quantizable(),
             {"ActivationSymmetric": False, "WeightSymmetric": options.weights == "int8"},
         )
         quantizer.quantize_model()
