@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
+import resource
+import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,7 @@ from onnx import numpy_helper
 from farthing import plugins
 from farthing.bundle import Bundle
 from farthing.config import read, to_yaml
-from farthing.errors import ConfigError, ModelError, PluginError, TaskError
+from farthing.errors import ConfigError, ModelError, PluginError, StorageError, TaskError
 from farthing.forge import graph
 from farthing.forge.apply import apply, build, read_by, replay, versions
 from farthing.forge.cache import Cache
@@ -426,3 +432,97 @@ def test_calibration_is_shared_by_the_views_of_a_task(
     )
     assert first is second
     assert len(ran) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, where it may be mounted."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fresh(task: Task) -> Task:
+    """A task whose calibration data no process has seen, so that nothing remembers its ranges."""
+    return Task("fresh", {"calibration": task.split("calibration").subset(range(16))}, "top1")
+
+
+def fill(disk: Path, left: int) -> None:
+    """Leave so many bytes of a small disk."""
+    (disk / "filler").unlink(missing_ok=True)
+    (disk / "filler").write_bytes(b"x" * max(0, os.statvfs(disk).f_bavail * 4096 - left))
+
+
+@pytest.mark.parametrize("use", ["quantize.static.v1", "quantize.dynamic.v1"])
+def test_a_full_temporary_disk_is_no_failure_of_a_pass(
+    use: str, cnn: Model, digits_task: Task, small_disk: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the room ends: in a copy, in a file that a tool cuts short without a word, in the result."""
+    model, _ = apply([FUSE], cnn, VNNI, digits_task, cache)
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    refusals = []
+    for left in range(0, 6 * cnn.size_bytes, cnn.size_bytes // 4):
+        fill(small_disk, left)
+        kept = cache.root / str(left)
+        try:
+            apply([Step(use=use)], model, VNNI, fresh(digits_task), Cache(kept))
+            refusals.append("")
+        except StorageError as error:
+            refusals.append(str(error))
+        assert os.listdir(small_disk) == ["filler"]
+        assert bool(list(kept.rglob("model.onnx"))) is not bool(refusals[-1])
+    assert all("space" in text and str(small_disk) in text for text in refusals if text)
+    assert [bool(text) for text in refusals] == sorted((bool(text) for text in refusals), reverse=True)
+    assert refusals[0]
+    assert not refusals[-1]
+
+
+def test_a_limit_on_file_size_is_no_failure_of_a_pass(cnn: Model, digits_task: Task, cache: Cache) -> None:
+    """The same without any right to mount; ONNX Runtime's tools fail with errors that speak of other things."""
+    model, _ = apply([FUSE], cnn, VNNI, digits_task, cache)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (model.size_bytes + 100, hard))
+    try:
+        with pytest.raises(
+            StorageError, match=r"quantize\.static\.v1 cannot write to .*: File too large: free"
+        ):
+            apply([INT8], model, VNNI, fresh(digits_task), cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    apply([INT8], model, VNNI, digits_task, cache)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_users_pass_that_fills_a_disk_ends_the_search(cnn: Model, digits_task: Task, cache: Cache) -> None:
+    def full(model: Model, target: Target, task: Task) -> Model:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mnt/card/notes")
+        except OSError as error:
+            raise RuntimeError("cannot take notes") from error
+
+    plugins.register("pass", "own.full.v1", full)
+    with pytest.raises(StorageError, match=r"own\.full\.v1 cannot write to /mnt/card/notes: No space left"):
+        apply([Step(use="own.full.v1")], cnn, VNNI, digits_task, cache)
+
+
+def test_a_pass_writes_nothing_into_the_cache_but_its_result(
+    cnn: Model, digits_task: Task, cache: Cache
+) -> None:
+    """ONNX Runtime's tools write beside the file they open: it must not be the one that is kept."""
+    model, _ = apply([FUSE], cnn, VNNI, digits_task, cache)
+    assert model.path.is_relative_to(cache.root)
+    before = model.path.stat().st_mtime_ns  # a file that came and went would show
+    apply(
+        [Step(use="quantize.static.v1", options={"calibrator": "entropy"})],
+        model,
+        VNNI,
+        fresh(digits_task),
+        cache,
+    )
+    apply([Step(use="quantize.dynamic.v1")], model, VNNI, digits_task, cache)
+    apply([Step(use="quantize.float16.v1")], model, VNNI, digits_task, cache)
+    assert model.path.stat().st_mtime_ns == before

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import farthing
-from farthing import plugins
+from farthing import files, plugins
 from farthing.config import Section, convert, plain
-from farthing.errors import ConfigError, FarthingError, ModelError, PluginError, TaskError, nearest
+from farthing.errors import (
+    ConfigError,
+    FarthingError,
+    ModelError,
+    PluginError,
+    StorageError,
+    TaskError,
+    nearest,
+)
 from farthing.forge import graph
 from farthing.forge.cache import Cache, code_of, key_of, metric_code
 from farthing.model import Model, checked
 from farthing.recipe import Pass, Recipe, Step
 from farthing.target import Target
 from farthing.task import Task
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+ROOM = 4  # quantization keeps a copy, the same with shapes, the same with more outputs, and its result
 
 
 def build(step: Step, target: Target) -> tuple[Pass, Step]:
@@ -93,7 +108,8 @@ def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Mo
         graph.load(result.file)  # a pass that writes a broken graph fails here, and nothing broken is cached
     lineage = (*model.manifest.lineage, str(step))
     content = {name: result.path / name for name in result.manifest.files}
-    return Model.create(checked(result.manifest, lineage=lineage), content)
+    with files.explained(Path(tempfile.gettempdir())):
+        return Model.create(checked(result.manifest, lineage=lineage), content)
 
 
 def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) -> object:
@@ -101,6 +117,7 @@ def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) ->
 
     Raises:
         PluginError: it raised an error that is none of Farthing's.
+        StorageError: it did so for want of room on a disk.
         ModelError: it changed its input.
         FarthingError: as it raised it.
     """
@@ -109,6 +126,7 @@ def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) ->
     except FarthingError:
         raise
     except Exception as error:  # passes are other people's code, and so are the tools inside ours
+        _check_room(step, model, error)
         raise PluginError(f"{step.use} failed with {type(error).__name__}: {error}") from error
     try:
         model.verify()
@@ -117,6 +135,39 @@ def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) ->
             f"{step.use} changed the model it was given, which a pass must not do: {error}"
         ) from error
     return result
+
+
+def _check_room(step: Step, model: Model, error: Exception) -> None:
+    """Raise a StorageError if a pass failed for want of room on a disk: that is no verdict on a candidate."""
+    refused = _refusal(error) or _lack_of_room(ROOM * model.size_bytes)
+    if refused:
+        place = refused.filename2 or refused.filename or tempfile.gettempdir()
+        raise StorageError(
+            f"{step.use} cannot write to {place}: {refused.strerror}: free some space there, or choose another "
+            "directory (the environment variable TMPDIR moves the temporary one)"
+        ) from error
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """The refusal of a disk that an error is, or comes from."""
+    while error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _lack_of_room(size: int) -> OSError | None:
+    """What the system says if the temporary directory cannot take so many more bytes.
+
+    Tools written in C++ cut their files short without a word, and stumble over them later.
+    """
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        return _refusal(error)
+    return None
 
 
 def reads(use: str) -> tuple[str, ...]:

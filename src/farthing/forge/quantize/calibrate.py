@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -51,13 +52,12 @@ def _collect(model: Model, task: Task, method: Calibrator, percentile: float, sa
     split = task.split("calibration")
     with tempfile.TemporaryDirectory(prefix="farthing-") as folder, quiet():
         place = str(Path(folder) / "augmented.onnx")
+        given = _copied(model, Path(folder))
         options: dict[str, Any] = {"symmetric": False, "augmented_model_path": place}
         kinds = {
-            "minmax": lambda: calibrate.MinMaxCalibrater(model.file, **options),
-            "percentile": lambda: calibrate.PercentileCalibrater(
-                model.file, percentile=percentile, **options
-            ),
-            "entropy": lambda: calibrate.EntropyCalibrater(model.file, **options),
+            "minmax": lambda: calibrate.MinMaxCalibrater(given, **options),
+            "percentile": lambda: calibrate.PercentileCalibrater(given, percentile=percentile, **options),
+            "entropy": lambda: calibrate.EntropyCalibrater(given, **options),
         }
         calibrater = kinds[method]()
         calibrater.augment_graph()
@@ -73,6 +73,13 @@ def _collect(model: Model, task: Task, method: Calibrator, percentile: float, sa
                 f"tensor {name} of {model.manifest.name} is NaN or infinite on the calibration data"
             )
     return found
+
+
+def _copied(model: Model, folder: Path) -> Path:
+    """The model's files in a directory of our own: the calibrators write others beside the one they open."""
+    for name in model.manifest.files:
+        shutil.copyfile(model.path / name, folder / name)
+    return folder / model.file.name
 
 
 def model_feeds(model: Model, task: Task, picks: Any) -> dict[str, Any]:
