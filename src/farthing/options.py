@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from farthing.config import Section
 from farthing.errors import ConfigError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Arithmetic of float operators."""
 
 
 class EngineOptions(Section, frozen=True, kw_only=True):
@@ -14,11 +18,13 @@ class EngineOptions(Section, frozen=True, kw_only=True):
     Attributes:
         threads: threads one ``run`` may use, the caller's included.
         spin: let idle threads spin: lower latency when the machine is ours, harmful when it is shared.
+        precision: arithmetic of float operators; ``float32`` is what the file says, the others trade digits for speed.
         providers: the engine's own names of devices or delegates, best first; empty means the CPU.
     """
 
     threads: int = 1
     spin: bool = False
+    precision: Precision = "float32"
     providers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -30,6 +36,7 @@ class EngineOptions(Section, frozen=True, kw_only=True):
         words = [
             f"{self.threads} thread{'s' * (self.threads > 1)}",
             *["spinning"] * self.spin,
+            *[self.precision] * (self.precision != "float32"),
             *self.providers,
         ]
         return ", ".join(words)
