@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,8 +74,15 @@ SERVICE = {"proc/self/cgroup": "0::/system.slice/door.service"}
     ids=["xeon", "laptop", "atom", "pi4", "pi5", "big.LITTLE", "apple", "none", "nonsense"],
 )
 def test_processors(
-    tmp_path: Path, cpuinfo: str, cpu: str, has: set[str], lacks: set[str], vnni: bool
+    tmp_path: Path,
+    cpuinfo: str,
+    cpu: str,
+    has: set[str],
+    lacks: set[str],
+    vnni: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64" if "Features" in cpuinfo else "x86_64")
     found = Target.detect(machine(tmp_path, cpuinfo))
     assert found.cpu == cpu
     assert has <= set(found.isa)
@@ -84,6 +92,13 @@ def test_processors(
 
 
 HERE = len(os.sched_getaffinity(0))
+
+
+def test_an_emulator_may_show_the_flags_of_what_it_runs_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert Target.detect(machine(tmp_path, XEON)).isa == ()
 
 
 @pytest.mark.skipif(HERE < 2, reason="needs two processors to cut")
@@ -177,9 +192,26 @@ def test_a_target_is_read_from_a_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("name: a", "missing required field `arch`"),
-        ("name: a\narch: b\ncors: 3", "unknown key 'cors'; did you mean 'cores'"),
-        ("name: a\narch: b\ncores: 0", "cores must be from 1, not 0"),
-        ("name: a\narch: b\nmemory_mb: -5", "memory_mb must be from 1"),
+        ("name: a\narch: aarch64\ncors: 3", "unknown key 'cors'; did you mean 'cores'"),
+        ("name: a\narch: aarch64\ncores: 0", "cores must be from 1, not 0"),
+        ("name: a\narch: aarch64\nmemory_mb: -5", "memory_mb must be from 1"),
+        ("name: a\narch: x86-64", "no architecture is called 'x86-64'; did you mean 'x86_64'"),
+        ("name: a\narch: AMD64", "no architecture is called 'AMD64'; did you mean 'x86_64'"),
+        ("name: a\narch: arm64", "no architecture is called 'arm64'; did you mean 'aarch64'"),
+        ("name: a\narch: riscv", "no architecture is called 'riscv'; did you mean 'riscv(32|64)'"),
+        ("name: a\narch: z80", "no architecture is called 'z80'; Known: .*, other, "),
+        ("name: a\narch: x86_64\nisa: [avx2, avx512vnni]", "'avx512vnni'; did you mean 'avx512_vnni'"),
+        ("name: a\narch: x86_64\nisa: [VNNI]", "'VNNI'; did you mean 'avx512_vnni'"),
+        ("name: a\narch: aarch64\nisa: [dotprod]", "'dotprod'; did you mean 'asimddp'"),
+        (
+            "name: a\narch: aarch64\nisa: [neno]",
+            "no instruction set of aarch64 is called 'neno'; did you mean 'neon'",
+        ),
+        (
+            "name: a\narch: aarch64\nisa: [avx2]",
+            "no instruction set of aarch64 is called 'avx2'; .*Known: asimd, ",
+        ),
+        ("name: a\narch: riscv64\nisa: [rvv]", "'rvv'; did you mean 'v'"),
     ],
 )
 def test_files_that_describe_no_target(tmp_path: Path, text: str, message: str) -> None:
@@ -188,6 +220,18 @@ def test_files_that_describe_no_target(tmp_path: Path, text: str, message: str) 
         Target.find(str(tmp_path / "t.yaml"))
     with pytest.raises(TargetError, match="cannot read"):
         Target.find(str(tmp_path / "absent.yaml"))
+
+
+def test_an_architecture_that_is_not_listed_has_instruction_sets_of_any_name(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("name: dsp\narch: other\nisa: [hvx]")
+    assert Target.find(str(tmp_path / "t.yaml")).isa == ("hvx",)
+
+
+def test_a_machine_that_is_not_listed_is_described_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "alpha")
+    assert Target.detect(machine(tmp_path)).arch == "other"
 
 
 @pytest.mark.parametrize(("name", "hint"), [("thsi", "did you mean 'this'"), ("raspberry", "Known: this")])
@@ -247,6 +291,24 @@ def test_the_issue_s_example() -> None:
 def test_budgets_that_make_no_sense(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Budget.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("accuracy_drop<=1", r"accuracy_drop<=1 would let top1 fall by 100 points: .* one point is 0\.01"),
+        ("accuracy_drop<=0.5", "would let top1 fall by 50 points"),
+        ("accuracy_min>=90", r"accuracy_min>=90 is more than top1 can be: .* 90 per cent is 0\.9"),
+    ],
+)
+def test_limits_in_points_are_refused_for_a_share(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Budget.parse(text).of_share("top1")
+
+
+def test_limits_that_a_share_may_have() -> None:
+    for text in ("accuracy_drop<=0.49", "accuracy_drop<=0", "accuracy_min>=1, size_mb<=90", ""):
+        assert Budget.parse(text).of_share("top1") == Budget.parse(text)
 
 
 @given(st.text(max_size=30) | st.text(st.sampled_from(list("size_mb<=>,. 01e-")), max_size=20))

@@ -14,12 +14,43 @@ from farthing.errors import ConfigError, FarthingError, TargetError, nearest
 from farthing.files import digest
 
 THIS = "this"
-_FLAGS = (
+MOST_DROP = 0.5  # whoever writes more of a share means points
+_X86 = (
+    "mmx sse sse2 pni ssse3 sse4_1 sse4_2 sse4a popcnt bmi1 bmi2 avx f16c fma avx2 gfni vaes vpclmulqdq "
+    "avx_vnni avx_ifma avx_vnni_int8 avx_vnni_int16 avx_ne_convert "
+    "avx512f avx512cd avx512er avx512pf avx512bw avx512dq avx512vl avx512ifma avx512vbmi avx512_vbmi2 "
+    "avx512_vnni avx512_bitalg avx512_vpopcntdq avx512_bf16 avx512_fp16 avx512_4vnniw avx512_4fmaps "
+    "avx512_vp2intersect amx_tile amx_int8 amx_bf16 amx_fp16 amx_complex"
+)
+_ARM = (
+    "vfp vfpv3 vfpv4 vfpd32 neon fp fphp asimd asimdhp asimdrdm asimdfhm asimddp fcma jscvt i8mm bf16 sve sve2 "
+    "svei8mm svebf16 svef32mm svef64mm sme sme2 smei8i32 smef16f32 smeb16f32 smef32f32"
+)
+_RISCV = "m a f d c v zfh zfhmin zba zbb zbs zvfh zvfhmin zvfbfmin zvfbfwma zvbb zve32x zve32f zve64x zve64f zve64d"
+OTHER = "other"
+INSTRUCTION_SETS = {  # what vector and matrix kernels are chosen by, as Linux names it; none listed: any name
+    **dict.fromkeys(("x86_64", "i686"), tuple(_X86.split())),
+    **dict.fromkeys(("aarch64", "armv8l", "armv7l", "armv7", "armv6l"), tuple(_ARM.split())),
+    **dict.fromkeys(("riscv64", "riscv32"), tuple(_RISCV.split())),
+    **dict.fromkeys(("ppc64le", "s390x", "loongarch64", "mips64", OTHER), ()),
+}
+_DETECTED = (
     "sse4_1 avx avx2 fma f16c avx512f avx512bw avx512_vnni avx_vnni avx512_bf16 amx_int8 amx_bf16 "
     "asimd asimddp i8mm bf16 sve sve2"
 ).split()
-
-
+_ALSO_CALLED = {
+    "amd64": "x86_64",
+    "x64": "x86_64",
+    "x86": "x86_64",
+    "arm64": "aarch64",
+    "armv8": "aarch64",
+    "arm": "armv7l",
+    "dotprod": "asimddp",
+    "fp16": "asimdhp",
+    "sse3": "pni",
+    "vnni": "avx512_vnni",
+    "rvv": "v",
+}
 _ARM_PARTS = {
     "c07": "Cortex-A7",
     "c0f": "Cortex-A15",
@@ -49,8 +80,9 @@ class Target(Section, frozen=True, kw_only=True):
 
     Attributes:
         name: ``this`` for the present machine, else its name.
-        arch: as ``uname -m`` says it: ``x86_64``, ``aarch64`` ...
-        isa: instruction set extensions as Linux names them: ``avx2``, ``avx512_vnni``, ``asimddp`` ...
+        arch: as ``uname -m`` says it: ``x86_64``, ``aarch64`` ...; ``other`` for one not in `INSTRUCTION_SETS`.
+        isa: instruction set extensions as Linux names them: ``avx2``, ``avx512_vnni``, ``asimddp`` ...; of
+            those in `INSTRUCTION_SETS`, or of any name where it lists none.
         cores: processors this process may use.
         memory_mb: memory this process may use, MiB.
         cpu: model name of the processor, as in ``Cortex-A72``.
@@ -72,6 +104,14 @@ class Target(Section, frozen=True, kw_only=True):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be from 1, not {number}")
+        if self.arch not in INSTRUCTION_SETS:
+            hint = nearest(_ALSO_CALLED.get(self.arch.lower(), self.arch), INSTRUCTION_SETS)
+            raise ValueError(f"no architecture is called {self.arch!r}; {hint}")
+        known = INSTRUCTION_SETS[self.arch]
+        unknown = [name for name in self.isa if known and name not in known]
+        if unknown:
+            hint = nearest(_ALSO_CALLED.get(unknown[0].lower(), unknown[0]), known)
+            raise ValueError(f"no instruction set of {self.arch} is called {unknown[0]!r}; {hint}")
 
     @property
     def digest(self) -> str:
@@ -116,10 +156,12 @@ class Target(Section, frozen=True, kw_only=True):
         cpuinfo = _text(root / "proc/cpuinfo")
         of_each = [set(line.split()) for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.M)]
         flags = set.intersection(*of_each) if of_each else set()  # a process may run on every kind of core
+        arch = platform.machine() if platform.machine() in INSTRUCTION_SETS else OTHER
+        own = flags.intersection(INSTRUCTION_SETS[arch])  # an emulator may show the flags of what it runs on
         return cls(
             name=THIS,
-            arch=platform.machine(),
-            isa=tuple(flag for flag in _FLAGS if flag in flags),
+            arch=arch,
+            isa=tuple(flag for flag in _DETECTED if flag in own),
             cores=_cores(root),
             memory_mb=_memory_mb(root),
             cpu=_cpu(cpuinfo),
@@ -220,6 +262,24 @@ class Budget(Section, frozen=True, kw_only=True):
             limit = getattr(self, name)
             if limit is not None and not (0 <= limit < float("inf")):
                 raise ValueError(f"{name} must be a number from 0, not {limit}")
+
+    def of_share(self, metric: str) -> Budget:
+        """The same budget, for a metric that is a share of 1.
+
+        Raises:
+            ConfigError: an accuracy limit that can only have been meant in points or per cent.
+        """
+        if self.accuracy_drop is not None and self.accuracy_drop >= MOST_DROP:
+            raise ConfigError(
+                f"budget accuracy_drop<={_short(self.accuracy_drop)} would let {metric} fall by "
+                f"{_short(100 * self.accuracy_drop)} points: accuracy_drop is a fraction, one point is 0.01"
+            )
+        if self.accuracy_min is not None and self.accuracy_min > 1:
+            raise ConfigError(
+                f"budget accuracy_min>={_short(self.accuracy_min)} is more than {metric} can be: "
+                "accuracy_min is a fraction, 90 per cent is 0.9"
+            )
+        return self
 
     def __str__(self) -> str:
         limits = [(name, getattr(self, name)) for name in BUDGET_NAMES]

@@ -659,6 +659,7 @@ def test_bad_input_is_refused_before_anything_is_written(
         ),
         (TaskError, "does not feed 'image'", lambda: search(cnn, text)),
         (ConfigError, "did you mean 'size_mb'", lambda: search(cnn, budget="sizemb<=1")),
+        (ConfigError, "one point is 0.01", lambda: search(cnn, budget="accuracy_drop<=1")),
         (ConfigError, "threads must be from 1", lambda: search(cnn, threads=(0,))),
         (PluginError, "no engine is called 'onnxrt'", lambda: search(cnn, engine="onnxrt")),
         (EngineError, "engine fake runs fake files", lambda: search(cnn, engine="fake")),

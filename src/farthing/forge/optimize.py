@@ -1,10 +1,10 @@
 """The main job: the best measured artefact of a model for a task, a target and a budget.
 
-Candidate 0 is the model as given. The ladder (fuse, int8 variants, dynamic, float16, users' passes) is climbed;
-each artefact is scored with the task's metric on validation data, in the engine that will run it, a few samples
-first; where int8 costs too much accuracy, its worst operators go back to float by bisection; what keeps the
-accuracy is timed against the baseline, interleaved, over thread counts; the winner is saved, opened from its
-file, scored and timed once more, and only then looked at on the test split, once, together with the baseline.
+Candidate 0 is the model as given. The ladder (fuse, int8 variants, dynamic, float16, users' passes) is climbed for
+each engine; each artefact is scored with the task's metric on validation data, in the engine that will run it, a few
+samples first; where int8 costs too much accuracy, its worst operators go back to float by bisection; what keeps the
+accuracy is timed against the baseline, interleaved, over engines and thread counts; the winner is saved, opened from
+its file, scored and timed once more, and only then looked at on the test split, once, together with the baseline.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 from msgspec.structs import replace
 
 import farthing
+from farthing import plugins
 from farthing.assets import default_cache
 from farthing.bench import Rule, Tick
 from farthing.bench.machine import Here
-from farthing.errors import ConfigError, FarthingError, StorageError, TargetError, TaskError
+from farthing.errors import ConfigError, FarthingError, StorageError, TaskError
 from farthing.forge import output
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache
@@ -29,7 +30,7 @@ from farthing.forge.candidates import Listing, Times
 from farthing.forge.climb import Artefact, Climber
 from farthing.forge.evaluate import Judge, proxy
 from farthing.forge.ladder import Rung, ladder
-from farthing.forge.runtime import Runtime
+from farthing.forge.runtime import find_runtimes
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
 from farthing.measure import Figures, Interval, compare, violations
@@ -53,7 +54,7 @@ def optimize(
     budget: Budget | str = f"accuracy_drop<={DEFAULT_DROP}",
     out: Path | str = "optimized",
     *,
-    engine: str = "onnxruntime",
+    engines: Sequence[str] = (),
     threads: Sequence[int] = (),
     allow_slower: bool = False,
     cache: Path | None = None,
@@ -69,7 +70,8 @@ def optimize(
         target: the device; on another one than ``this`` machine only accuracy and size are held to the budget.
         budget: limits; without one on accuracy, ``accuracy_drop<=0.01`` is added.
         out: output directory: absent, empty or an earlier result, which is replaced once all is done.
-        engine: what runs the candidates.
+        engines: what may run the candidates; every engine that is installed and fits the target if empty. The first
+            that opens the model as given runs the baseline.
         threads: thread counts to try; 1 and all cores if empty.
         allow_slower: let a slower model win if the budget asks for it (for size, say).
         cache: directory for results of passes and measurements; ``~/.cache/farthing`` if None.
@@ -84,7 +86,7 @@ def optimize(
         FarthingError: bad input (see `farthing.errors`); nothing is left half-written.
     """
     search = _Search(
-        model, task, target, budget, engine, threads, allow_slower, cache, measure_again, listener
+        model, task, target, budget, engines, threads, allow_slower, cache, measure_again, listener
     )
     with output.claimed(Path(out)) as directory:
         winner, recipe, summary = search.run(command)
@@ -96,6 +98,8 @@ def _with_accuracy(budget: Budget, task: Task) -> Budget:
     metric = task.metric
     if budget.accuracy_min is not None and not metric.higher_is_better:
         raise ConfigError(f"metric {metric.name} is better when lower: limit accuracy_drop, not accuracy_min")
+    if metric.higher_is_better and metric.name in plugins.BUILTIN["metric"]:  # ours are shares, but for errors
+        budget.of_share(metric.name)
     if budget.accuracy_drop is None and budget.accuracy_min is None:
         return replace(budget, accuracy_drop=DEFAULT_DROP)
     return budget
@@ -110,6 +114,22 @@ def _check_task(task: Task, model: Model) -> None:
         )
 
 
+def _engine(lap: Lap) -> str:
+    return lap.variant.runtime.engine
+
+
+def _fastest(laps: Sequence[Lap]) -> Lap:
+    return min(laps, key=lambda lap: lap.measurement.p50_ms)
+
+
+def _fastest_of_each_engine(laps: Sequence[Lap], exact: set[Variant]) -> set[Variant]:
+    """The fastest float32 variant of every engine."""
+    floats = [lap for lap in laps if lap.variant in exact]
+    return {
+        _fastest([lap for lap in floats if _engine(lap) == engine]).variant for engine in map(_engine, floats)
+    }
+
+
 class _Search:
     def __init__(
         self,
@@ -117,7 +137,7 @@ class _Search:
         task: Task,
         target: Target | str,
         budget: Budget | str,
-        engine: str,
+        engines: Sequence[str],
         threads: Sequence[int],
         allow_slower: bool,
         cache: Path | None,
@@ -126,10 +146,6 @@ class _Search:
     ) -> None:
         self.model, self.task, self.listener = model, task, listener
         self.target = Target.find(target) if isinstance(target, str) else target
-        if self.target.engines and engine not in self.target.engines:
-            raise TargetError(
-                f"target {self.target.name} runs {', '.join(self.target.engines)}, not {engine}"
-            )
         self.machine = Here()
         here = replace(self.target, name=THIS, engines=(), dtypes=()) == self.machine.target
         self.budget = _with_accuracy(Budget.parse(budget) if isinstance(budget, str) else budget, task)
@@ -137,12 +153,14 @@ class _Search:
         self.threads = tuple(make_options(count).threads for count in counts)
         self.allow_slower = allow_slower or not here
         _check_task(task, model)
-        self.runtime = Runtime.of(model, engine, self.machine)
+        self.runtime, self.runtimes = find_runtimes(model, engines, self.target, self.machine)
         self.cache = Cache(cache or default_cache())
         self.judge = Judge(task, model, self.runtime, self.machine, self.cache)
         self.clock = Clock(task, self.machine, self.cache, measure_again)
-        self.climber = Climber(model, task, self.target, self.budget, self.cache, self.judge, listener)
-        self.listing = Listing(self.budget, self.runtime, self.clock, self.allow_slower, here, FINAL)
+        self.climber = Climber(
+            model, task, self.target, self.budget, self.cache, self.judge, self.runtimes, listener
+        )
+        self.listing = Listing(self.budget, self.clock, self.allow_slower, here, FINAL)
         self.notes: list[str] = []
         if not here:
             self.notes.append(
@@ -155,15 +173,16 @@ class _Search:
         self.cache.sweep()
         self._say("baseline", f"scoring {self.model.manifest.name} as it is")
         score = self.judge.score(self.model, "validation")
-        base = Artefact(Rung("baseline"), model=self.model, score=score)
+        rung = Rung("baseline", self.runtime.engine, exact=True)
+        base = Artefact(rung, self.runtime, model=self.model, score=score)
         if problem := accuracy_refusal(score, self.budget, self.task.metric):
             problem = problem.removeprefix("rejected: ")
             self.notes.append(f"The model as given misses accuracy_min itself ({problem}).")
-        made = self.climber.climb(ladder(self.model))
+        made = self.climber.climb(ladder(self.model, [*self.runtimes]))
         made += self.climber.give_back(made)
         fit = [artefact for artefact in made if not artefact.refusal]
         self.listing.fill(base, made, self._times(base, fit), self.listener)
-        artefact, candidate = self._pick({a.model.digest: a for a in [base, *made] if a.model})
+        artefact, candidate = self._pick([base, *made])
         artefact, candidate, test = self._tested(base, artefact, candidate)
         return self._conclude(artefact, candidate, test, command, time.perf_counter() - start)
 
@@ -172,8 +191,9 @@ class _Search:
     def _times(self, base: Artefact, fit: list[Artefact]) -> Times:
         """Everything sprints; what is not clearly slower races again for longer, alone and in batches."""
         bases, rivals = self._variants([base]), self._variants(fit)
+        exact = {variant for variant, _ in self._variants([a for a in [base, *fit] if a.rung.exact])}
         sprint = self.clock.race(bases, rivals, "single_stream", SPRINT, self._ticker("race", "first timing"))
-        chosen = self._finalists(sprint[len(bases) :], rivals)
+        chosen = self._finalists(sprint[len(bases) :], rivals) | _fastest_of_each_engine(sprint, exact)
         finalists = [(variant, model) for variant, model in rivals if variant in chosen]
         final = self.clock.race(
             bases, finalists, "single_stream", FINAL, self._ticker("final", "final timing")
@@ -182,10 +202,17 @@ class _Search:
             bases, finalists, "offline", SPRINT, self._ticker("final", "timing batches")
         )
         raced = {lap.variant for lap in final}
+        floats = [lap for lap in final if lap.variant in exact]
         return Times(
             laps=[*final, *(lap for lap in sprint if lap.variant not in raced)],
             offline={lap.variant: lap for lap in offline},
             finalists=raced,
+            over_float={lap.variant: lap.over(_fastest(floats)) for lap in final},
+            over_engine={
+                lap.variant: lap.over(_fastest(own))
+                for lap in final
+                if (own := [other for other in floats if _engine(other) == _engine(lap)])
+            },
         )
 
     def _finalists(self, laps: Sequence[Lap], rivals: Sequence[tuple[Variant, Model]]) -> set[Variant]:
@@ -201,32 +228,28 @@ class _Search:
 
     def _variants(self, artefacts: Sequence[Artefact]) -> list[tuple[Variant, Model]]:
         return [
-            (Variant(model=artefact.model.digest, runtime=self.runtime.threads(count)), artefact.model)
+            (Variant(model=artefact.model.digest, runtime=artefact.runtime.threads(count)), artefact.model)
             for artefact in artefacts
             if artefact.model
             for count in self.threads
         ]
 
-    def _variant(self, candidate: Candidate) -> Variant:
-        return Variant(model=candidate.model, runtime=replace(self.runtime, options=candidate.options))
-
     # Choosing ---------------------------------------------------------------------------------------------------
 
-    def _pick(self, artefacts: dict[str, Artefact]) -> tuple[Artefact, Candidate]:
+    def _pick(self, artefacts: Sequence[Artefact]) -> tuple[Artefact, Candidate]:
         """The best candidate that a second look confirms, or the baseline."""
         seen: set[int] = set()
         while (best := self.listing.best()).status != "baseline":
-            refusal, p90_ms = (
-                ("", None) if best.number in seen else self._recheck(artefacts[best.model], best)
-            )
+            artefact = next(artefact for artefact in artefacts if artefact.made(best))
+            refusal, p90_ms = ("", None) if best.number in seen else self._recheck(artefact, best)
             if refusal:
                 self.listing.settle(best, refusal)
             elif p90_ms is not None:
                 seen.add(best.number)
                 self.listing.timed_again(best, p90_ms)
             else:
-                return artefacts[best.model], self.listing.settle(best)
-        return artefacts[best.model], best
+                return artefact, self.listing.settle(best)
+        return artefacts[0], best
 
     def _recheck(self, artefact: Artefact, candidate: Candidate) -> tuple[str, float | None]:
         """Open the artefact from its file, score and time it once more.
@@ -239,9 +262,10 @@ class _Search:
         self._say("final", f"re-checking {candidate.name} from its file")
         few = proxy(self.task)
         try:
-            before = self.judge.score(artefact.model, "validation", few).accuracy.value
+            before = self.judge.score(artefact.model, "validation", few, artefact.runtime).accuracy.value
             reopened = Model.open(artefact.model.path)
-            fresh = self.judge.score(reopened, "validation", few, again=True).accuracy.value
+            again = self.judge.score(reopened, "validation", few, artefact.runtime, again=True)
+            fresh = again.accuracy.value
         except StorageError:
             raise
         except FarthingError as error:
@@ -249,9 +273,11 @@ class _Search:
         if fresh != before:
             return f"rejected: scored {before:.4f}, and {fresh:.4f} when opened again", None
         base = self.listing.candidates[0]
+        first = Variant(model=base.model, runtime=replace(self.runtime, options=base.options))
+        own = Variant(model=candidate.model, runtime=replace(artefact.runtime, options=candidate.options))
         laps = self.clock.race(
-            [(self._variant(base), self.model)],
-            [(self._variant(candidate), reopened)],
+            [(first, self.model)],
+            [(own, reopened)],
             "single_stream",
             replace(FINAL, warmup=FINAL.warmup + 1),  # another key in the cache: a second measurement
             self._ticker("final", "timing the winner again"),
@@ -267,7 +293,7 @@ class _Search:
         self, base: Artefact, won: Artefact, candidate: Candidate
     ) -> tuple[Artefact, Candidate, TestScores | None]:
         """The winner's test scores; a winner that they refute gives way to a baseline that keeps the budget."""
-        test = self._test(won.model or self.model)
+        test = self._test(won)
         refuted = self._broken_on_test(test)
         first = self.listing.candidates[0]
         if (
@@ -318,14 +344,15 @@ class _Search:
         self._say("done", summary.sentence)
         return model, recipe, summary
 
-    def _test(self, winner: Model) -> TestScores | None:
+    def _test(self, won: Artefact) -> TestScores | None:
         if "test" not in self.task.splits:
             self.notes.append(
                 "The task has no test split: the accuracy is that of the validation split the search looked at."
             )
             return None
         self._say("final", "scoring baseline and winner on the test split, once")
-        base, score = self.judge.score(self.model, "test"), self.judge.score(winner, "test")
+        base = self.judge.score(self.model, "test")
+        score = self.judge.score(won.model or self.model, "test", runtime=won.runtime)
         return TestScores(
             baseline=base.accuracy, winner=score.accuracy, drop=score.drop, samples=score.samples
         )
@@ -365,7 +392,7 @@ class _Search:
             options=candidate.options,
             budget=self.budget,
             artefact=candidate.model,
-            versions={**found, self.runtime.engine: self.runtime.version},
+            versions={**found, won.runtime.engine: won.runtime.version},
         )
 
     # Speaking ---------------------------------------------------------------------------------------------------
