@@ -89,6 +89,8 @@ class Candidate(Section, frozen=True, kw_only=True):
         figures: what the budget is held against; ``latency_ms`` is p90, single stream, batch 1.
         accuracy, drop: the metric on validation, and what it lost against the baseline, with intervals.
         speedup: best baseline's p50 / its p50, interleaved, single stream; ``offline_speedup`` in batches.
+        over_float: p50 of the fastest float32 candidate of any engine / its p50, interleaved, single stream;
+            ``over_engine`` the same with the fastest of its own engine. Of finalists only.
         measurements: what the figures come from, by scenario.
         status, verdict: how it ended, and why in a few words.
     """
@@ -105,6 +107,8 @@ class Candidate(Section, frozen=True, kw_only=True):
     drop: Interval | None = None
     speedup: Interval | None = None
     offline_speedup: Interval | None = None
+    over_float: Interval | None = None
+    over_engine: Interval | None = None
     measurements: dict[str, Measurement] = {}
     status: Status = "rejected"
     verdict: str = ""

@@ -19,12 +19,12 @@ from farthing.config import read
 from farthing.engines.base import open_engine
 from farthing.errors import (
     ConfigError,
-    EngineError,
     ModelError,
     PluginError,
     StorageError,
     TargetError,
     TaskError,
+    UnsupportedError,
 )
 from farthing.files import file_digest
 from farthing.forge import graph, output
@@ -661,8 +661,12 @@ def test_bad_input_is_refused_before_anything_is_written(
         (ConfigError, "did you mean 'size_mb'", lambda: search(cnn, budget="sizemb<=1")),
         (ConfigError, "one point is 0.01", lambda: search(cnn, budget="accuracy_drop<=1")),
         (ConfigError, "threads must be from 1", lambda: search(cnn, threads=(0,))),
-        (PluginError, "no engine is called 'onnxrt'", lambda: search(cnn, engine="onnxrt")),
-        (EngineError, "engine fake runs fake files", lambda: search(cnn, engine="fake")),
+        (PluginError, "no engine is called 'onnxrt'", lambda: search(cnn, engines=["onnxrt"])),
+        (
+            UnsupportedError,
+            "engine fake runs fake: nothing makes that",
+            lambda: search(cnn, engines=["fake"]),
+        ),
         (TargetError, "no target is called 'thin'; did you mean 'this'", lambda: search(cnn, target="thin")),
         (
             TargetError,
@@ -672,7 +676,7 @@ def test_bad_input_is_refused_before_anything_is_written(
         (
             ModelError,
             "fake is fake: the search works on ONNX models",
-            lambda: search(fake, Task("r", {"train": rows, "validation": rows}, "error"), engine="fake"),
+            lambda: search(fake, Task("r", {"train": rows, "validation": rows}, "error"), engines=["fake"]),
         ),
     ):
         with pytest.raises(error, match=message):

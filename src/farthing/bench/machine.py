@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from farthing import plugins
 from farthing.bench.memory import peak_memory
 from farthing.bench.racing import Rule, Tick, Timed, metered, race
 from farthing.engines.base import Engine, Tensors, open_engine
@@ -36,6 +37,15 @@ class Machine(Protocol):
     def description(self) -> str: ...
     @property
     def meter(self) -> str: ...
+
+    def version(self, engine: str) -> str:
+        """The version of an engine's runtime there.
+
+        Raises:
+            NotInstalled: that machine does not have it.
+            PluginError: no engine of that name.
+        """
+        ...
 
     def load(self, model: Model, engine: str, options: EngineOptions) -> tuple[Engine, float]:
         """The model in an engine of that machine, and the milliseconds it took to load.
@@ -87,6 +97,10 @@ class Here:
     @property
     def meter(self) -> str:
         return self._meter.source if self._meter else ""
+
+    def version(self, engine: str) -> str:
+        """See `Machine.version`."""
+        return str(plugins.get("engine", engine).installed())
 
     def load(self, model: Model, engine: str, options: EngineOptions) -> tuple[Engine, float]:
         """See `Machine.load`."""

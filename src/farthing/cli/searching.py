@@ -72,7 +72,7 @@ def optimize(parsed: argparse.Namespace) -> int:
             parsed.target,
             parsed.budget,
             Path(parsed.out),
-            engine=parsed.engine,
+            engines=tuple(filter(None, parsed.engine.split(","))),
             threads=_counts(parsed.threads),
             allow_slower=parsed.allow_slower,
             cache=options.cache_directory(),

@@ -51,6 +51,15 @@ class Engine(Protocol):
     @property
     def version(self) -> str: ...
 
+    @classmethod
+    def installed(cls) -> str:
+        """The version of the runtime.
+
+        Raises:
+            NotInstalled: its package is missing; the message names the extra.
+        """
+        ...
+
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Compute the outputs for one feed; batched where ``batch_axis`` is set.
 

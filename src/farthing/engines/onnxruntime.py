@@ -69,6 +69,11 @@ class OnnxRuntimeEngine:
         self._turn = threading.Lock()
         self._failure = _failures(ort)
 
+    @classmethod
+    def installed(cls) -> str:
+        """See `Engine.installed`."""
+        return str(runtime().__version__)
+
     @property
     def stateful(self) -> bool:
         return bool(self._state_inputs)

@@ -11,10 +11,9 @@ from farthing.bench import Rule
 from farthing.errors import MeasurementError
 from farthing.forge import graph
 from farthing.forge.climb import Artefact
-from farthing.forge.runtime import Runtime
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import choose, gains, harmless, speed_words
-from farthing.measure import Figures, compare, violations
+from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model
 from farthing.recipe import Candidate, Listener, Progress
 from farthing.target import Budget
@@ -29,23 +28,28 @@ class Times:
     Attributes:
         laps: the longest race of each variant, baselines first.
         offline: the same in batches, of finalists and baselines.
-        finalists: who raced longest, baselines among them.
+        finalists: who raced longest, baselines and the fastest float32 variant of each engine among them.
+        over_float, over_engine: finalists against the fastest float32 variants, see `farthing.recipe.Candidate`.
     """
 
     laps: list[Lap] = field(default_factory=list)
     offline: dict[Variant, Lap] = field(default_factory=dict)
     finalists: set[Variant] = field(default_factory=set)
+    over_float: dict[Variant, Interval] = field(default_factory=dict)
+    over_engine: dict[Variant, Interval] = field(default_factory=dict)
 
     def of(self, artefact: Artefact) -> list[Lap]:
         """The laps of an artefact."""
-        return [lap for lap in self.laps if artefact.model and lap.variant.model == artefact.model.digest]
+        if artefact.model is None:
+            return []
+        mine = Variant(model=artefact.model.digest, runtime=artefact.runtime)
+        return [lap for lap in self.laps if lap.variant.with_threads(1) == mine]
 
 
 class Listing:
     """The candidates of one search.
 
     Args:
-        runtime: of what was not timed.
         allow_slower: a slower candidate is not rejected for it.
         here: whether the target is this machine, so that what is measured here counts for the budget.
         energy_rule: how long to measure energy, if the budget limits it.
@@ -54,14 +58,12 @@ class Listing:
     def __init__(
         self,
         budget: Budget,
-        runtime: Runtime,
         clock: Clock,
         allow_slower: bool,
         here: bool,
         energy_rule: Rule,
     ) -> None:
         self._budget = budget
-        self._runtime = runtime
         self._clock = clock
         self._allow_slower = allow_slower
         self._here = here
@@ -83,7 +85,7 @@ class Listing:
         is_base = artefact.rung.name == "baseline"
         finalist = lap is not None and lap.variant in times.finalists
         offline = times.offline.get(lap.variant) if lap else None
-        runtime = lap.variant.runtime if lap else self._runtime
+        runtime = lap.variant.runtime if lap else artefact.runtime
         candidate = Candidate(
             name=artefact.rung.name,
             number=len(self.candidates),
@@ -97,6 +99,8 @@ class Listing:
             drop=artefact.score.drop if artefact.score else None,
             speedup=lap.speedup if lap else None,
             offline_speedup=offline.speedup if offline else None,
+            over_float=times.over_float.get(lap.variant) if lap else None,
+            over_engine=times.over_engine.get(lap.variant) if lap else None,
             measurements={
                 **({"single_stream": lap.measurement} if lap else {}),
                 **({"offline": offline.measurement} if offline else {}),

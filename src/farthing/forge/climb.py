@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from farthing.config import convert
 from farthing.errors import FarthingError, StorageError
@@ -11,15 +13,14 @@ from farthing.forge import exclude
 from farthing.forge.apply import apply, read_by, versions
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.evaluate import Judge, Score, proxy
-from farthing.forge.ladder import Rung, with_exclusions
+from farthing.forge.ladder import STATIC, Rung, with_exclusions
 from farthing.forge.quantize.static import StaticInt8
+from farthing.forge.runtime import Runtime
 from farthing.forge.verdict import accuracy_refusal, hopeless, points
 from farthing.model import Model
-from farthing.recipe import Listener, Progress, Step
+from farthing.recipe import Candidate, Listener, Progress, Step
 from farthing.target import Budget, Target
 from farthing.task import Task
-
-STATIC = "quantize.static.v1"
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Artefact:
     """A rung that was climbed.
 
     Attributes:
-        rung: its name and steps.
+        rung: its name, engine and steps.
+        runtime: what runs it, with one thread.
         steps: the same with their options resolved.
         model: what they made, None if they failed.
         score: its score on validation, on a few samples if those already rule it out.
@@ -36,11 +38,19 @@ class Artefact:
     """
 
     rung: Rung
+    runtime: Runtime
     steps: tuple[Step, ...] = ()
     model: Model | None = None
     score: Score | None = None
     refusal: str = ""
     failed: bool = False
+
+    def made(self, candidate: Candidate) -> bool:
+        """Whether a candidate is this artefact, with any number of threads."""
+        if self.model is None or self.model.digest != candidate.model:
+            return False
+        options = replace(candidate.options, threads=self.runtime.options.threads)
+        return (candidate.engine, options) == (self.runtime.engine, self.runtime.options)
 
 
 class Climber:
@@ -48,6 +58,7 @@ class Climber:
 
     Args:
         model: candidate 0.
+        runtimes: what runs a rung, by the name of its engine.
         listener: hears of each rung, stage ``passes``.
     """
 
@@ -59,6 +70,7 @@ class Climber:
         budget: Budget,
         cache: Cache,
         judge: Judge,
+        runtimes: Mapping[str, Runtime],
         listener: Listener,
     ) -> None:
         self._model = model
@@ -67,6 +79,7 @@ class Climber:
         self._budget = budget
         self._cache = cache
         self._judge = judge
+        self._runtimes = runtimes
         self._listener = listener
         self.notes: list[str] = []
 
@@ -80,8 +93,14 @@ class Climber:
         return made
 
     def give_back(self, made: Sequence[Artefact]) -> list[Artefact]:
-        """If every int8 artefact loses too much: the fewest worst operators of the best one go back to float."""
-        int8 = [a for a in made if a.model and a.score and any(step.use == STATIC for step in a.steps)]
+        """Where all int8 artefacts of an engine lose too much: the fewest worst operators of the best go back to float."""
+        found: list[Artefact] = []
+        for engine in self._runtimes:
+            int8 = [a for a in made if a.rung.engine == engine and any(s.use == STATIC for s in a.steps)]
+            found += self._with_floats([a for a in int8 if a.model and a.score], [*made, *found])
+        return found
+
+    def _with_floats(self, int8: Sequence[Artefact], made: Sequence[Artefact]) -> list[Artefact]:
         if not int8 or any(not artefact.refusal for artefact in int8):
             return []
         best = min(int8, key=lambda a: a.score.drop.value if a.score else 0.0)
@@ -97,16 +116,15 @@ class Climber:
         return self._bisect(best.rung, worst, made)
 
     def _make(self, rung: Rung, earlier: Sequence[Artefact]) -> Artefact:
-        artefact = Artefact(rung)
+        artefact = Artefact(rung, self._runtimes[rung.engine].computing(rung.precision))
         try:
             artefact.model, artefact.steps = self._apply(rung.steps)
-            content = artefact.model.manifest.files
-            twin = next((a for a in earlier if a.model and a.model.manifest.files == content), None)
+            twin = next((other for other in earlier if _same(artefact, other)), None)
             if twin:
                 artefact.refusal = f"rejected: the same file as {twin.rung.name}"
                 artefact.score = twin.score
             else:
-                artefact.score, artefact.refusal = self._judged(artefact.model)
+                artefact.score, artefact.refusal = self._judged(artefact.model, artefact.runtime)
         except StorageError:
             raise
         except FarthingError as error:
@@ -116,14 +134,14 @@ class Climber:
     def _apply(self, steps: Sequence[Step]) -> tuple[Model, tuple[Step, ...]]:
         return apply(steps, self._model, self._target, self._task, self._cache)
 
-    def _judged(self, model: Model) -> tuple[Score, str]:
+    def _judged(self, model: Model, runtime: Runtime) -> tuple[Score, str]:
         """A few samples first; the whole validation split only for what they do not rule out."""
         if few := proxy(self._task):
-            score = self._judge.score(model, "validation", few)
+            score = self._judge.score(model, "validation", few, runtime)
             if hopeless(score, self._budget):
                 refusal = accuracy_refusal(score, self._budget, self._task.metric)
                 return score, f"{refusal}, on {few} samples"
-        score = self._judge.score(model, "validation")
+        score = self._judge.score(model, "validation", runtime=runtime)
         return score, accuracy_refusal(score, self._budget, self._task.metric)
 
     def _ranked(self, best: Artefact) -> list[str]:
@@ -163,3 +181,10 @@ class Climber:
 
     def _say(self, text: str, done: int = 0, total: int = 0) -> None:
         self._listener(Progress(stage="passes", text=text, done=done, total=total))
+
+
+def _same(one: Artefact, other: Artefact) -> bool:
+    """Whether two artefacts are the same files, run by the same engine in the same way."""
+    if one.model is None or other.model is None or one.runtime != other.runtime:
+        return False
+    return one.model.manifest.files == other.model.manifest.files

@@ -98,7 +98,9 @@ def _with_accuracy(budget: Budget, task: Task) -> Budget:
     metric = task.metric
     if budget.accuracy_min is not None and not metric.higher_is_better:
         raise ConfigError(f"metric {metric.name} is better when lower: limit accuracy_drop, not accuracy_min")
-    if metric.higher_is_better and metric.name in plugins.BUILTIN["metric"]:  # ours are shares, but for errors
+    if (
+        metric.higher_is_better and metric.name in plugins.BUILTIN["metric"]
+    ):  # ours are shares, but for errors
         budget.of_share(metric.name)
     if budget.accuracy_drop is None and budget.accuracy_min is None:
         return replace(budget, accuracy_drop=DEFAULT_DROP)

@@ -24,13 +24,27 @@ class Variant(Section, frozen=True, kw_only=True):
     model: str
     runtime: Runtime
 
+    def with_threads(self, count: int) -> Variant:
+        """The same with so many threads."""
+        return Variant(model=self.model, runtime=self.runtime.threads(count))
+
 
 class Lap(Section, frozen=True, kw_only=True):
-    """A variant's figures in a race, and how many times faster than the best baseline variant it is."""
+    """A variant's figures in a race.
+
+    Attributes:
+        speedup: how many times faster it is than the fastest baseline of the same race.
+        rounds: its median time in each round, seconds.
+    """
 
     variant: Variant
     measurement: Measurement
     speedup: Interval
+    rounds: tuple[float, ...]
+
+    def over(self, slower: Lap) -> Interval:
+        """How many times faster this is than another of the same race."""
+        return ratio_of_medians(np.column_stack([slower.rounds, self.rounds]))
 
 
 class Energy(Section, frozen=True, kw_only=True):
@@ -102,7 +116,9 @@ class Clock:
                 )
                 pairs = np.column_stack([timed[best].rounds, times.rounds])
                 measured = measured.merged(load_ms=load, prepare_ms=prepare)
-                laps.append(Lap(variant=variant, measurement=measured, speedup=ratio_of_medians(pairs)))
+                speedup = ratio_of_medians(pairs)
+                rounds = tuple(times.rounds)
+                laps.append(Lap(variant=variant, measurement=measured, speedup=speedup, rounds=rounds))
         return laps
 
     def memory(self, variant: Variant, model: Model) -> tuple[float, float]:
