@@ -9,6 +9,7 @@
     │   └── ConversionError            the converted model does not compute what its source computes
     ├── TaskError                      data set or metric unusable: empty, NaN, labels out of range, wrong shapes
     ├── TargetError                    no target of that name, or one that cannot be used
+    │   └── LinkError                  the connection to a target could not be made, or broke
     ├── EngineError                    an engine could not load or run a model
     │   └── FeedError                  tensors given to run() do not fit the model's inputs
     ├── AssetError                     a file out of a package could not be fetched, or is not the pinned one
@@ -32,6 +33,7 @@ __all__ = [
     "EngineError",
     "FarthingError",
     "FeedError",
+    "LinkError",
     "MeasurementError",
     "ModelError",
     "NotInstalled",
@@ -42,6 +44,7 @@ __all__ = [
     "UnsupportedError",
     "nearest",
     "require",
+    "suggestion",
 ]
 
 
@@ -81,6 +84,10 @@ class TargetError(FarthingError):
     """No target of that name, or one that cannot be used."""
 
 
+class LinkError(TargetError):
+    """The connection to a target could not be made, or broke; the same request may succeed later."""
+
+
 class EngineError(FarthingError):
     """An engine could not load or run a model."""
 
@@ -108,9 +115,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "did you mean 'accuracy_drop'? Known: accuracy_drop, size_mb"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(names) or 'none'}"
+    meant = suggestion(name, names)
+    return f"{meant}{' ' if meant else ''}Known: {', '.join(names) or 'none'}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The nearest right name alone, where all of them are too many to list; empty if none is near.
+
+    >>> suggestion("tsaks", ["json", "tasks"])
+    "did you mean 'tasks'?"
+    """
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def require(module: str, extra: str) -> ModuleType:
