@@ -184,3 +184,26 @@ def test_inner_graphs_and_outputs_that_nothing_quantized_reaches(
     )
     ranking = exclude.ranked(make_model(proto, outputs=("logits", "mean")), StaticInt8(), VNNI, digits_task)
     assert sorted(ranking) == ["one", "two"]
+
+
+def test_a_net_that_passes_on_lists_is_not_ranked(
+    make_model: Callable[..., Model], digits_task: Task
+) -> None:
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("SequenceConstruct", ["flat"], ["list"]),
+        helper.make_node("MatMul", ["flat", "w"], ["product"]),
+        helper.make_node("SequenceInsert", ["list", "product"], ["longer"]),
+        helper.make_node("SequenceAt", ["longer", "one"], ["logits"]),
+    ]
+    w = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    stored = [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.array(1), "one")]
+    value = helper.make_tensor_value_info
+    image, logits = value("image", 1, ["batch", 1, 8, 8]), value("logits", 1, ["batch", 10])
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", [image], [logits], stored),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    with pytest.raises(UnsupportedError, match=r"passes on what is no tensor \(list\)"):
+        exclude.ranked(make_model(proto), StaticInt8(), VNNI, digits_task)

@@ -12,7 +12,7 @@ from onnx import helper
 
 from farthing import bench
 from farthing.bench import Tick
-from farthing.errors import PluginError
+from farthing.errors import PluginError, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.apply import guarded
 from farthing.forge.quantize.calibrate import model_feeds
@@ -54,7 +54,12 @@ def ranked(
     names = [name for name in twins.quantized() if name not in quantize.exclude]
     count = min(SAMPLES, len(task.split("calibration")))
     feeds = model_feeds(model, task, np.arange(bench.batch_size(model.manifest, count)) % count)
-    known = {**feeds, **graph.run(source, feeds, twins.between(names))}
+    between = twins.between(names)
+    known = {**feeds, **graph.run(source, feeds, between)}
+    if lost := set(between) - set(known):
+        raise UnsupportedError(
+            f"{model.manifest.name} passes on what is no tensor ({', '.join(sorted(lost))})"
+        )
     harm: dict[str, float] = {}
     for number, name in enumerate(names):
         harm[name] = _harm(twins.alone(name, known), known)
