@@ -18,7 +18,7 @@ from farthing.target import BUDGET_NAMES, Budget
 
 Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "same", "cannot tell"]
-Scenario = Literal["single_stream", "offline"]
+Scenario = Literal["single_stream", "multi_stream", "server", "offline"]
 
 
 class Interval(Section, frozen=True, kw_only=True):
@@ -40,12 +40,14 @@ class Measurement(Section, frozen=True, kw_only=True):
         engine, engine_version, options: what ran it, and how.
         machine: description of the machine.
         scenario: MLPerf scenario (https://github.com/mlcommons/inference): ``single_stream`` feeds one sample
-            at a time, ``offline`` feeds batches as fast as they are taken.
-        batch: samples per call.
+            at a time, ``multi_stream`` a query of several, ``server`` single ones that arrive at random and wait their
+            turn, ``offline`` feeds batches as fast as they are taken.
+        batch: samples per call, or per query.
         runs: timed calls; ``seconds`` they took together.
-        p50_ms, p90_ms, p99_ms: latency of one call, milliseconds, engine only.
+        p50_ms, p90_ms, p99_ms: latency of one call, or of one query with its waiting, milliseconds, engine only.
         p90_bound_ms: upper 95 % confidence bound of p90; None if there were too few calls for one.
         throughput: samples per second.
+        offered: queries per second that were offered, ``server`` only; ``workers`` answered them.
         load_ms: time to load the model.
         prepare_ms: time to preprocess one sample, beside the latency, not in it.
         peak_memory_mb: peak resident memory of a process that loads and runs the model, MB of 10^6 bytes;
@@ -71,6 +73,8 @@ class Measurement(Section, frozen=True, kw_only=True):
     p99_ms: float
     p90_bound_ms: float | None = None
     throughput: float
+    offered: float | None = None
+    workers: int = 1
     load_ms: float | None = None
     prepare_ms: float | None = None
     peak_memory_mb: float | None = None

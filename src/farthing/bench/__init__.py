@@ -11,17 +11,32 @@ from farthing.bench.feeding import (
     random_array,
     sample_feeds,
 )
-from farthing.bench.measuring import bench, evaluate, prepare_ms, summarise
+from farthing.bench.measuring import (
+    Compared,
+    bench,
+    bench_server,
+    compare_engines,
+    evaluate,
+    prepare_ms,
+    query,
+    summarise,
+)
 from farthing.bench.memory import peak_memory
 from farthing.bench.racing import Rule, Tick, Timed, metered, race
+from farthing.bench.server import Served, capacity, serve
 
 __all__ = [
     "OFFLINE_BATCH",
+    "Compared",
     "Rule",
+    "Served",
     "Tick",
     "Timed",
     "batch_size",
     "bench",
+    "bench_server",
+    "capacity",
+    "compare_engines",
     "evaluate",
     "feeds",
     "metered",
@@ -29,8 +44,10 @@ __all__ = [
     "padded_to_batch",
     "peak_memory",
     "prepare_ms",
+    "query",
     "race",
     "random_array",
     "sample_feeds",
+    "serve",
     "summarise",
 ]

@@ -11,6 +11,7 @@ from typing import Protocol
 from farthing import plugins
 from farthing.bench.memory import peak_memory
 from farthing.bench.racing import Rule, Tick, Timed, metered, race
+from farthing.bench.server import Served, serve
 from farthing.engines.base import Engine, Tensors, open_engine
 from farthing.measure import machine_name
 from farthing.meter import Rapl, find_meter, temperature
@@ -65,6 +66,12 @@ class Machine(Protocol):
         """Time one engine, and the energy of one sample, as `farthing.bench.metered`."""
         ...
 
+    def serve(
+        self, entrant: Entrant, rate: float, rule: Rule, workers: int = 1, tick: Tick | None = None
+    ) -> Served:
+        """Answer queries that arrive at random, as `farthing.bench.serve`."""
+        ...
+
     def peak_memory(self, model: Model, engine: str, options: EngineOptions) -> tuple[float, float]:
         """Peak memory of a process there, as `farthing.bench.peak_memory`."""
         ...
@@ -117,6 +124,12 @@ class Here:
     ) -> tuple[Timed, float | None]:
         """See `Machine.metered`."""
         return metered(*entrant, batch, rule, self._meter, tick)
+
+    def serve(
+        self, entrant: Entrant, rate: float, rule: Rule, workers: int = 1, tick: Tick | None = None
+    ) -> Served:
+        """See `Machine.serve`."""
+        return serve(*entrant, rate, rule, workers, tick)
 
     def peak_memory(self, model: Model, engine: str, options: EngineOptions) -> tuple[float, float]:
         """See `Machine.peak_memory`."""

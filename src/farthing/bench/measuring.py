@@ -1,34 +1,46 @@
 """Measure a model on this machine: accuracy, latency, throughput, memory, energy.
 
 Scenarios follow MLPerf Inference (Reddi et al., 2019, https://arxiv.org/abs/1911.02549): ``single_stream``
-sends the next sample when the last is answered and reports p90; ``offline`` sends batches and reports samples
-a second.
+sends the next sample when the last is answered and reports p90; ``multi_stream`` does so with queries of eight samples
+and reports p99; ``server`` lets samples arrive at random (Poisson) and reports p99 with the waiting; ``offline`` sends
+batches and reports samples a second.
 """
 
 from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
+from msgspec.structs import replace
 
 from farthing.bench.feeding import OFFLINE_BATCH, batch_size, feeds, outputs, sample_feeds
 from farthing.bench.machine import Here, Machine
 from farthing.bench.racing import Rule, Tick, Timed
+from farthing.bench.server import capacity
+from farthing.config import Section
 from farthing.engines.base import Engine, open_engine
-from farthing.errors import TaskError
+from farthing.errors import ConfigError, TaskError
 from farthing.measure import (
     Floats,
     Interval,
     Measurement,
     Scenario,
+    Verdict,
+    compare,
     percentile,
     percentile_bound,
+    ratio_of_medians,
 )
 from farthing.metrics import Outputs
 from farthing.model import Manifest, Model
 from farthing.options import EngineOptions
 from farthing.task import SplitName, Task
+
+STREAMS = 8
+LEAST_QUERIES = 500
 
 
 def bench(
@@ -48,7 +60,8 @@ def bench(
 
     Args:
         model: the model.
-        scenario: ``single_stream`` (batch 1) or ``offline`` (``batch`` samples a call).
+        scenario: ``single_stream`` (batch 1), ``multi_stream`` (queries of eight samples) or ``offline`` (``batch``
+            samples a call); for ``server`` see `bench_server`.
         engine, options: what runs it.
         task: real samples to run on; without one, random numbers serve, which is fit for timing only.
         batch: samples a call in ``offline``; a model with a fixed batch keeps its own.
@@ -58,26 +71,148 @@ def bench(
         tick: called with (done, total).
 
     Raises:
+        ConfigError: the ``server`` scenario.
         EngineError: the model does not load or run.
         MeasurementError: the child process failed.
     """
-    options, rule = options or EngineOptions(), rule or Rule()
-    machine = machine or Here()
+    if scenario == "server":
+        raise ConfigError("the server scenario has a rate or a bound on p99: call bench_server")
+    options, machine = options or EngineOptions(), machine or Here()
     opened, load_ms = machine.load(model, engine, options)
     with opened:
-        size = batch_size(model.manifest, 1 if scenario == "single_stream" else batch)
+        size, rule = query(model.manifest, scenario, batch, rule or Rule())
         samples = sample_feeds(model.manifest, size, task)
-        timed, energy = machine.metered((opened, samples), size, rule, tick)
-        measured = summarise(model, opened, options, scenario, size, timed, machine)
-    peak, added = machine.peak_memory(model, engine, options) if memory else (None, None)
-    return measured.merged(
-        load_ms=load_ms,
-        prepare_ms=prepare_ms(model.manifest, task),
-        energy_mj=energy,
-        energy_source=machine.meter or "unavailable",
-        peak_memory_mb=peak,
-        memory_mb=added,
+        timed, energy = machine.metered((opened, samples), size * rule.calls, rule, tick)
+        measured = summarise(model, opened, options, scenario, size * rule.calls, timed, machine)
+    return _completed(measured, model, task, memory, machine).merged(
+        load_ms=load_ms, energy_mj=energy, energy_source=machine.meter or "unavailable"
     )
+
+
+def query(manifest: Manifest, scenario: Scenario, batch: int, rule: Rule) -> tuple[int, Rule]:
+    """Samples of one call, and the rule with as many calls as make one query of a scenario."""
+    wanted = {"offline": batch, "multi_stream": STREAMS}.get(scenario, 1)
+    size = batch_size(manifest, wanted)
+    calls = -(-STREAMS // size) if scenario == "multi_stream" else 1
+    return size, replace(rule, calls=calls)
+
+
+def bench_server(
+    model: Model,
+    *,
+    rate: float | None = None,
+    bound_ms: float = 15.0,
+    workers: int = 1,
+    engine: str = "",
+    options: EngineOptions | None = None,
+    task: Task | None = None,
+    rule: Rule | None = None,
+    memory: bool = True,
+    machine: Machine | None = None,
+    tick: Tick | None = None,
+) -> Measurement:
+    """Measure one model under the server scenario: latencies count from a query's arrival.
+
+    Args:
+        rate: queries a second to offer; None finds the highest whose p99 stays within ``bound_ms``.
+        bound_ms: limit of p99 for that, milliseconds (15 is MLPerf's for its image classifier).
+        workers: threads that answer.
+        rule: at least 500 queries are offered, whatever it says: fewer say nothing of p99.
+
+    Raises:
+        EngineError: the model does not load or run, or takes one caller at a time and ``workers`` are more.
+        MeasurementError: no rate keeps the bound.
+        ConfigError: a rate that is not above zero.
+    """
+    options, machine = options or EngineOptions(), machine or Here()
+    rule = rule or Rule()
+    rule = replace(rule, min_count=max(rule.min_count, LEAST_QUERIES))
+    opened, load_ms = machine.load(model, engine, options)
+    with opened:
+        entrant = opened, sample_feeds(model.manifest, 1, task)
+        if rate is None:
+            alone = machine.race([entrant], replace(rule, min_seconds=0.5, min_count=50))[0]
+            fastest = workers / float(np.median(alone.calls))
+            rate, served = capacity(
+                lambda offered: machine.serve(entrant, offered, rule, workers, tick), fastest, bound_ms
+            )
+        else:
+            served = machine.serve(entrant, rate, rule, workers, tick)
+        timed = Timed(calls=served.latencies, rounds=[], made=len(served.latencies))
+        measured = summarise(model, opened, options, "server", 1, timed, machine)
+    throughput = len(served.latencies) / served.seconds
+    return _completed(measured, model, task, memory, machine).merged(
+        load_ms=load_ms, offered=rate, workers=workers, seconds=served.seconds, throughput=throughput
+    )
+
+
+def _completed(
+    measured: Measurement, model: Model, task: Task | None, memory: bool, machine: Machine
+) -> Measurement:
+    """With memory and the time to prepare a sample, which are measured on their own."""
+    peak, added = machine.peak_memory(model, measured.engine, measured.options) if memory else (None, None)
+    return measured.merged(prepare_ms=prepare_ms(model.manifest, task), peak_memory_mb=peak, memory_mb=added)
+
+
+class Compared(Section, frozen=True, kw_only=True):
+    """One entrant of a comparison.
+
+    Attributes:
+        measurement: its figures.
+        ratio: how many times faster than the first entrant it is, by p50 of a call; None for the first.
+        verdict: what the interval of that allows to say.
+    """
+
+    measurement: Measurement
+    ratio: Interval | None = None
+    verdict: Verdict = "same"
+
+
+def compare_engines(
+    entrants: Sequence[tuple[Model, str, EngineOptions]],
+    *,
+    scenario: Scenario = "single_stream",
+    task: Task | None = None,
+    batch: int = OFFLINE_BATCH,
+    rule: Rule | None = None,
+    machine: Machine | None = None,
+    tick: Tick | None = None,
+) -> list[Compared]:
+    """Time models, engines or options against one another, interleaved, in one run.
+
+    Args:
+        entrants: model, engine (empty for the first that runs it) and options of each; the first is compared with.
+        scenario: one whose calls can be interleaved: ``single_stream``, ``multi_stream`` or ``offline``.
+
+    Raises:
+        ConfigError: the ``server`` scenario, or queries that hold different numbers of samples.
+        EngineError: one does not load or run.
+    """
+    if scenario == "server":
+        raise ConfigError("queries of the server scenario cannot be interleaved: measure one after the other")
+    machine, rule = machine or Here(), rule or Rule()
+    shapes = {query(model.manifest, scenario, batch, rule) for model, _, _ in entrants}
+    if len(shapes) != 1:
+        raise ConfigError(
+            f"these models take queries of different sizes in {scenario}: compare them one by one"
+        )
+    size, rule = shapes.pop()
+    with ExitStack() as stack:
+        opened, loads = [], []
+        for model, engine, options in entrants:
+            loaded, load_ms = machine.load(model, engine, options)
+            opened.append((stack.enter_context(loaded), sample_feeds(model.manifest, size, task)))
+            loads.append(load_ms)
+        timed = machine.race(opened, rule, tick)
+        found: list[Compared] = []
+        for (model, _, options), (loaded, _), times, load_ms in zip(
+            entrants, opened, timed, loads, strict=True
+        ):
+            measured = summarise(model, loaded, options, scenario, size * rule.calls, times, machine)
+            ratio = ratio_of_medians(np.column_stack([timed[0].rounds, times.rounds])) if found else None
+            verdict = compare(ratio) if ratio else "same"
+            found.append(Compared(measurement=measured.merged(load_ms=load_ms), ratio=ratio, verdict=verdict))
+    return found
 
 
 def summarise(

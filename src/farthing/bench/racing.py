@@ -21,13 +21,15 @@ Tick = Callable[[int, int], None]
 class Rule(Section, frozen=True, kw_only=True):
     """How long to measure: calls of each entrant and seconds of the whole race, at least.
 
-    After ``max_seconds`` five rounds are enough.
+    After ``max_seconds`` five rounds are enough. ``calls`` of the engine, one after another, count as one: a query of
+    several samples to a model that takes one at a time.
     """
 
     warmup: int = 10
     min_count: int = 200
     min_seconds: float = 2.0
     max_seconds: float = 60.0
+    calls: int = 1
 
 
 class Timed(Section, frozen=True, kw_only=True):
@@ -62,7 +64,7 @@ def race(
             for entrant in order.permutation(len(entrants)).tolist():
                 count = blocks[entrant]
                 engine, samples = entrants[entrant]
-                times = _block(engine, samples, count, number, primed=count > 1)
+                times = _block(engine, samples, count, number, rule.calls, primed=count > 1)
                 calls[entrant] += times
                 rounds[entrant].append(float(np.median(times)))
                 made[entrant] += count + (count > 1)
@@ -80,12 +82,12 @@ def race(
 
 def _warm(engine: Engine, samples: Sequence[Tensors], rule: Rule) -> int:
     """Warm up; how many calls make a block of some two milliseconds."""
-    typical = float(np.median(_block(engine, samples, max(2, rule.warmup), 0)))
+    typical = float(np.median(_block(engine, samples, max(2, rule.warmup), 0, rule.calls)))
     return int(np.clip(0.002 / max(typical, 1e-7), 1 if typical > SLOW_SECONDS else 3, 100))
 
 
 def _block(
-    engine: Engine, samples: Sequence[Tensors], count: int, offset: int, primed: bool = True
+    engine: Engine, samples: Sequence[Tensors], count: int, offset: int, calls: int, primed: bool = True
 ) -> list[float]:
     run, clock, n = engine.run, time.perf_counter, len(samples)
     if primed:
@@ -94,7 +96,8 @@ def _block(
     for i in range(count):
         sample = samples[(offset + i) % n]
         begin = clock()
-        run(sample)
+        for _ in range(calls):
+            run(sample)
         times.append(clock() - begin)
     return times
 
