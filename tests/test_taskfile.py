@@ -45,13 +45,12 @@ def rows(task: Task) -> dict[str, set[bytes]]:
 # --- splits
 
 
-def test_by_default_half_is_for_training_and_every_sample_is_used_once(tmp_path: Path) -> None:
+def test_by_default_most_is_for_judging_and_every_sample_is_used_once(tmp_path: Path) -> None:
     task = read_task(npz_task(tmp_path))
     assert {name: len(split) for name, split in task.splits.items()} == {
-        "train": 20,
-        "calibration": 4,
-        "validation": 8,
-        "test": 8,
+        "calibration": 8,
+        "validation": 16,
+        "test": 16,
     }
     found = rows(task)
     assert set.union(*found.values()) == {row.tobytes() for row in X}
@@ -156,7 +155,7 @@ def test_pictures_as_an_array(tmp_path: Path) -> None:
 def test_labels_may_be_words(tmp_path: Path) -> None:
     words = np.array(["cat", "dog", "emu", "fox"])[Y]
     task = read_task(npz_task(tmp_path, {"x": X, "y": words}, labels=["fox", "emu", "dog", "cat"], seed=3))
-    found = task.split("train")
+    found = task.split("validation")
     assert found.labels is not None
     for row, label in zip(found.inputs[""], found.labels, strict=True):
         assert words[(row == X).all(1)][0] == task.labels[label]
@@ -175,10 +174,17 @@ def test_labels_may_be_words(tmp_path: Path) -> None:
             {"source": {"shape": [2, 2]}},
             r"samples have shape \[3\], which does not make \[2, 2\]",
         ),
-        ({"x": X, "y": Y[:-1]}, {}, "differ in their number of samples"),
+        ({"x": X, "y": Y[:-1]}, {}, r"differ in their number of samples \(x 40, y 39\)"),
+        ({"x": np.float32(1), "y": Y}, {"source": {"shape": [1]}}, "'x' is no array with one entry a sample"),
+        ({"x": X, "y": np.array(["a", "b", "c", "d"])[Y]}, {"labels": list("abcda")}, "names 'a' twice"),
+        ({"x": X, "y": Y * 1j}, {}, r"labels are complex128 \[40\]"),
         ({"x": X, "y": Y.astype(object)}, {}, "pickles are refused"),
-        ({"x": np.full_like(X, np.nan), "y": Y}, {}, "the train split: input data of sample 0 holds NaN"),
-        ({"x": X[:0], "y": Y[:0]}, {}, "the train split is empty"),
+        (
+            {"x": np.full_like(X, np.nan), "y": Y},
+            {},
+            "the calibration split: input data of sample 0 holds NaN",
+        ),
+        ({"x": X[:0], "y": Y[:0]}, {}, "the calibration split is empty"),
         ({"x": X, "y": Y}, {"labels": ["a", "b"]}, r"label [23] is out of range \(0..1\)"),
     ],
 )
@@ -218,9 +224,52 @@ def test_an_array_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 1000), }"
     with zipfile.ZipFile(tmp_path / "data.npz", "w") as zipped:
         text = header.ljust(117) + b"\n"
-        zipped.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"\0" * 64)
+        claim = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"\0" * 64
+        zipped.writestr("x.npy", claim)
+        zipped.writestr("y.npy", claim)
     with pytest.raises(TaskError, match="is not an npz file"):
         read_task(path)
+
+
+def test_an_array_that_unpacks_to_more_than_there_is_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte of zip can stand for a gigabyte of zeros."""
+    path = npz_task(tmp_path)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 512}.__getitem__)
+    with pytest.raises(TaskError, match=r"unpacks to .* use fewer samples"):
+        read_task(path)
+
+
+def test_only_the_arrays_wanted_are_read(tmp_path: Path) -> None:
+    notes = np.array([{"camera": 1}], dtype=object)
+    path = npz_task(tmp_path, {"x": X, "y": Y, "notes": notes})
+    assert len(read_task(path).split("test")) == 16
+
+
+@pytest.mark.parametrize(
+    "labels", [Y.astype(np.float32), Y[:, None], Y[:, None].astype(np.float64), Y.astype("S")], ids=repr
+)
+def test_classes_written_in_other_ways(tmp_path: Path, labels: Array) -> None:
+    """Whole numbers as floats, in a column, or as bytes: what training code saves."""
+    found = read_task(npz_task(tmp_path, {"x": X, "y": labels})).split("test")
+    assert found.labels is not None
+    assert (found.labels.dtype, found.labels.shape) == (np.int64, (16,))
+    for row, label in zip(found.inputs[""], found.labels, strict=True):
+        assert Y[(row == X).all(1)][0] == label
+
+
+def test_yes_and_no_are_classes_too(tmp_path: Path) -> None:
+    found = read_task(npz_task(tmp_path, {"x": X, "y": Y > 1}, metric="auc")).split("test")
+    assert found.labels is not None
+    assert sorted(set(found.labels.tolist())) == [0, 1]
+
+
+def test_labels_that_are_measured_stay_as_they_are(tmp_path: Path) -> None:
+    for values in (Y[:, None].astype(np.float32), X):
+        found = read_task(npz_task(tmp_path, {"x": X, "y": values}, metric="error")).split("test")
+        assert found.labels is not None
+        assert (found.labels.dtype, found.labels.shape[1:]) == (np.float32, values.shape[1:])
 
 
 @given(st.data())
@@ -234,7 +283,7 @@ def test_a_damaged_npz_is_a_task_error_or_a_task(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (root / "data.npz").write_bytes(content[: data.draw(st.integers(1, len(content)))])
     with contextlib.suppress(TaskError):
-        assert len(read_task(path).splits) == 4
+        assert len(read_task(path).splits) == 3
 
 
 # --- csv
@@ -279,18 +328,22 @@ def test_what_spreadsheets_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fields", "message"),
     [
-        ("", {}, "no rows below its header"),
+        ("", {}, "is empty: a CSV file has a header line"),
+        ("\n\n", {}, "is empty: a CSV file has a header line"),
+        ("a;kind\n1;0\n", {}, "parts its columns by ';': save it with commas"),
         ("a,kind\n", {}, "no rows below its header"),
         ("1,2\n3,4\n", {}, "needs a first line that names its columns"),
         ("a,a,kind\n1,2,3\n", {}, "names its columns, each once"),
-        ("a,kind\n1,0\n2\n", {}, "row 3 has 1 fields, the header has 2"),
-        ("a,kind\nx,0\n", {}, "a column of input data holds something that is no number"),
+        ("a,kind\n1,0\n2\n", {}, "line 3 has 1 field, but the header names 2 columns"),
+        ("a,kind\n\n\n1,0\n2,1,2\n", {}, "line 5 has 3 fields, but the header names 2"),
+        ("a,kind\n1,0\nx,0\n", {}, r"column 'a' is an input, but 'x' \(sample 1\) is no number"),
         ("a,kind\n,0\n", {}, "no number"),
         ("a,kind\nnan,0\n", {}, "sample 0 holds NaN"),
         ("a,kind\n1,cat\n", {}, "label 'cat' is none of the task's `labels`"),
         ("a,kind\n1,\n", {}, "label '' is none"),
         ("a,kind\n1,0.5\n", {}, "labels must be whole numbers"),
         ("a,kind\n1,-1\n", {}, "label -1 is out of range"),
+        ("a,kind\n1,inf\n", {}, "a label is NaN or infinite"),
         ("a,knid\n1,0\n", {}, "has no 'kind'; did you mean 'knid'"),
         ("a,kind\n1,0\n", {"source": {"inputs": {"x": ["b"]}}}, "has no 'b'"),
         ("a,kind\n1,0\n", {"source": {"shape": [2]}}, r"does not make \[2\]"),
@@ -327,8 +380,10 @@ def test_parquet_is_a_table_too(tmp_path: Path) -> None:
         ({"x": "kind"}, "no number"),
         ({"x": "pixel"}, "did you mean 'pixels'"),
     ):
+        fields: Any = {"labels": ["cat", "dog"], "splits": {"test": 1.0}}
+        place = task_at(tmp_path, {**source, "inputs": inputs, "shape": []}, **fields)
         with pytest.raises(TaskError, match=message):
-            read_task(task_at(tmp_path, {**source, "inputs": inputs, "shape": []}, labels=["cat", "dog"]))
+            read_task(place)
     parquet.write_table(pyarrow.table({"x": [[1.0], [2.0, 3.0]], "kind": [0, 1]}), tmp_path / "data.parquet")
     with pytest.raises(TaskError):
         read_task(task_at(tmp_path, {**source, "inputs": {"x": "x"}, "shape": []}))
@@ -356,16 +411,16 @@ def folder_task(root: Path, path: str = "pictures", **fields: Any) -> Path:
 def test_a_folder_of_folders_is_a_task(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", {"dog": 10, "cat": 20})
     (tmp_path / "pictures" / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "pictures" / "cat" / "._0.png").write_text("what some systems leave beside a picture")
     for hidden in (".cache", "__MACOSX"):
         (tmp_path / "pictures" / hidden).mkdir()
     task = read_task(folder_task(tmp_path))
     assert task.labels == ("cat", "dog")
     assert task.form == "image"
     assert {name: len(split) for name, split in task.splits.items()} == {
-        "train": 15,
-        "calibration": 3,
-        "validation": 6,
-        "test": 6,
+        "calibration": 6,
+        "validation": 12,
+        "test": 12,
     }
     for split in task.splits.values():
         assert isinstance(split, ImageFiles)
@@ -400,6 +455,20 @@ def test_the_order_of_labels_may_be_given(tmp_path: Path) -> None:
     }
     with pytest.raises(TaskError, match="has the folder 'dog', which is not a label; did you mean 'dogs'"):
         read_task(folder_task(tmp_path, labels=["dogs", "cat"]))
+
+
+def test_a_folder_without_pictures_is_no_class(tmp_path: Path) -> None:
+    """It would shift the numbers of the classes behind it."""
+    pictures(tmp_path / "pictures", {"cat": 6, "dog": 6})
+    (tmp_path / "pictures" / "cow").mkdir()
+    (tmp_path / "pictures" / "cow" / "1.heic").write_bytes(b"")
+    with pytest.raises(
+        TaskError, match=r"pictures/cow holds no pictures \(\.bmp, .*\), but counts as the class 'cow'"
+    ):
+        read_task(folder_task(tmp_path))
+    assert read_task(folder_task(tmp_path, labels=["cat", "cow", "dog"])).labels == ("cat", "cow", "dog")
+    with pytest.raises(TaskError, match="names 'cat' twice"):
+        read_task(folder_task(tmp_path, labels=["cat", "cow", "dog", "cat"]))
 
 
 def test_pictures_without_labels_serve_agreement(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from farthing.config import Section, read
 from farthing.errors import ConfigError, TaskError, nearest, require
-from farthing.task import SPLITS, ImageFiles, Split, SplitName, Task
+from farthing.task import CLASS_METRICS, SPLITS, ImageFiles, Split, SplitName, Task
 
 Array = NDArray[Any]
-SHARES: dict[SplitName, float | str] = {"train": 0.5, "calibration": 0.1, "validation": 0.2, "test": 0.2}
+SHARES: dict[SplitName, float | str] = {"calibration": 0.2, "validation": 0.4, "test": 0.4}
+"""How samples are shared out by default: the model is trained, so none are set aside for that."""
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -97,7 +99,26 @@ def _class_names(described: TaskFile, root: Path, words: list[str]) -> tuple[str
     """The labels as given, or the names of the folders in any split: all splits must number them alike."""
     if described.labels or described.source.format != "folder":
         return described.labels
-    return tuple(sorted({name for word in words for name in _folders(_place(described, root, word))}))
+    return class_folders([_place(described, root, word) for word in words])
+
+
+def class_folders(roots: Iterable[Path]) -> tuple[str, ...]:
+    """The sub-folders that are classes, sorted.
+
+    Raises:
+        TaskError: one holds no picture anywhere; it would be a class, and shift the numbers of those behind it.
+    """
+    places: dict[str, list[Path]] = {}
+    for root in roots:
+        for name in _folders(root):
+            places.setdefault(name, []).append(root / name)
+    for name, found in sorted(places.items()):
+        if not any(_is_picture(entry) for place in found for entry in _entries(place)):
+            raise TaskError(
+                f"{found[0]} holds no pictures ({', '.join(sorted(PICTURES))}), but counts as the class {name!r}: "
+                "put its pictures right into it, or remove it"
+            )
+    return tuple(sorted(places))
 
 
 def _place(described: TaskFile, root: Path, word: str) -> Path:
@@ -111,8 +132,19 @@ def _place(described: TaskFile, root: Path, word: str) -> Path:
 
 def _folders(path: Path) -> set[str]:
     return {
-        entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
+        entry.name for entry in _entries(path) if entry.is_dir() and not entry.name.startswith((".", "__"))
     }
+
+
+def _entries(path: Path) -> list[Path]:
+    try:
+        return list(path.iterdir())
+    except OSError as error:
+        raise TaskError(f"cannot look into {path}: {error.strerror or error}") from error
+
+
+def _is_picture(entry: Path) -> bool:
+    return entry.suffix.lower() in PICTURES and not entry.name.startswith(".")
 
 
 def shared_out(split: Split, shares: Mapping[Any, float], seed: int, name: str) -> dict[str, Split]:
@@ -142,7 +174,7 @@ def _load(described: TaskFile, root: Path, word: str, classes: tuple[str, ...]) 
     inputs, labels = loader(path, source)
     if source.shape:
         inputs = {name: _shaped(array, source.shape, path) for name, array in inputs.items()}
-    return Split(inputs, _as_labels(labels, classes, path))
+    return Split(inputs, _as_labels(labels, described, path))
 
 
 def _shaped(array: Array, shape: tuple[int, ...], path: Path) -> Array:
@@ -161,6 +193,7 @@ def _folder(path: Path, classes: tuple[str, ...]) -> Split:
         raise TaskError(
             f"{path} has the folder {min(unknown)!r}, which is not a label; {nearest(min(unknown), classes)}"
         )
+    _refuse_twice(classes)
     paths, numbers = [], []
     for number, name in enumerate(classes):
         found = pictures(path / name)
@@ -171,31 +204,63 @@ def _folder(path: Path, classes: tuple[str, ...]) -> Split:
 
 def pictures(path: Path) -> list[str]:
     """Picture files directly in a folder, sorted; none if there is no such folder."""
-    if not path.is_dir():
-        return []
-    return sorted(str(entry) for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
+    return sorted(str(entry) for entry in _entries(path) if _is_picture(entry)) if path.is_dir() else []
 
 
 def _npz(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
     wanted = source.inputs or {"": "x"}
+    several = [name for name, array in wanted.items() if not isinstance(array, str)]
+    if several:
+        raise TaskError(
+            f"{path}: input {several[0]!r} names several arrays; in an npz file each input is one"
+        )
+    named = {name: str(array) for name, array in wanted.items()}
+    arrays = read_npz(path, [*named.values(), *([source.labels] if source.labels else [])])
+    if len(set(map(len, arrays.values()))) > 1:
+        shown = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+        raise TaskError(f"{path}: inputs and labels differ in their number of samples ({shown})")
+    inputs = {name: arrays[array] for name, array in named.items()}
+    return inputs, arrays[source.labels] if source.labels else None
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """Some arrays of an npz file, each with one entry a sample; the others are not looked at.
+
+    Raises:
+        TaskError: not an npz file, damaged, no such array, Python objects, a single value, or more than the memory of
+            this machine.
+    """
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 raise TaskError(f"{path} is not an npz file: write one with numpy.savez")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+                for name in names:
+                    if name not in archive.files:
+                        raise TaskError(f"{path} has no {name!r}; {nearest(name, archive.files)}")
+                _refuse_huge(path, archive.zip, names)
+                arrays = {name: archive[name] for name in names}
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise TaskError(
             f"{path} is not an npz file of plain arrays (pickles are refused): {error}"
         ) from error
-    several = [name for name, array in wanted.items() if not isinstance(array, str)]
-    if several:
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or not array.ndim:
+            raise TaskError(f"{path}: {name!r} is no array with one entry a sample")
+    return arrays
+
+
+def _refuse_huge(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> None:
+    """A few kilobytes of zip can stand for more zeros than there is memory."""
+    members = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
+    needed = sum(members[name] for name in set(names))
+    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    if needed > present:
         raise TaskError(
-            f"{path}: input {several[0]!r} names several arrays; in an npz file each input is one"
+            f"{path} unpacks to {needed / 1e9:.1f} GB, more than the {present / 1e9:.1f} GB of memory here: "
+            "use fewer samples"
         )
-    inputs = {name: _column(arrays, str(array), path) for name, array in wanted.items()}
-    return inputs, _column(arrays, source.labels, path) if source.labels else None
 
 
 def _column(columns: dict[str, Array], name: str, path: Path) -> Array:
@@ -205,29 +270,45 @@ def _column(columns: dict[str, Array], name: str, path: Path) -> Array:
 
 
 def _csv(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
+    return _table(read_csv(path), path, source)
+
+
+def read_csv(path: Path) -> dict[str, Array]:
+    """The columns of a CSV file in UTF-8 with a header line, as text.
+
+    Raises:
+        TaskError: another kind of file, no header or rows, or rows of several lengths; lines are named as editors do.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
-            rows = [row for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TaskError(f"{path} is not a CSV file: {error}") from error
-    if len(rows) < 2:
-        raise TaskError(f"{path} has no rows below its header line")
-    header = [name.strip() for name in rows[0]]
+        raise TaskError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    if not rows:
+        raise TaskError(f"{path} is empty: a CSV file has a header line and a row for each sample")
+    header = [name.strip() for name in rows[0][1]]
+    if len(header) == 1 and (mark := next((mark for mark in ";\t" if mark in header[0]), "")):
+        raise TaskError(f"{path} parts its columns by {mark!r}: save it with commas")
     if len(set(header)) != len(header) or all(map(_is_number, header)):
         raise TaskError(
             f"{path} needs a first line that names its columns, each once; it begins {header[:4]}"
         )
-    for number, row in enumerate(rows, 1):
+    if len(rows) < 2:
+        raise TaskError(f"{path} has no rows below its header line")
+    for line, row in rows:
         if len(row) != len(header):
-            raise TaskError(f"{path} row {number} has {len(row)} fields, the header has {len(header)}")
-    columns = {name: np.array([row[i] for row in rows[1:]]) for i, name in enumerate(header)}
-    return _table(columns, path, source)
+            raise TaskError(
+                f"{path} line {line} has {len(row)} field{'s' * (len(row) != 1)}, but the header names {len(header)} "
+                "columns: mend the line"
+            )
+    return {name: np.array([row[i] for _, row in rows[1:]]) for i, name in enumerate(header)}
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: Any) -> bool:
     try:
         float(text)
-    except ValueError:
+    except (ValueError, TypeError):
         return False
     return True
 
@@ -251,29 +332,71 @@ def _table(columns: dict[str, Array], path: Path, source: Source) -> tuple[dict[
     rest = [name for name in columns if name != source.labels]
     inputs = {}
     for name, wanted in (source.inputs or {"": rest}).items():
-        picked = [_column(columns, key, path) for key in ([wanted] if isinstance(wanted, str) else wanted)]
+        keys = [wanted] if isinstance(wanted, str) else wanted
+        picked = [_numbers(_column(columns, key, path), key, path) for key in keys]
         try:
-            stacked = np.stack([np.asarray(part, np.float32) for part in picked], axis=-1)
-        except (ValueError, TypeError) as error:
-            raise TaskError(
-                f"{path}: a column of input {name or 'data'} holds something that is no number: {error}"
-            ) from error
+            stacked = np.stack(picked, axis=-1)
+        except ValueError as error:
+            raise TaskError(f"{path}: the columns of input {name or 'data'} do not fit: {error}") from error
         inputs[name] = stacked[..., 0] if len(picked) == 1 and stacked.ndim > 2 else stacked
     return inputs, _column(columns, source.labels, path) if source.labels else None
 
 
-def _as_labels(labels: Array | None, names: tuple[str, ...], path: Path) -> Array | None:
-    """Labels as numbers: words are looked up in the class names."""
-    if labels is None or labels.dtype.kind in "iufb":
-        return labels
-    if names and set(map(str, labels)) <= set(names):
-        return np.array([names.index(str(word)) for word in labels], dtype=np.int64)
+def _numbers(column: Array, name: str, path: Path) -> Array:
     try:
-        values = labels.astype(np.float64)
+        return np.asarray(column, np.float32)
+    except (ValueError, TypeError):
+        row, text = next(((i, t) for i, t in enumerate(column.tolist()) if not _is_number(t)), (0, column[0]))
+        raise TaskError(
+            f"{path}: column {name!r} is an input, but {str(text)[:40]!r} (sample {row}) is no number: clean it, "
+            "or name the columns to use in `inputs`"
+        ) from None
+
+
+def _as_labels(labels: Array | None, described: TaskFile, path: Path) -> Array | None:
+    """Labels as numbers, whole ones for classes: words are looked up in the class names."""
+    names, classes = described.labels, described.metric in {*CLASS_METRICS, "auc"}
+    if labels is None:
+        return None
+    if classes and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    labels = as_text(labels)
+    if labels.dtype.kind in "iub":
+        return labels.astype(np.int64) if labels.dtype.kind == "b" else labels
+    if labels.dtype.kind == "f":
+        return as_whole(labels) if classes else labels
+    if labels.dtype.kind != "U" or labels.ndim != 1:
+        raise TaskError(
+            f"{path}: labels are {labels.dtype} {list(labels.shape)}, not a number or word a sample"
+        )
+    if names and set(labels.tolist()) <= set(names):
+        _refuse_twice(names)
+        numbers = {word: number for number, word in enumerate(names)}
+        return np.array([numbers[word] for word in labels.tolist()], dtype=np.int64)
+    try:
+        return as_whole(labels.astype(np.float64))
     except ValueError:
-        wrong = next(str(word) for word in labels if str(word) not in names)
+        wrong = next(word for word in labels.tolist() if word not in names)
         raise TaskError(
             f"{path}: label {wrong!r} is none of the task's `labels`; {nearest(wrong, names)}"
         ) from None
-    whole = values == np.round(values)
-    return values.astype(np.int64) if whole.all() else values
+
+
+def as_text(values: Any) -> Array:
+    """Bytes as the text they encode in UTF-8; all else as it is."""
+    return np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
+
+
+def as_whole(values: Array) -> Array:
+    """Numbers as int64 if all of them are whole, else as they are."""
+    whole = np.isfinite(values).all() and (values == np.round(values)).all()
+    return values.astype(np.int64) if whole else values
+
+
+def _refuse_twice(names: tuple[str, ...]) -> None:
+    """Two classes of one name cannot be told apart where samples are labelled by name."""
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise TaskError(
+            f"`labels` names {twice!r} twice, and the data are labelled by name: name each class once"
+        )
