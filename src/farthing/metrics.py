@@ -249,7 +249,7 @@ def _ranks(values: Array) -> Array:
     return np.asarray((ends - (counts - 1) / 2)[inverse], np.float64)
 
 
-def _binary_auc(scores: Array, positive: Array) -> float:
+def binary_auc(scores: Array, positive: Array) -> float:
     """Area under the ROC curve as the Mann-Whitney statistic; NaN if one class is absent."""
     p, n = int(positive.sum()), int((~positive).sum())
     if not p or not n:
@@ -268,11 +268,11 @@ def _auc(outputs: Outputs, truth: Array) -> float:
     """Area under the ROC curve; for several classes the mean of each against the rest, over the classes that occur."""
     scores = outputs["scores"]
     if scores.shape[1] == 1:
-        return _binary_auc(scores[:, 0], truth == 1)
+        return binary_auc(scores[:, 0], truth == 1)
     found = np.unique(truth)
     if len(found) < 2:
         return float("nan")
-    return float(np.mean([_binary_auc(scores[:, label], truth == label) for label in found]))
+    return float(np.mean([binary_auc(scores[:, label], truth == label) for label in found]))
 
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

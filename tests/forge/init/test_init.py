@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -88,10 +89,9 @@ def test_a_folder_of_pictures_with_defaults_only(photos: Path, model: Model, tmp
     task = read_task(tmp_path / "work" / "task.yaml")
     assert (task.metric.name, task.labels, task.form) == ("top1", manifest.labels, "image")
     assert {name: len(split) for name, split in task.splits.items()} == {
-        "train": 15,
-        "calibration": 3,
-        "validation": 6,
-        "test": 6,
+        "calibration": 6,
+        "validation": 12,
+        "test": 12,
     }
     assert evaluate(made.model, task)[0].value == 1.0
 
@@ -356,7 +356,9 @@ def test_data_that_do_not_fit_the_model(rows: tuple[Any, Any], tmp_path: Path) -
     model = convert(Linear(), example="1x6").model
     with pytest.raises(TaskError, match="fits input"):
         propose(write_npz(tmp_path / "d.npz", *rows), model, tmp_path / "work", ask=take_defaults)
-    with pytest.raises(TaskError, match="do not fit input"):
+    with pytest.raises(
+        TaskError, match=r"input 'x' takes 6 numbers a sample, but .*d\.csv has 4 \(a, b, c, d\)"
+    ):
         propose(write_csv(tmp_path / "d.csv", *rows), model, tmp_path / "work", ask=take_defaults)
     assert not (tmp_path / "work").exists()
 
@@ -368,9 +370,14 @@ def test_data_that_do_not_fit_the_model(rows: tuple[Any, Any], tmp_path: Path) -
         ("d.npz", b"PK\x03\x04 broken", "not an npz"),
         ("d.pkl", b"\x80\x04", "pickle"),
         ("d.npy", b"\x93NUMPY\x01\x00", "single array"),
-        ("d.bin", b"\xff\xfe\x00\x00", "is no folder"),
+        ("d.bin", b"\x00\x01\x02", "is no folder of pictures, npz, CSV or Parquet file"),
+        ("d.h5", b"\x89HDF\r\n\x1a\n", "is no folder of pictures, npz, CSV or Parquet file"),
+        ("d.csv", "a,b\n1,2\n".encode("utf-16"), "UTF-16"),
+        ("d.csv", b"", "is empty: a CSV file has a header line"),
+        ("d.csv", b"1,2\n3,4\n", "needs a first line that names its columns"),
+        ("d.csv", b"a;b\n1;2\n", "parts its columns by ';'"),
         ("d.csv", b"a,b\n", "header line"),
-        ("d.csv", b"a,b\n1,2,3\n", "same length"),
+        ("d.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has 3 fields, but the header names 2 columns"),
         ("d.parquet", b"PAR1 broken", "Parquet"),
     ],
 )
@@ -399,3 +406,262 @@ def test_a_model_that_takes_no_pictures(photos: Path, tmp_path: Path) -> None:
     assert isinstance(model.manifest, Manifest)
     with pytest.raises(ModelError, match="takes no pictures"):
         propose(photos, model, tmp_path / "work", ask=take_defaults)
+
+
+# What must not pass in silence.
+
+
+def npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_labels_of_another_length_are_an_error_that_names_both(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, y = rows
+    model = convert(Linear(), example="1x4").model
+    for labels in (
+        y[:-1],
+        np.concatenate([y, y]),
+        y[:-1].astype(np.float32),
+        np.array(["less", "more"])[y[:-1]],
+    ):
+        data = npz(tmp_path / "d.npz", x=x, y=labels)
+        with pytest.raises(
+            TaskError, match=rf"'y' has {len(labels)} entries, but 'x' has 60: give each sample one"
+        ):
+            propose(data, model, tmp_path / "work", ask=take_defaults)
+    assert not (tmp_path / "work").exists()
+
+
+def test_arrays_that_are_no_samples_are_left_out_and_named(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, y = rows
+    extra = {"classes": np.array(["less", "more"]), "mean": np.zeros(4), "history": np.zeros(500)}
+    made = propose(
+        npz(tmp_path / "d.npz", x=x, y=y, **extra), convert(Linear(), example="1x4").model, tmp_path / "work",
+        ask=take_defaults,
+    )  # fmt: skip
+    assert made.task.metric.name == "top1"
+    assert (
+        "arrays that do not have 60 entries are left out: classes (2), mean (4), history (500)" in made.found
+    )
+
+
+class Answer(nn.Module):
+    """One number a sample."""
+
+    def __init__(self, sign: float = 1.0, flat: bool = False) -> None:
+        super().__init__()
+        self.sign = sign
+        self.flat = flat
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(x.shape[0], -1)
+        score = torch.sigmoid(self.sign * (rows[:, :1] - rows[:, 1:2]))
+        return score[:, 0] if self.flat else score
+
+
+@pytest.mark.parametrize("shape", [(60,), (60, 1)])
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_measured_labels_are_judged_by_their_error(
+    rows: tuple[Any, Any], tmp_path: Path, shape: tuple[int, ...], kind: Any
+) -> None:
+    x, _ = rows
+    wanted = 1 / (1 + np.exp(x[:, 1] - x[:, 0]))
+    labels = np.round(wanted * 9).astype(kind) if kind is np.int64 else wanted.astype(kind)
+    data = npz(tmp_path / "d.npz", x=x, y=labels.reshape(shape))
+    made = propose(data, convert(Answer(), example="1x4").model, tmp_path / "work", ask=take_defaults)
+    assert made.task.metric.name == "error"
+    if kind is np.float32:
+        assert evaluate(made.model, made.task)[0].value < 1e-6
+        assert "mean absolute error on 12 samples of the calibration split: " in " ".join(made.found)
+
+
+def test_several_measured_values_a_sample(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, _ = rows
+    data = npz(tmp_path / "d.npz", x=x, y=x[:, [1, 0]])
+    made = propose(data, convert(Linear(), example="1x4").model, tmp_path / "work", ask=take_defaults)
+    assert made.task.metric.name == "error"
+    assert evaluate(made.model, made.task)[0].value == 0
+
+
+def test_one_number_a_sample_is_never_judged_by_agreement(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    data = npz(tmp_path / "d.npz", x=rows[0])
+    with pytest.raises(ConfigError, match=r"says nothing without labels: add them.*without --yes"):
+        propose(data, convert(Answer(), example="1x4").model, tmp_path / "work", ask=take_defaults)
+
+
+def binary_labels(y: Any) -> dict[str, Any]:
+    return {
+        "int": y,
+        "float": y.astype(np.float32),
+        "bool": y.astype(bool),
+        "column": y[:, None].astype(np.float64),
+    }
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("form", ["int", "float", "bool", "column", "csv"])
+def test_one_output_for_two_classes_is_judged_by_the_area_under_the_curve(
+    rows: tuple[Any, Any], tmp_path: Path, form: str, flat: bool
+) -> None:
+    x, y = rows
+    data = (
+        write_csv(tmp_path / "d.csv", x, y) if form == "csv"
+        else npz(tmp_path / "d.npz", x=x, y=binary_labels(y)[form])
+    )  # fmt: skip
+    made = propose(
+        data, convert(Answer(flat=flat), example="1x4").model, tmp_path / "work", ask=take_defaults
+    )
+    assert made.task.metric.name == "auc"
+    assert evaluate(made.model, made.task)[0].value == 1.0
+    assert made.model.manifest.decode == ""
+
+
+def test_two_words_for_one_output_are_0_and_1(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, y = rows
+    data = write_csv(tmp_path / "d.csv", x, np.array(["no", "yes"])[y])
+    model = convert(Answer(), example="1x4").model
+    person = Person()
+    made = propose(data, model, tmp_path / "work", ask=person)
+    assert (made.task.labels, made.task.metric.name) == (("no", "yes"), "auc")
+    assert made.model.manifest.labels == ()  # its output is no list of classes
+    assert "which is 1" in person.asked["classes"].text
+    assert not any("other way round" in sentence for sentence in made.assumed)
+    made = propose(data, model, tmp_path / "w2", ask=Person(classes="yes, no"))
+    assert any("other way round" in sentence for sentence in made.assumed)
+
+
+def test_pictures_for_one_output_are_probed_by_the_area_under_the_curve(tmp_path: Path) -> None:
+    class Reddish(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            means = x.mean((2, 3))
+            return torch.sigmoid(means[:, :1] - means[:, 2:])
+
+    paint(tmp_path / "photos", 10)
+    for path in (tmp_path / "photos" / "green").iterdir():
+        path.unlink()
+    (tmp_path / "photos" / "green").rmdir()
+    model = convert(Reddish(), example=f"1x3x{SIDE}x{SIDE}").model
+    made = propose(tmp_path / "photos", model, tmp_path / "work", ask=take_defaults)
+    assert made.task.metric.name == "auc"
+    assert any("area under the ROC curve of 4 labelled pictures: RGB 100%, BGR 0%" in s for s in made.assumed)
+    assert evaluate(made.model, made.task)[0].value == 1.0
+
+
+def test_one_hot_rows_are_no_classes(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, y = rows
+    for labels in (np.eye(2)[y], np.eye(2, dtype=np.int64)[y]):
+        data = npz(tmp_path / "d.npz", x=x, y=labels)
+        with pytest.raises(TaskError, match=r"'y' holds one-hot rows: .* y\.argmax\(1\)"):
+            propose(data, convert(Linear(), example="1x4").model, tmp_path / "work", ask=take_defaults)
+
+
+def test_columns_that_are_left_out_are_named_with_the_reason(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    x, y = rows
+    lines = [
+        f"{i},{','.join(map(str, row))},word,{'?' if i == 7 else i},{label}"
+        for i, (row, label) in enumerate(zip(x.tolist(), y, strict=True))
+    ]
+    (tmp_path / "d.csv").write_text("\n".join([",a,b,c,d,note,age,label", *lines]))
+    made = propose(
+        tmp_path / "d.csv", convert(Linear(), example="1x4").model, tmp_path / "work", ask=take_defaults
+    )
+    said = "columns left out: one without a name (an index?), note (holds 'word'), age (holds '?')"
+    assert said in made.found
+    assert evaluate(made.model, made.task)[0].value == 1.0
+    with pytest.raises(
+        TaskError, match=r"takes 5 numbers .* has 4 \(a, b, c, d\); left out: .*age \(holds '\?'\)"
+    ):
+        propose(
+            tmp_path / "d.csv", convert(Linear(), example="1x5").model, tmp_path / "w2", ask=take_defaults
+        )
+
+
+def test_folders_that_mislead(photos: Path, tmp_path: Path) -> None:
+    (photos / "empty").mkdir()
+    with pytest.raises(TaskError, match="empty holds no pictures"):
+        look(photos)
+    (photos / "empty").rmdir()
+    (photos / "red" / "0.png").rename(photos / "cover.png")
+    assert look(photos).remarks == ("1 pictures beside the folders of the classes are left out",)
+    for name in ("blue", "green"):
+        for path in (photos / name).iterdir():
+            path.unlink()
+        (photos / name).rmdir()
+    with pytest.raises(
+        TaskError, match=r"in the one class 'red': .* or give .*photos/red for pictures without"
+    ):
+        look(photos)
+    for name in ("train", "test", "more"):
+        paint(tmp_path / "set" / name, 1)
+    with pytest.raises(TaskError, match=r"called like splits \(train, test\) among more, test, train"):
+        look(tmp_path / "set")
+
+
+def test_splits_that_a_search_will_miss_are_named(model: Model, tmp_path: Path) -> None:
+    for split in ("calib", "test"):
+        paint(tmp_path / "set" / split, 2)
+    made = propose(tmp_path / "set", model, tmp_path / "work", ask=take_defaults)
+    assert "there is no folder for validation: a search needs one, to decide by" in made.assumed
+
+
+class Doubtful(Person):
+    """Answers wrongly first."""
+
+    def __init__(self, wrong: dict[str, str], **answers: str) -> None:
+        super().__init__(**answers)
+        self.wrong = wrong
+
+    def __call__(self, question: Question) -> str:
+        super().__call__(question)
+        return self.wrong.pop(question.key, self.answers.get(question.key, ""))
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right", "problem"),
+    [
+        ("classes", "blue, green", "blue, green, red", "lacks 'red'"),
+        ("classes", "@/nowhere/labels.txt", "", "cannot read"),
+        ("splits", "validation much", "validation 0.5, test 0.5", "not of the form"),
+        ("splits", "validation 0.9, test 0.5", "", "sum to at most 1, not 1.4"),
+        ("metric", "acuracy", "top1", "Known: agreement"),
+        ("mean", "half", "0.5", "no number"),
+    ],
+)
+def test_a_wrong_answer_is_asked_for_again(
+    photos: Path, model: Model, tmp_path: Path, key: str, wrong: str, right: str, problem: str
+) -> None:
+    person = Doubtful({key: wrong}, **{"values": "other", key: right})
+    made = propose(photos, model, tmp_path / "work", ask=person)
+    assert problem in person.asked[key].why
+    assert any(sentence.startswith(f"{key}: ") for sentence in made.assumed) == (not right)
+    assert problem not in "".join(made.assumed)
+
+
+def test_without_anybody_to_answer_the_error_says_so(photos: Path, tmp_path: Path) -> None:
+    model = convert(
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 5)), example=f"1x3x{SIDE}x{SIDE}"
+    ).model
+    with pytest.raises(
+        ConfigError, match=r"classes: .* all 5 must be named\): run `farthing init` without --yes"
+    ):
+        propose(photos, model, tmp_path / "work", ask=take_defaults)
+
+
+def test_a_model_that_needs_an_example_is_sent_to_convert(photos: Path, tmp_path: Path) -> None:
+    torch.jit.trace(ByColour(), torch.zeros(1, 3, SIDE, SIDE)).save(tmp_path / "m.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(ModelError, match=r"bring it in first with `farthing convert .*m\.pt --example SHAPE"):
+        propose(photos, tmp_path / "m.pt", tmp_path / "work", ask=take_defaults)
+
+
+def test_names_with_line_breaks_stay_in_their_comment(photos: Path, model: Model, tmp_path: Path) -> None:
+    """Names come from files; a line of the task file must not."""
+    graph = onnx.load(model.file)
+    for node in graph.graph.node:
+        node.input[:] = ["x\nseed: 7" if name == "x" else name for name in node.input]
+    graph.graph.input[0].name = "x\nseed: 7"
+    (tmp_path / "m.onnx").write_bytes(graph.SerializeToString())
+    made = propose(photos, tmp_path / "m.onnx", tmp_path / "work", ask=take_defaults)
+    assert any("\nseed: 7" in sentence for sentence in made.assumed)
+    lines = (tmp_path / "work" / "task.yaml").read_text().splitlines()
+    assert not any(line.startswith("seed: 7") for line in lines)

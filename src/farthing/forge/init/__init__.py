@@ -16,7 +16,8 @@ from farthing.errors import ConfigError, ModelError
 from farthing.forge.convert import convert
 from farthing.forge.convert.describe import layout_of
 from farthing.forge.init.data import DataSet, look, relative
-from farthing.forge.init.describe import Form, ask_classes, ask_metric, ask_source, ask_splits
+from farthing.forge.init.describe import Form, ask_source, ask_splits
+from farthing.forge.init.labels import ask_classes, ask_metric, labels_of, values_a_sample
 from farthing.forge.init.pictures import PROBE_SAMPLES, Probe, Sample, ask_preprocess
 from farthing.forge.init.question import Ask, Interview, Question, take_defaults
 from farthing.model import MANIFEST, Model, TensorSpec, checked
@@ -106,7 +107,13 @@ def _opened(model: Model | Path | str, interview: Interview) -> Model:
         raise ModelError(f"cannot read {place}: {error.strerror or error}") from error
     if place.is_dir() or packed:
         return Model.open(place)
-    made = convert(place)
+    try:
+        made = convert(place)
+    except ModelError as error:
+        if "--example" not in str(error):
+            raise
+        hint = f"farthing convert {place} --example SHAPE --out DIR"
+        raise ModelError(f"{error}; here, bring it in first with `{hint}`, and give DIR") from error
     interview.assumed.extend(made.assumptions)
     return made.model
 
@@ -119,8 +126,9 @@ def _holds_manifest(place: Path) -> bool:
 
 def _described(interview: Interview, found: DataSet, model: Model, name: str, out: Path) -> TaskFile:
     source, form = ask_source(interview, found, model.manifest)
-    labels = ask_classes(interview, found, source.labels, model.manifest)
-    metric = ask_metric(interview, found, source.labels, model.manifest)
+    kind = labels_of(found, source.labels)
+    labels = ask_classes(interview, kind, model.manifest)
+    metric = ask_metric(interview, kind, model.manifest)
     return TaskFile(
         name=name,
         source=type(source)(
@@ -161,10 +169,9 @@ def _scratch(out: Path, described: TaskFile) -> Iterator[Path]:
 def _completed(interview: Interview, model: Model, task: Task) -> Model:
     """The model with all that its manifest lacks for this task."""
     manifest = model.manifest
-    changes: dict[str, object] = {
-        "task": manifest.task or task.name,
-        "labels": manifest.labels or task.labels,
-    }
+    changes: dict[str, object] = {"task": manifest.task or task.name}
+    if not manifest.labels and values_a_sample(manifest) != 1:  # one output is no list of classes
+        changes["labels"] = task.labels
     probe = None
     if task.form == "image" and manifest.preprocess is None:
         spec = _picture_input(interview, manifest.data_inputs)
@@ -232,28 +239,42 @@ def _decode(model: Model, task: Task) -> str:
 
 def _judge(interview: Interview, model: Model, task: Task) -> None:
     """Score a few samples, so that a wrong answer is seen at once."""
-    if task.metric.name != "top1":
-        return
+    metric = task.metric.name
     split = next((key for key in ("calibration", "validation", "train") if key in task.splits), None)
-    if split is None:
+    if split is None or metric not in {"top1", "auc", "error"}:
         return
     data = task.splits[split]
     picks = np.unique(np.linspace(0, len(data) - 1, min(PROBE_SAMPLES, len(data))).astype(int))
+    few = data.subset(picks)
+    classes = 0 if few.labels is None else len(np.unique(few.labels))
+    if metric == "auc" and classes < 2:
+        return
     form: Form = "image" if task.form == "image" else "tensor"
-    few = Task(task.name, {"validation": data.subset(picks)}, task.metric, labels=task.labels, form=form)
-    score = evaluate(model, few, "validation")[0].value
-    classes = max(2, 0 if data.labels is None else len(np.unique(data.labels)))
-    interview.found.append(f"right of {len(picks)} samples of the {split} split, prepared so: {score:.0%}")
-    if score < 2 / classes:
-        interview.assumed.append(
-            f"only {score:.0%} of {len(picks)} samples are right, chance is {1 / classes:.0%}: "
-            "the preprocessing or the order of the labels may be wrong"
-        )
+    sample = Task(task.name, {"validation": few}, task.metric, labels=task.labels, form=form)
+    score = evaluate(model, sample, "validation")[0].value
+    where = f"{len(picks)} samples of the {split} split"
+    if metric == "error":
+        interview.found.append(f"mean absolute error on {where}: {score:.3g}")
+    elif metric == "auc":
+        interview.found.append(f"area under the ROC curve on {where}: {score:.0%}")
+        if score < 0.5:
+            interview.assumed.append(
+                f"samples of class 0 score higher than those of class 1 ({score:.0%} on {where}): "
+                "the classes may be the other way round, or the preprocessing wrong"
+            )
+    else:
+        interview.found.append(f"right of {where}, prepared so: {score:.0%}")
+        chance = 1 / max(2, 0 if data.labels is None else len(np.unique(data.labels)))
+        if score < 2 * chance:
+            interview.assumed.append(
+                f"only {score:.0%} of {len(picks)} samples are right, chance is {chance:.0%}: "
+                "the preprocessing or the order of the labels may be wrong"
+            )
 
 
 def _text(interview: Interview, described: TaskFile) -> str:
     head = ["# Written by farthing init."]
     if interview.assumed:
         head += ["# Assumed, not known; correct here or in the model's manifest what is wrong:"]
-        head += [f"# - {sentence}" for sentence in interview.assumed]
+        head += [f"# - {' '.join(sentence.splitlines())}" for sentence in interview.assumed]
     return "\n".join([*head, to_yaml(described)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import zipfile
 from pathlib import Path
@@ -14,11 +13,10 @@ from numpy.typing import NDArray
 from farthing.config import Section
 from farthing.errors import TaskError, require
 from farthing.task import SplitName
-from farthing.taskfile import pictures
+from farthing.taskfile import as_whole, class_folders, pictures, read_csv
 
 Array = NDArray[Any]
 Format = Literal["npz", "folder", "csv", "parquet"]
-LABEL_WORDS = ("label", "labels", "y", "target", "targets", "class", "classes", "species")
 _SPLIT_WORDS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training"),
     "calibration": ("calibration", "calib"),
@@ -35,12 +33,16 @@ class Column(Section, frozen=True, kw_only=True):
         shape: of one sample.
         kind: numpy's letter for its element type: f, i, u, b, or U for text.
         dtype: its element type; empty for columns of text files.
+        size: its entries.
+        wrong: an entry that keeps a column of text files from being numbers.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: str
     dtype: str = ""
+    size: int = 0
+    wrong: str = ""
 
 
 class DataSet(Section, frozen=True, kw_only=True):
@@ -49,10 +51,11 @@ class DataSet(Section, frozen=True, kw_only=True):
     Attributes:
         path: where it is.
         format: as in a task file.
-        columns: arrays or columns with one entry a sample, for all but folders.
-        size: samples.
+        columns: arrays or columns, for all but folders.
+        size: samples of a folder or table; entries of the largest array.
         classes: names of the sub-folders, sorted, for folders.
         splits: folders of the splits by split, for folders that have such.
+        remarks: what the owner should know about it, a sentence each.
     """
 
     path: Path
@@ -61,6 +64,7 @@ class DataSet(Section, frozen=True, kw_only=True):
     size: int = 0
     classes: tuple[str, ...] = ()
     splits: dict[SplitName, str] = {}
+    remarks: tuple[str, ...] = ()
 
     @property
     def source_path(self) -> str:
@@ -81,16 +85,23 @@ def look(path: Path) -> DataSet:
         raise TaskError(
             f"there is no data at {path}: give a folder of pictures, or an npz, CSV or Parquet file"
         )
-    with path.open("rb") as file:
-        start = file.read(8)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise TaskError(f"cannot read {path}: {error.strerror or error}") from error
     if start.startswith(b"PAR1"):
         return _parquet(path)
     if start.startswith(b"PK\x03\x04"):
         return _npz(path)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise TaskError(f"{path} is text in UTF-16: save it as CSV in UTF-8")
     if start.startswith((b"\x80", b"\x93NUMPY")):
         raise TaskError(
             f"{path} is a pickle or a single array: save named arrays with numpy.savez(x=..., y=...)"
         )
+    if any(byte < 9 for byte in start) or start[:1] in {b"\x89", b"\xff"}:  # no text; PNG, HDF5, JPEG
+        raise TaskError(f"{path} is no folder of pictures, npz, CSV or Parquet file: give one of these")
     return _csv(path)
 
 
@@ -99,20 +110,37 @@ def _subfolders(path: Path) -> list[str]:
 
 
 def _folder(path: Path) -> DataSet:
-    names = _subfolders(path)
-    splits: dict[SplitName, str] = {
-        split: name for split, words in _SPLIT_WORDS.items() for name in names if name.lower() in words
-    }
-    named = len(splits) > 1 and len(splits) == len(names)
-    roots = [path / name for name in splits.values()] if named else [path]
-    classes = sorted({name for root in roots for name in _subfolders(root)})
-    folders = [root / name for root in roots for name in classes] if classes else roots
-    size = sum(len(pictures(folder)) for folder in folders)
-    if not size:
+    splits = _splits(path, _subfolders(path))
+    roots = [path / name for name in splits.values()] if splits else [path]
+    if not any(_subfolders(root) or pictures(root) for root in roots):
         raise TaskError(f"{path} holds no pictures: give a folder with one sub-folder of pictures a class")
-    if not named:
-        splits = {}
-    return DataSet(path=path, format="folder", size=size, classes=tuple(classes), splits=splits)
+    classes = class_folders(roots)
+    if len(classes) == 1:
+        place = path / classes[0]
+        raise TaskError(
+            f"all pictures of {path} are in the one class {classes[0]!r}: samples of one class show no accuracy; add "
+            f"the others, or give {place} for pictures without labels"
+        )
+    folders = [root / name for root in roots for name in classes] if classes else roots
+    outside = sum(len(pictures(root)) for root in roots) if classes else 0
+    remarks = (f"{outside} pictures beside the folders of the classes are left out",) if outside else ()
+    size = sum(len(pictures(folder)) for folder in folders)
+    return DataSet(path=path, format="folder", size=size, classes=classes, splits=splits, remarks=remarks)
+
+
+def _splits(path: Path, names: list[str]) -> dict[SplitName, str]:
+    """Folders called like splits, by split; none if there are not at least two of them."""
+    found: list[tuple[SplitName, str]] = [
+        (split, name) for split, words in _SPLIT_WORDS.items() for name in names if name.lower() in words
+    ]
+    if len(found) < 2:
+        return {}
+    if len(found) < len(names) or len(dict(found)) < len(found):
+        raise TaskError(
+            f"{path} has folders called like splits ({', '.join(name for _, name in found)}) among {', '.join(names)}: "
+            "leave one for each split and nothing else, or write the task file by hand"
+        )
+    return dict(found)
 
 
 def some_pictures(data: DataSet, count: int) -> list[Path]:
@@ -126,7 +154,7 @@ def some_pictures(data: DataSet, count: int) -> list[Path]:
 
 
 def _npz(path: Path) -> DataSet:
-    columns, sizes = [], {}
+    columns = []
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
@@ -139,71 +167,67 @@ def _npz(path: Path) -> DataSet:
                     )
                     shape, _, dtype = read(file)
                 name = member.removesuffix(".npy")
-                if shape and dtype.kind in "fiubU":
-                    columns.append(Column(name=name, shape=shape[1:], kind=dtype.kind, dtype=dtype.name))
-                    sizes[name] = shape[0]
+                if shape and dtype.kind in "fiubUS":
+                    kind = "U" if dtype.kind == "S" else dtype.kind
+                    columns.append(
+                        Column(name=name, shape=shape[1:], kind=kind, dtype=dtype.name, size=shape[0])
+                    )
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         raise TaskError(f"{path} is not an npz file of plain arrays: {error}") from error
     if not columns:
         raise TaskError(f"{path} holds no arrays of numbers with one entry a sample")
-    size = max(sizes.values())
     return DataSet(
-        path=path, format="npz", columns=tuple(c for c in columns if sizes[c.name] == size), size=size
+        path=path, format="npz", columns=tuple(columns), size=max(column.size for column in columns)
     )
 
 
 def _csv(path: Path) -> DataSet:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TaskError(f"{path} is no folder of pictures, npz, CSV or Parquet file: {error}") from error
-    if len(rows) < 2 or len(set(map(len, rows))) != 1:
-        raise TaskError(f"{path} is no CSV file with a header line and rows of the same length")
-    columns = [
-        Column(name=name.strip(), shape=(), kind=_kind([row[i] for row in rows[1:]]))
-        for i, name in enumerate(rows[0])
-    ]
-    return DataSet(path=path, format="csv", columns=tuple(columns), size=len(rows) - 1)
+    read = read_csv(path)
+    columns = tuple(_text_column(name, texts) for name, texts in read.items())
+    return DataSet(path=path, format="csv", columns=columns, size=columns[0].size)
 
 
-def _kind(texts: list[str]) -> str:
+def _text_column(name: str, texts: Array) -> Column:
     try:
-        numbers = np.array(texts, np.float64)
+        numbers = as_whole(texts.astype(np.float64))
     except ValueError:
-        return "U"
-    return "i" if np.isfinite(numbers).all() and (numbers == np.round(numbers)).all() else "f"
+        wrong = next(text for text in texts.tolist() if not _is_number(text))
+        return Column(name=name, shape=(), kind="U", size=len(texts), wrong=wrong)
+    return Column(name=name, shape=(), kind=numbers.dtype.kind, size=len(texts))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parquet(path: Path) -> DataSet:
     parquet = require("pyarrow.parquet", "parquet")
+    columns = []
     try:
         table = parquet.read_table(path)
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path} is not a Parquet file: {error}") from error
-    columns = []
-    for name in table.column_names:
-        array = table[name].slice(0, 1000).to_numpy()
-        if array.dtype == object and len(array) and not isinstance(array[0], str):
-            array = np.array(array.tolist())
-        kind = "U" if array.dtype == object else array.dtype.kind
-        columns.append(Column(name=name, shape=array.shape[1:], kind=kind, dtype=array.dtype.name))
+        for name in table.column_names:
+            array = table[name].slice(0, 1000).to_numpy()
+            if array.dtype == object and len(array) and not isinstance(array[0], str):
+                array = np.array(array.tolist())
+            kind = "U" if array.dtype == object else array.dtype.kind
+            columns.append(
+                Column(
+                    name=name,
+                    shape=array.shape[1:],
+                    kind=kind,
+                    dtype=array.dtype.name,
+                    size=table.num_rows,
+                )
+            )
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise TaskError(f"{path} is not a Parquet file of plain columns: {error}") from error
+    if not table.num_rows:
+        raise TaskError(f"{path} has no rows")
     return DataSet(path=path, format="parquet", columns=tuple(columns), size=table.num_rows)
-
-
-def words_of(data: DataSet, column: str) -> tuple[str, ...]:
-    """The different texts in a column, sorted; empty if it holds numbers."""
-    kind = next(c.kind for c in data.columns if c.name == column)
-    if kind != "U":
-        return ()
-    if data.format == "csv":
-        with data.path.open(newline="", encoding="utf-8-sig") as file:
-            return tuple(sorted({(row[column] or "") for row in csv.DictReader(file, skipinitialspace=True)}))
-    if data.format == "npz":
-        with np.load(data.path, allow_pickle=False) as archive:
-            return tuple(sorted(map(str, np.unique(archive[column]))))
-    table = require("pyarrow.parquet", "parquet").read_table(data.path, columns=[column])
-    return tuple(sorted({str(word) for word in table[column].to_pylist()}))
 
 
 def relative(path: str, root: Path) -> str:

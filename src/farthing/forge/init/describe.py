@@ -1,54 +1,70 @@
-"""Which arrays or columns are what, which classes there are, the metric and the splits."""
+"""Which arrays or columns are inputs, and how samples are shared out."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Literal
 
-from farthing import plugins
+import msgspec
+
 from farthing.errors import ConfigError, TaskError, nearest
-from farthing.forge.init.data import LABEL_WORDS, Column, DataSet, words_of
+from farthing.forge.init.data import Column, DataSet
+from farthing.forge.init.labels import ask_label, inner, named_like_labels
 from farthing.forge.init.question import Interview
 from farthing.model import Manifest, TensorSpec
 from farthing.task import SPLITS, SplitName
 from farthing.taskfile import SHARES, Source
 
-NONE = "none"
 Form = Literal["image", "tensor"]
 
 
 def ask_source(interview: Interview, data: DataSet, manifest: Manifest) -> tuple[Source, Form]:
-    """Which parts of the data are inputs and labels, and whether they are pictures."""
+    """Which parts of the data are inputs and labels, and whether they are pictures.
+
+    Raises:
+        TaskError: nothing fits the model, or the labels are not one a sample.
+    """
+    interview.found += data.remarks
     if data.format == "folder":
         classes = f"{len(data.classes)} classes by folder" if data.classes else "no classes"
         interview.found.append(f"{data.size} pictures, {classes}")
         return Source(format="folder", path=str(data.path)), "image"
-    label = _ask_label(interview, data)
+    specs = manifest.data_inputs
+    if data.format == "npz":
+        data = _of_one_length(interview, data, specs)
+    label = ask_label(interview, data, manifest)
     rest = [column for column in data.columns if column.name != label]
     if not rest:
         raise TaskError(f"{data.path} has nothing beside the labels")
-    specs = manifest.data_inputs
     if data.format == "npz":
         inputs, shape, form = _arrays(interview, data, rest, specs)
     else:
-        inputs, shape, form = _columns(rest, specs)
+        inputs, shape, form = _columns(interview, data, rest, specs)
     return (
         Source(format=data.format, path=str(data.path), inputs=inputs, labels=label, shape=shape),
         form,
     )
 
 
-def _ask_label(interview: Interview, data: DataSet) -> str:
-    fits = [c.name for c in data.columns if not c.shape and (c.kind in "iuUb" or data.format != "npz")]
-    likely = [name for word in LABEL_WORDS for name in fits if name.lower() == word]
-    if not fits:
-        interview.found.append("no array or column can be labels")
-        return ""
-    default = likely[0] if likely else NONE
-    why = "named like labels" if likely else "none is named like labels"
-    answer = interview("labels", "Which array or column holds the labels?", [*fits, NONE], default, why)
-    return "" if answer == NONE else answer
+def _of_one_length(interview: Interview, data: DataSet, specs: tuple[TensorSpec, ...]) -> DataSet:
+    """The arrays with an entry for each sample: as many as those that can feed the model have."""
+    feeding = [c for c in data.columns if not named_like_labels(c) and any(_use(c, spec) for spec in specs)]
+    most = max(feeding or data.columns, key=lambda column: column.size)
+    kept = tuple(column for column in data.columns if column.size == most.size)
+    others = [column for column in data.columns if column.size != most.size]
+    named = [column for column in others if named_like_labels(column)]
+    wrong = next(
+        (c for c in named if not (c.kind == "U" and c.name.lower() == "classes")), None
+    )  # their names
+    if wrong is not None and not any(map(named_like_labels, kept)):
+        raise TaskError(
+            f"{data.path}: {wrong.name!r} has {wrong.size} entries, but {most.name!r} has {most.size}: "
+            f"give each sample one label, or leave {wrong.name!r} out"
+        )
+    if others:
+        names = ", ".join(f"{column.name} ({column.size})" for column in others)
+        interview.found.append(f"arrays that do not have {most.size} entries are left out: {names}")
+    return msgspec.structs.replace(data, columns=kept, size=most.size)
 
 
 def _arrays(
@@ -86,26 +102,20 @@ def _arrays(
     return {"": chosen}, shape, form
 
 
-def _inner(spec: TensorSpec) -> tuple[int | str, ...]:
-    """The shape of one sample."""
-    axis = 0 if spec.batch_axis is None and spec.shape and isinstance(spec.shape[0], str) else spec.batch_axis
-    return tuple(size for place, size in enumerate(spec.shape) if place != axis)
-
-
 def _use(column: Column, spec: TensorSpec) -> tuple[tuple[int, ...], Form] | None:
     """How an array can feed an input: the shape to give its samples, if any, and as what; None if it cannot."""
     if column.kind not in "fiub":
         return None
-    inner = _inner(spec)
-    picture = column.dtype == "uint8" and spec.dtype != "uint8" and len(inner) == 3
+    wanted = inner(spec)
+    picture = column.dtype == "uint8" and spec.dtype != "uint8" and len(wanted) == 3
     if picture and len(column.shape) in {2, 3} and (len(column.shape) == 2 or column.shape[2] in {1, 3}):
         return (), "image"
-    if len(column.shape) == len(inner) and all(
-        isinstance(want, str) or size == want for size, want in zip(column.shape, inner, strict=True)
+    if len(column.shape) == len(wanted) and all(
+        isinstance(want, str) or size == want for size, want in zip(column.shape, wanted, strict=True)
     ):
         return (), "tensor"
-    fixed = tuple(size for size in inner if isinstance(size, int))
-    if len(column.shape) == 1 and len(fixed) == len(inner) and math.prod(fixed) == column.shape[0]:
+    fixed = tuple(size for size in wanted if isinstance(size, int))
+    if len(column.shape) == 1 and len(fixed) == len(wanted) and math.prod(fixed) == column.shape[0]:
         if picture and spec.layout in {"NCHW", ""} and fixed[0] == 1:
             return fixed[1:], "image"
         return fixed, "tensor"
@@ -113,105 +123,70 @@ def _use(column: Column, spec: TensorSpec) -> tuple[tuple[int, ...], Form] | Non
 
 
 def _columns(
-    rest: list[Column], specs: tuple[TensorSpec, ...]
+    interview: Interview, data: DataSet, rest: list[Column], specs: tuple[TensorSpec, ...]
 ) -> tuple[dict[str, str | list[str]], tuple[int, ...], Form]:
     """All columns of numbers as one vector, in the shape the model takes."""
-    numbers = [column.name for column in rest if column.kind in "fiub"]
     if len(specs) != 1:
         raise ConfigError(
             f"the model has {len(specs)} inputs ({', '.join(s.name for s in specs)}): "
             "name the columns of each in a task file"
         )
-    inner = _inner(specs[0])
-    left_out = len(numbers) < len(rest)
-    whole = len(numbers) == 1 and bool(rest[0].shape)  # a column of lists
-    fixed = tuple(size for size in inner if isinstance(size, int))
-    flat = rest[0].shape if whole else (len(numbers),)
-    shape = (
-        fixed
-        if len(fixed) == len(inner) > 1 and math.prod(fixed) == math.prod(flat) and flat != fixed
-        else ()
+    used = [column for column in rest if column.kind in "fiub" and column.name]
+    without = [_why_not(column) for column in rest if column not in used]
+    if without:
+        interview.found.append(f"columns left out: {', '.join(without)}")
+    wanted = inner(specs[0])
+    fixed = tuple(size for size in wanted if isinstance(size, int))
+    whole = len(used) == 1 and bool(used[0].shape)  # a column of lists
+    flat = used[0].shape if whole else (len(used),)
+    if len(fixed) == len(wanted) and math.prod(fixed) != math.prod(flat):
+        left = f"; left out: {', '.join(without)}" if without else ""
+        names = ", ".join(column.name for column in used[:8]) + (" ..." if len(used) > 8 else "")
+        raise TaskError(
+            f"input {specs[0].name!r} takes {math.prod(fixed)} numbers a sample, but {data.path} has "
+            f"{math.prod(flat)} ({names or 'none'}){left}"
+        )
+    shape = fixed if len(fixed) == len(wanted) > 1 and flat != fixed else ()
+    names_used = [column.name for column in used]
+    inputs: dict[str, str | list[str]] = (
+        {"": names_used[0] if whole else names_used} if without or whole else {}
     )
-    inputs: dict[str, str | list[str]] = {"": numbers[0] if whole else numbers} if left_out or whole else {}
     return inputs, shape, "tensor"
 
 
-def ask_classes(interview: Interview, data: DataSet, label: str, manifest: Manifest) -> tuple[str, ...]:
-    """Class names in the order of the model's output; empty if labels are numbers without names.
-
-    Raises:
-        ConfigError: an answer that does not name every class once.
-        TaskError: the data have classes the model does not know.
-    """
-    words = data.classes or (words_of(data, label) if label else ())
-    if manifest.labels:
-        unknown = sorted(set(words) - set(manifest.labels))
-        if unknown:
-            raise TaskError(f"the data have the class {unknown[0]!r}; {nearest(unknown[0], manifest.labels)}")
-        interview.found.append("the order of the classes stands in the model's manifest")
-        return manifest.labels
-    if not words:
-        return ()
-    outputs = manifest.outputs[0].shape[-1] if manifest.outputs and manifest.outputs[0].shape else "any"
-    same = not isinstance(outputs, int) or outputs == len(words)
-    text = "In which order does the output list the classes? (all of them, parted by commas, or @FILE, one a line)"
-    why = (
-        "tools such as torchvision number class folders alphabetically"
-        if same
-        else f"the model has {outputs} outputs, the data have {len(words)} classes, so all {outputs} must be named"
-    )
-    answer = interview("classes", text, default="alphabetical" if same else "", why=why)
-    order = words if answer == "alphabetical" else _list(answer)
-    missing = sorted(set(words) - set(order))
-    if missing or len(set(order)) != len(order):
-        wrong = f"lacks {missing[0]!r}; {nearest(missing[0], order)}" if missing else "names a class twice"
-        raise ConfigError(f"classes: the list {wrong}")
-    if isinstance(outputs, int) and len(order) != outputs:
-        raise ConfigError(f"classes: the list has {len(order)} names, the model has {outputs} outputs")
-    return tuple(order)
-
-
-def _list(answer: str) -> tuple[str, ...]:
-    if not answer.startswith("@"):
-        return tuple(part.strip() for part in answer.split(",") if part.strip())
-    try:
-        lines = Path(answer[1:]).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"classes: cannot read {answer[1:]}: {error}") from error
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-def ask_metric(interview: Interview, data: DataSet, label: str, manifest: Manifest) -> str:
-    """What "accuracy" means."""
-    kind = "i" if data.classes else next((c.kind for c in data.columns if c.name == label), "")
-    known = plugins.names("metric")
-    if not kind:
-        default, why = (
-            "agreement",
-            "there are no labels: answers are compared with those of the model as given",
-        )
-    elif kind == "f":
-        default, why = "error", "labels are no whole numbers: the mean absolute error"
-    else:
-        default, why = "top1", "the share of samples whose highest output is the right class"
-    return interview("metric", "What does accuracy mean?", known, default, why)
+def _why_not(column: Column) -> str:
+    if not column.name:
+        return "one without a name (an index?)"
+    return f"{column.name} (holds {column.wrong!r})" if column.wrong else f"{column.name} (text)"
 
 
 def ask_splits(interview: Interview, data: DataSet) -> dict[SplitName, float | str]:
     """Shares of the samples, or the folders that are there.
 
     Raises:
-        ConfigError: an answer that is not of the form ``train 0.5, test 0.5``.
+        ConfigError: an answer that is not of the form ``validation 0.5, test 0.5``.
     """
     if data.splits:
         interview.found.append(f"splits by folder: {', '.join(data.splits.values())}")
+        if not {"calibration", "train"} & set(data.splits):
+            interview.assumed.append(
+                "there is no folder for calibration or train: a search needs one, for int8"
+            )
+        if "validation" not in data.splits:
+            interview.assumed.append("there is no folder for validation: a search needs one, to decide by")
         return dict(data.splits)
-    answer = interview(
-        "splits",
-        "How are the samples shared out?",
-        default=", ".join(f"{name} {share}" for name, share in SHARES.items()),
-        why="figures on samples the model was trained on say little: keep test to samples it has not seen",
+    return _shares(
+        interview(
+            "splits",
+            "How are the samples shared out?",
+            default=", ".join(f"{name} {share}" for name, share in SHARES.items()),
+            why="nothing is set aside for training, the model is trained: give only samples it was not trained on",
+            check=_shares,
+        )
     )
+
+
+def _shares(answer: str) -> dict[SplitName, float | str]:
     known: dict[str, SplitName] = {split: split for split in SPLITS}
     shares: dict[SplitName, float | str] = {}
     for part in filter(None, (piece.strip() for piece in answer.split(","))):
@@ -221,5 +196,8 @@ def ask_splits(interview: Interview, data: DataSet) -> dict[SplitName, float | s
         try:
             shares[known[name]] = float(share)
         except ValueError:
-            raise ConfigError(f"splits: {part!r} is not of the form `train 0.5`") from None
+            raise ConfigError(f"splits: {part!r} is not of the form `test 0.4`") from None
+    values = [float(share) for share in shares.values()]
+    if not values or min(values) <= 0 or sum(values) > 1 + 1e-9:
+        raise ConfigError(f"splits: shares are above 0 and sum to at most 1, not {sum(values):g}")
     return shares

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, FarthingError
 from farthing.forge.init.question import Interview
+from farthing.metrics import binary_auc
 from farthing.model import Filter, Model, Preprocess, Resize, TensorSpec
 from farthing.ops.image import prepare_batch
 from farthing.options import EngineOptions
@@ -56,12 +57,18 @@ class Sample:
 
 
 class Probe:
-    """Scores ways to preprocess by top-1 accuracy on labelled pictures, for no longer than about 20 seconds.
+    """Scores ways to preprocess on labelled pictures, for no longer than about 20 seconds.
+
+    The score is the share of pictures classified right, or for a model with one output the area under the ROC curve.
 
     Args:
         model: the model.
         spec: its input.
-        sample: pictures; without labels nothing is scored.
+        sample: pictures; without class labels nothing is scored.
+
+    Attributes:
+        count: how many pictures are tried.
+        measure: what a score is, in words.
     """
 
     def __init__(self, model: Model, spec: TensorSpec, sample: Sample) -> None:
@@ -69,12 +76,14 @@ class Probe:
         self._spec = spec
         self._sample = sample
         self.count = len(sample.images)
+        self.measure = "right"
         self._limited = False
 
     @property
     def works(self) -> bool:
         """Whether there is anything to score by."""
-        return self._sample.labels is not None and self.count > 0
+        labels = self._sample.labels
+        return labels is not None and labels.dtype.kind in "iu" and self.count > 0
 
     def answers(self, preprocess: Preprocess) -> Array:
         """What the model answers, one row a picture."""
@@ -94,15 +103,20 @@ class Probe:
         if not self.works or self._sample.labels is None:
             return None
         began = time.perf_counter()
+        labels = self._sample.labels[: self.count]
         try:
-            right = self.answers(preprocess).argmax(1) == self._sample.labels[: self.count]
+            rows = self.answers(preprocess)
         except FarthingError:
             return None
         if not self._limited:  # some 16 ways are tried in all
             each = (time.perf_counter() - began) / self.count
-            self.count = max(8, min(self.count, int(PROBE_SECONDS / 16 / max(each, 1e-6))))
+            self.count = min(self.count, max(8, int(PROBE_SECONDS / 16 / max(each, 1e-6))))
             self._limited = True
-        return float(right.mean())
+        if rows.shape[1] > 1:
+            return float((rows.argmax(1) == labels).mean())
+        self.measure = "area under the ROC curve"
+        area = binary_auc(rows[:, 0], labels == 1)
+        return area if np.isfinite(area) else None
 
 
 def ask_preprocess(interview: Interview, spec: TensorSpec, sample: Sample, probe: Probe) -> Preprocess:
@@ -132,16 +146,24 @@ def _size(interview: Interview, spec: TensorSpec, sample: Sample) -> tuple[int, 
     if len(sample.sizes) == 1:
         return None
     first = sample.images[0].shape
-    text = interview(
-        "size",
-        "The model takes pictures of any size. To what height x width shall they be brought?",
-        default=f"{first[0]}x{first[1]}",
-        why="the size of the first picture; accuracy and time hang on it",
+    return _two_sides(
+        interview(
+            "size",
+            "The model takes pictures of any size. To what height x width shall they be brought?",
+            default=f"{first[0]}x{first[1]}",
+            why="the size of the first picture; accuracy and time hang on it",
+            check=_two_sides,
+        )
     )
+
+
+def _two_sides(text: str) -> tuple[int, int]:
     try:
         high, wide = (int(part) for part in text.lower().split("x"))
     except ValueError:
         raise ConfigError(f"size: {text!r} is not of the form 224x224") from None
+    if min(high, wide) < 1:
+        raise ConfigError(f"size: {text!r} has a side below 1")
     return high, wide
 
 
@@ -203,11 +225,8 @@ def _ask_other(interview: Interview, draft: Preprocess) -> Preprocess:
         ("mean", "Mean, one number or one a channel, subtracted next?", "0"),
         ("std", "Standard deviation, one number or one a channel, divided by last?", "1"),
     ):
-        answer = interview(key, text, default=default, why="value = (pixel * scale - mean) / std")
-        try:
-            numbers[key] = tuple(float(part) for part in answer.replace(",", " ").split())
-        except ValueError:
-            raise ConfigError(f"{key}: {answer!r} holds something that is no number") from None
+        why = "value = (pixel * scale - mean) / std"
+        numbers[key] = _numbers(interview(key, text, default=default, why=why, check=_numbers))
     try:
         return Preprocess(
             colour=draft.colour,
@@ -218,6 +237,15 @@ def _ask_other(interview: Interview, draft: Preprocess) -> Preprocess:
         )
     except (ValueError, IndexError) as error:
         raise ConfigError(f"values: {error}") from error
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} holds something that is no number: write 0.5, or 0.5, 0.4, 0.4"
+        ) from None
 
 
 def _ask_colour(interview: Interview, probe: Probe, draft: Preprocess) -> Colour:
@@ -273,5 +301,5 @@ def _best(scores: dict[str, float], probe: Probe, convention: str) -> tuple[str,
     ahead = [way for way, score in scores.items() if score >= top - NEAR]
     shown = ", ".join(f"{way} {score:.0%}" for way, score in scores.items())
     return convention if convention in ahead else max(scores, key=scores.__getitem__), (
-        f"right of {probe.count} labelled pictures: {shown}"
+        f"{probe.measure} of {probe.count} labelled pictures: {shown}"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from farthing.config import Section
 from farthing.errors import ConfigError, nearest
 
@@ -16,7 +18,7 @@ class Question(Section, frozen=True, kw_only=True):
         text: the question.
         choices: the answers there are; empty if any text is one.
         default: what is taken without an answer; empty if there must be one.
-        why: what hangs on it, or where the default comes from.
+        why: what hangs on it, where the default comes from, or what was wrong with the last answer.
     """
 
     key: str
@@ -27,7 +29,10 @@ class Question(Section, frozen=True, kw_only=True):
 
 
 Ask = Callable[[Question], str]
-"""Asks a person: returns the answer, or an empty text for the default, which is then listed as assumed."""
+"""Asks a person: returns the answer, or an empty text for the default, which is then listed as assumed. An answer that
+cannot be used is asked for again, up to five times."""
+
+TRIES = 5
 
 
 def take_defaults(question: Question) -> str:
@@ -54,21 +59,52 @@ class Interview:
         self.assumed: list[str] = []
 
     def __call__(
-        self, key: str, text: str, choices: Sequence[str] = (), default: str = "", why: str = ""
+        self,
+        key: str,
+        text: str,
+        choices: Sequence[str] = (),
+        default: str = "",
+        why: str = "",
+        check: Callable[[str], object] | None = None,
     ) -> str:
-        """Ask one question.
+        """Ask one question, again if the answer cannot be used.
+
+        Args:
+            key, text, choices, default, why: see `Question`.
+            check: raises ConfigError for an answer that cannot be used.
 
         Raises:
-            ConfigError: the answer is none of the choices, or there is neither answer nor default.
+            ConfigError: no usable answer in five tries, or there is neither answer nor default.
         """
         question = Question(key=key, text=text, choices=tuple(choices), default=default, why=why)
-        answer = self._ask(question).strip()
-        if not answer:
-            if not default:
-                raise ConfigError(f"{text} ({key}): this needs an answer; {why}".rstrip("; "))
-            self.assumed.append(f"{key}: {default}" + (f" ({why})" if why else ""))
-            answer = default
-        if choices and answer not in choices:
-            raise ConfigError(f"{key}: {answer!r} is no answer; {nearest(answer, choices)}")
-        self.answers[key] = answer
-        return answer
+        for left in reversed(range(TRIES)):
+            given = self._ask(question).strip()
+            if not given:
+                break
+            try:
+                self._check(question, given, check)
+            except ConfigError as error:
+                if not left:
+                    raise
+                question = msgspec.structs.replace(question, why=str(error))
+            else:
+                self.answers[key] = given
+                return given
+        return self._assumed(key, text, default, why)
+
+    def _assumed(self, key: str, text: str, default: str, why: str) -> str:
+        reason = f" ({why})" if why else ""
+        if not default:
+            raise ConfigError(
+                f"{key}: {text} Nothing can be assumed here{reason}: run `farthing init` without --yes, and answer"
+            )
+        self.assumed.append(f"{key}: {default}{reason}")
+        self.answers[key] = default
+        return default
+
+    @staticmethod
+    def _check(question: Question, answer: str, check: Callable[[str], object] | None) -> None:
+        if question.choices and answer not in question.choices:
+            raise ConfigError(f"{question.key}: {answer!r} is no answer; {nearest(answer, question.choices)}")
+        if check is not None:
+            check(answer)

@@ -1,0 +1,184 @@
+"""What the labels are: where they stand, which classes there are in which order, and so what accuracy means."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farthing import plugins
+from farthing.config import Section
+from farthing.errors import ConfigError, TaskError, nearest, require
+from farthing.forge.init.data import Column, DataSet
+from farthing.forge.init.question import Interview
+from farthing.model import Manifest, TensorSpec
+from farthing.taskfile import as_text, as_whole, read_csv, read_npz
+
+Array = NDArray[Any]
+LABEL_WORDS = ("label", "labels", "y", "target", "targets", "class", "classes", "species")
+NONE = "none"
+
+
+class Labels(Section, frozen=True, kw_only=True):
+    """What the labels are.
+
+    Attributes:
+        kind: ``none``; ``words``; ``binary``, the numbers 0 and 1; ``whole`` numbers; or ``measured``, any others.
+        words: the different words, sorted, if they are words.
+    """
+
+    kind: Literal["none", "words", "binary", "whole", "measured"] = "none"
+    words: tuple[str, ...] = ()
+
+
+def named_like_labels(column: Column) -> bool:
+    """Whether a column is called as labels usually are."""
+    return column.name.lower() in LABEL_WORDS
+
+
+def inner(spec: TensorSpec) -> tuple[int | str, ...]:
+    """The shape of one sample."""
+    axis = 0 if spec.batch_axis is None and spec.shape and isinstance(spec.shape[0], str) else spec.batch_axis
+    return tuple(size for place, size in enumerate(spec.shape) if place != axis)
+
+
+def values_a_sample(manifest: Manifest) -> int | None:
+    """How many numbers the first output holds for a sample; None if that varies."""
+    sizes = inner(manifest.outputs[0]) if manifest.outputs else ()
+    fixed = [size for size in sizes if isinstance(size, int)]
+    return math.prod(fixed) if manifest.outputs and len(fixed) == len(sizes) else None
+
+
+def ask_label(interview: Interview, data: DataSet, manifest: Manifest) -> str:
+    """Which array or column holds the labels; empty if none does."""
+    answered = inner(manifest.outputs[0]) if manifest.outputs else ()
+    fits = [c for c in data.columns if c.kind in "iuUbf" and c.shape in {(), (1,)}]
+    fits += [c for c in data.columns if named_like_labels(c) and c not in fits and c.shape == answered]
+    likely = [c.name for word in LABEL_WORDS for c in fits if c.name.lower() == word]
+    if not fits:
+        interview.found.append("no array or column can be labels")
+        return ""
+    default = likely[0] if likely else NONE
+    why = "named like labels" if likely else "none is named like labels"
+    choices = [*(column.name for column in fits), NONE]
+    answer = interview("labels", "Which array or column holds the labels?", choices, default, why)
+    return "" if answer == NONE else answer
+
+
+def labels_of(data: DataSet, name: str) -> Labels:
+    """What the column of the labels holds, or what the folders of the classes say.
+
+    Raises:
+        TaskError: they are one-hot rows, or cannot be read.
+    """
+    if data.format == "folder":
+        return Labels(kind="words", words=data.classes) if data.classes else Labels()
+    if not name:
+        return Labels()
+    values = _values(data, name)
+    if data.format == "csv":
+        with contextlib.suppress(ValueError):
+            values = values.astype(np.float64)
+    if values.dtype.kind in "USO":
+        return Labels(kind="words", words=tuple(sorted(map(str, set(as_text(values).reshape(-1).tolist())))))
+    rows = as_whole(values.astype(np.int64) if values.dtype.kind == "b" else values).reshape(len(values), -1)
+    zero_or_one = bool(((rows == 0) | (rows == 1)).all())
+    if rows.shape[1] > 1 and zero_or_one and (rows.sum(1) == 1).all():
+        raise TaskError(
+            f"{data.path}: {name!r} holds one-hot rows: save the numbers of the classes, as in y.argmax(1)"
+        )
+    if rows.shape[1] > 1 or rows.dtype.kind == "f":
+        return Labels(kind="measured")
+    return Labels(kind="binary" if zero_or_one else "whole")
+
+
+def _values(data: DataSet, name: str) -> Array:
+    if data.format == "csv":
+        return read_csv(data.path)[name]
+    if data.format == "npz":
+        return read_npz(data.path, [name])[name]
+    table = require("pyarrow.parquet", "parquet").read_table(data.path, columns=[name])
+    return np.asarray(table[name].to_numpy())
+
+
+def ask_classes(interview: Interview, labels: Labels, manifest: Manifest) -> tuple[str, ...]:
+    """Class names in the order of the model's output; empty if labels are numbers without names.
+
+    Raises:
+        ConfigError: no answer that names every class once.
+        TaskError: the data have classes the model does not know.
+    """
+    words, outputs = labels.words, values_a_sample(manifest)
+    if manifest.labels:
+        unknown = sorted(set(words) - set(manifest.labels))
+        if unknown:
+            raise TaskError(f"the data have the class {unknown[0]!r}; {nearest(unknown[0], manifest.labels)}")
+        interview.found.append("the order of the classes stands in the model's manifest")
+        return manifest.labels
+    if not words:
+        return ()
+    text = "In which order does the output list the classes? (all of them, parted by commas, or @FILE, one a line)"
+    if outputs == 1:
+        text = "Which class is 0, and which is 1, the one a high output stands for? (both, parted by a comma)"
+        outputs = 2
+    same = outputs is None or outputs == len(words)
+    why = (
+        "tools such as torchvision number class folders alphabetically"
+        if same
+        else f"the model has {outputs} outputs, the data have {len(words)} classes, so all {outputs} must be named"
+    )
+
+    def order(answer: str) -> tuple[str, ...]:
+        named = words if answer == "alphabetical" else _list(answer)
+        _check_order(named, words, outputs)
+        return named
+
+    return order(interview("classes", text, default="alphabetical" if same else "", why=why, check=order))
+
+
+def _check_order(order: tuple[str, ...], words: tuple[str, ...], outputs: int | None) -> None:
+    missing = sorted(set(words) - set(order))
+    if missing or len(set(order)) != len(order):
+        wrong = f"lacks {missing[0]!r}; {nearest(missing[0], order)}" if missing else "names a class twice"
+        raise ConfigError(f"classes: the list {wrong}")
+    if outputs is not None and len(order) != outputs:
+        raise ConfigError(f"classes: the list has {len(order)} names, the model has {outputs} outputs")
+
+
+def _list(answer: str) -> tuple[str, ...]:
+    if not answer.startswith("@"):
+        return tuple(part.strip() for part in answer.split(",") if part.strip())
+    try:
+        lines = Path(answer[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"classes: cannot read {answer[1:]}: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def ask_metric(interview: Interview, labels: Labels, manifest: Manifest) -> str:
+    """What "accuracy" means."""
+    default, why = _usual_metric(labels, values_a_sample(manifest) == 1)
+    return interview("metric", "What does accuracy mean?", plugins.names("metric"), default, why)
+
+
+def _usual_metric(labels: Labels, single: bool) -> tuple[str, str]:
+    """The metric to offer and why; ``single`` models give one number a sample, of which there is no highest."""
+    if labels.kind == "none" and single:
+        why = "the model gives one number a sample, which says nothing without labels: add them to the data"
+        return "", why
+    if labels.kind == "none":
+        return "agreement", "there are no labels: answers are compared with those of the model as given"
+    if labels.kind == "measured":
+        return "error", "labels are measured values: the mean absolute error"
+    if not single:
+        return "top1", "the share of samples whose highest output is the right class"
+    if labels.kind == "whole":
+        return (
+            "error",
+            "the model gives one number a sample, and labels are more than 0 and 1: the mean absolute error",
+        )
+    return "auc", "the model gives one number a sample, for two classes: the area under the ROC curve"
