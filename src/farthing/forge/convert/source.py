@@ -127,7 +127,8 @@ def _graphs_unprinted() -> Iterator[None]:
 
     Its own switch for that is always on (seen in torch 2.13: it tests a function instead of calling it).
     """
-    native: Any = torch._C
+    untyped: Any = torch
+    native = untyped._C
     log = getattr(native, "_jit_onnx_log", None)
     native._jit_onnx_log = lambda *words: None
     try:
