@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 
 from farthing.bench import Rule
 from farthing.cli import main
-from farthing.forge import optimize as search
+from farthing.forge import rounds
 from farthing.model import Model
 
 FACTORY = """
@@ -64,8 +64,8 @@ def at(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in the user's directory, with short races and a cache that the tests of this module share."""
     monkeypatch.chdir(desk)
     monkeypatch.setenv("FARTHING_CACHE", str(desk / "cache"))
-    monkeypatch.setattr(search, "SPRINT", Rule(warmup=1, min_count=20, min_seconds=0.1))
-    monkeypatch.setattr(search, "FINAL", Rule(warmup=1, min_count=50, min_seconds=0.3))
+    monkeypatch.setattr(rounds, "SPRINT", Rule(warmup=1, min_count=20, min_seconds=0.1))
+    monkeypatch.setattr(rounds, "FINAL", Rule(warmup=1, min_count=50, min_seconds=0.3))
     return desk
 
 

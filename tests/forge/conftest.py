@@ -20,7 +20,7 @@ from torch import nn
 
 from farthing import plugins
 from farthing.bench import Rule
-from farthing.forge import optimize, train
+from farthing.forge import optimize, rounds, train
 from farthing.model import Manifest, Model, TensorSpec
 from farthing.recipe import Result
 from farthing.target import Target
@@ -167,9 +167,9 @@ Search = Callable[..., Result]
 @pytest.fixture
 def search(tmp_path: Path, cache_root: Path, digits_task: Task, monkeypatch: pytest.MonkeyPatch) -> Search:
     """A search with short races, one thread and a cache that tests share; the output is ``tmp_path / "out"``."""
-    monkeypatch.setattr(optimize, "SPRINT", Rule(warmup=2, min_count=5, min_seconds=0.05))
-    monkeypatch.setattr(optimize, "FINAL", Rule(warmup=2, min_count=20, min_seconds=0.15))
-    monkeypatch.setattr(optimize, "FINALISTS", 2)
+    monkeypatch.setattr(rounds, "SPRINT", Rule(warmup=2, min_count=5, min_seconds=0.05))
+    monkeypatch.setattr(rounds, "FINAL", Rule(warmup=2, min_count=20, min_seconds=0.15))
+    monkeypatch.setattr(rounds, "FINALISTS", 2)
 
     def run(model: Model, task: Task = digits_task, **options: Any) -> Result:
         options = {"out": tmp_path / "out", "cache": cache_root, "threads": (1,), **options}

@@ -22,7 +22,7 @@ import numpy as np
 from farthing.bench import Rule
 from farthing.errors import FarthingError
 from farthing.files import file_digest
-from farthing.forge import optimize, output
+from farthing.forge import optimize, output, rounds
 from farthing.model import Model
 from farthing.recipe import Progress
 from farthing.task import Split, Task
@@ -44,9 +44,9 @@ def tree(directory: Path) -> dict[str, str]:
 
 
 def search(order: dict[str, Any], listener: Any) -> None:
-    optimize.SPRINT = Rule(warmup=1, min_count=3, min_seconds=0.02)
-    optimize.FINAL = Rule(warmup=1, min_count=3, min_seconds=0.02)
-    optimize.FINALISTS = 1
+    rounds.SPRINT = Rule(warmup=1, min_count=3, min_seconds=0.02)
+    rounds.FINAL = Rule(warmup=1, min_count=3, min_seconds=0.02)
+    rounds.FINALISTS = 1
     data = np.load(order["data"])
     splits = {
         name: Split({"": data[f"{name}_x"]}, data[f"{name}_y"])

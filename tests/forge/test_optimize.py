@@ -33,10 +33,10 @@ from farthing.forge.cache import Cache
 from farthing.forge.fuse import Fuse
 from farthing.forge.quantize.float16 import Float16
 from farthing.metrics import Metric
-from farthing.model import Manifest, Model, TensorSpec
+from farthing.model import Manifest, Model, Preprocess, TensorSpec, checked
 from farthing.recipe import Candidate, Progress, Recipe, Result
 from farthing.target import Budget, Target
-from farthing.task import Split, Task
+from farthing.task import ImageFiles, Split, Task
 
 STATIC = "quantize.static.v1"
 
@@ -725,3 +725,29 @@ def test_fusing_is_the_least(search: Any, mlp: Model, digits_task: Task) -> None
     result = search(mlp, budget="accuracy_drop<=0.02")
     assert "int8 dynamic" in [c.name for c in result.candidates]
     assert Fuse()(mlp, Target.detect(), digits_task).manifest.inputs == result.winner.manifest.inputs
+
+
+def test_a_broken_picture_of_any_split_ends_the_search_at_once(
+    search: Any, cnn: Model, tmp_path: Path, digits_task: Task
+) -> None:
+    from PIL import Image
+
+    paths = []
+    for number in range(8):
+        paths.append(str(tmp_path / f"{number}.png"))
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(paths[-1])
+    broken = Path(paths[-1])
+    broken.write_bytes(broken.read_bytes()[:60])
+    labels = np.arange(4) % 2
+    splits = {
+        name: ImageFiles({"": np.array(chosen)}, labels)
+        for name, chosen in (("calibration", paths[:4]), ("validation", paths[:4]), ("test", paths[4:]))
+    }
+    seen: list[str] = []
+    pictures = Task("pictures", splits, "top1", labels=[str(k) for k in range(10)], form="image")
+    grey = Preprocess(colour="GRAY", scale=1 / 255, mean=(0.0,), std=(1.0,))
+    model = Model.create(checked(cnn.manifest, preprocess=grey), {"model.onnx": cnn.file})
+    with pytest.raises(TaskError, match=r"7\.png is damaged"):
+        search(model, pictures, listener=lambda event: seen.append(event.stage))
+    assert set(seen) <= {"baseline"}

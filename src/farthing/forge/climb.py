@@ -93,7 +93,7 @@ class Climber:
         return made
 
     def give_back(self, made: Sequence[Artefact]) -> list[Artefact]:
-        """Where all int8 artefacts of an engine lose too much: the fewest worst operators of the best go back to float."""
+        """The fewest worst operators back in float, for each engine whose int8 artefacts all lose too much."""
         found: list[Artefact] = []
         for engine in self._runtimes:
             int8 = [a for a in made if a.rung.engine == engine and any(s.use == STATIC for s in a.steps)]

@@ -10,7 +10,6 @@ its file, scored and timed once more, and only then looked at on the test split,
 from __future__ import annotations
 
 import datetime
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,33 +17,30 @@ from pathlib import Path
 from msgspec.structs import replace
 
 import farthing
-from farthing import plugins
+from farthing import picture, plugins
 from farthing.assets import default_cache
-from farthing.bench import Rule, Tick
+from farthing.bench import Tick
 from farthing.bench.machine import Here
 from farthing.errors import ConfigError, FarthingError, StorageError, TaskError
-from farthing.forge import output
+from farthing.forge import output, rounds
 from farthing.forge.apply import versions
-from farthing.forge.cache import Cache
-from farthing.forge.candidates import Listing, Times
+from farthing.forge.cache import Cache, key_of
+from farthing.forge.candidates import Listing
 from farthing.forge.climb import Artefact, Climber
 from farthing.forge.evaluate import Judge, proxy
 from farthing.forge.ladder import Rung, ladder
+from farthing.forge.rounds import Rounds
 from farthing.forge.runtime import find_runtimes
-from farthing.forge.timing import Clock, Lap, Variant
+from farthing.forge.timing import Clock, Variant
 from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
 from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model
 from farthing.options import make_options
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
 from farthing.target import THIS, Budget, Target
-from farthing.task import Task
+from farthing.task import ImageFiles, Task
 
 DEFAULT_DROP = 0.01
-SPRINT = Rule(warmup=3, min_count=30, min_seconds=1.5, max_seconds=40.0)
-FINAL = Rule(warmup=10, min_count=200, min_seconds=4.0, max_seconds=90.0)
-FINALISTS = 5
-SLOW = 0.9
 
 
 def optimize(
@@ -116,20 +112,9 @@ def _check_task(task: Task, model: Model) -> None:
         )
 
 
-def _engine(lap: Lap) -> str:
-    return lap.variant.runtime.engine
-
-
-def _fastest(laps: Sequence[Lap]) -> Lap:
-    return min(laps, key=lambda lap: lap.measurement.p50_ms)
-
-
-def _fastest_of_each_engine(laps: Sequence[Lap], exact: set[Variant]) -> set[Variant]:
-    """The fastest float32 variant of every engine."""
-    floats = [lap for lap in laps if lap.variant in exact]
-    return {
-        _fastest([lap for lap in floats if _engine(lap) == engine]).variant for engine in map(_engine, floats)
-    }
+def _checked(paths: Sequence[Path], tick: Tick) -> int:
+    picture.check(paths, tick)
+    return len(paths)
 
 
 class _Search:
@@ -152,7 +137,7 @@ class _Search:
         here = replace(self.target, name=THIS, engines=(), dtypes=()) == self.machine.target
         self.budget = _with_accuracy(Budget.parse(budget) if isinstance(budget, str) else budget, task)
         counts = sorted({*threads} or {1, self.target.cores or 1})
-        self.threads = tuple(make_options(count).threads for count in counts)
+        counts = [make_options(count).threads for count in counts]
         self.allow_slower = allow_slower or not here
         _check_task(task, model)
         self.runtime, self.runtimes = find_runtimes(model, engines, self.target, self.machine)
@@ -162,7 +147,8 @@ class _Search:
         self.climber = Climber(
             model, task, self.target, self.budget, self.cache, self.judge, self.runtimes, listener
         )
-        self.listing = Listing(self.budget, self.clock, self.allow_slower, here, FINAL)
+        self.rounds = Rounds(self.clock, self.budget, counts, self.allow_slower, self._ticker)
+        self.listing = Listing(self.budget, self.clock, self.allow_slower, here, rounds.FINAL)
         self.notes: list[str] = []
         if not here:
             self.notes.append(
@@ -173,6 +159,7 @@ class _Search:
     def run(self, command: str) -> tuple[Model, Recipe, Summary]:
         start = time.perf_counter()
         self.cache.sweep()
+        self._check_pictures()
         self._say("baseline", f"scoring {self.model.manifest.name} as it is")
         score = self.judge.score(self.model, "validation")
         rung = Rung("baseline", self.runtime.engine, exact=True)
@@ -183,58 +170,23 @@ class _Search:
         made = self.climber.climb(ladder(self.model, [*self.runtimes]))
         made += self.climber.give_back(made)
         fit = [artefact for artefact in made if not artefact.refusal]
-        self.listing.fill(base, made, self._times(base, fit), self.listener)
+        self.listing.fill(base, made, self.rounds.times(base, fit), self.listener)
         artefact, candidate = self._pick([base, *made])
         artefact, candidate, test = self._tested(base, artefact, candidate)
         return self._conclude(artefact, candidate, test, command, time.perf_counter() - start)
 
-    # Timing -----------------------------------------------------------------------------------------------------
-
-    def _times(self, base: Artefact, fit: list[Artefact]) -> Times:
-        """Everything sprints; what is not clearly slower races again for longer, alone and in batches."""
-        bases, rivals = self._variants([base]), self._variants(fit)
-        exact = {variant for variant, _ in self._variants([a for a in [base, *fit] if a.rung.exact])}
-        sprint = self.clock.race(bases, rivals, "single_stream", SPRINT, self._ticker("race", "first timing"))
-        chosen = self._finalists(sprint[len(bases) :], rivals) | _fastest_of_each_engine(sprint, exact)
-        finalists = [(variant, model) for variant, model in rivals if variant in chosen]
-        final = self.clock.race(
-            bases, finalists, "single_stream", FINAL, self._ticker("final", "final timing")
-        )
-        offline = self.clock.race(
-            bases, finalists, "offline", SPRINT, self._ticker("final", "timing batches")
-        )
-        raced = {lap.variant for lap in final}
-        floats = [lap for lap in final if lap.variant in exact]
-        return Times(
-            laps=[*final, *(lap for lap in sprint if lap.variant not in raced)],
-            offline={lap.variant: lap for lap in offline},
-            finalists=raced,
-            over_float={lap.variant: lap.over(_fastest(floats)) for lap in final},
-            over_engine={
-                lap.variant: lap.over(_fastest(own))
-                for lap in final
-                if (own := [other for other in floats if _engine(other) == _engine(lap)])
-            },
-        )
-
-    def _finalists(self, laps: Sequence[Lap], rivals: Sequence[tuple[Variant, Model]]) -> set[Variant]:
-        """The fastest that are not clearly slower than the baseline; those that keep the size come first."""
-        sizes = {variant.model: model.size_bytes / 1e6 for variant, model in rivals}
-        limit = math.inf if self.budget.size_mb is None else self.budget.size_mb
-
-        def rank(lap: Lap) -> tuple[float, float]:
-            return max(0.0, sizes[lap.variant.model] - limit), -lap.speedup.value
-
-        going = [lap for lap in laps if lap.speedup.high >= SLOW or self.allow_slower]
-        return {lap.variant for lap in sorted(going, key=rank)[:FINALISTS]}
-
-    def _variants(self, artefacts: Sequence[Artefact]) -> list[tuple[Variant, Model]]:
-        return [
-            (Variant(model=artefact.model.digest, runtime=artefact.runtime.threads(count)), artefact.model)
-            for artefact in artefacts
-            if artefact.model
-            for count in self.threads
+    def _check_pictures(self) -> None:
+        """Decode every picture of the task once, so that a broken one is known now and not after the search."""
+        paths = [
+            path
+            for split in self.task.splits.values()
+            if isinstance(split, ImageFiles)
+            for path in split.inputs[""]
         ]
+        if paths:
+            text = f"checking {len(paths)} pictures"
+            tick = self._ticker("baseline", text)
+            self.cache.value(key_of("pictures", self.task.digest), int, lambda: _checked(paths, tick))
 
     # Choosing ---------------------------------------------------------------------------------------------------
 
@@ -281,7 +233,9 @@ class _Search:
             [(first, self.model)],
             [(own, reopened)],
             "single_stream",
-            replace(FINAL, warmup=FINAL.warmup + 1),  # another key in the cache: a second measurement
+            replace(
+                rounds.FINAL, warmup=rounds.FINAL.warmup + 1
+            ),  # another key in the cache: a second measurement
             self._ticker("final", "timing the winner again"),
         )
         speedup = laps[1].speedup

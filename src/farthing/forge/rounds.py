@@ -1,0 +1,106 @@
+"""Who races whom: everything sprints, the best race again for longer, and against the fastest float32 models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from farthing.bench import Rule, Tick
+from farthing.forge.candidates import Times
+from farthing.forge.climb import Artefact
+from farthing.forge.timing import Clock, Lap, Variant
+from farthing.model import Model
+from farthing.target import Budget
+
+SPRINT = Rule(warmup=3, min_count=30, min_seconds=1.5, max_seconds=40.0)
+FINAL = Rule(warmup=10, min_count=200, min_seconds=4.0, max_seconds=90.0)
+FINALISTS = 5
+SLOW = 0.9
+
+
+class Rounds:
+    """The races of one search.
+
+    Args:
+        threads: thread counts in which each artefact races.
+        allow_slower: what is clearly slower than the baseline may be a finalist.
+        ticker: of a stage and a text, what hears how far a race is.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        budget: Budget,
+        threads: Sequence[int],
+        allow_slower: bool,
+        ticker: Callable[[str, str], Tick],
+    ) -> None:
+        self._clock = clock
+        self._budget = budget
+        self._threads = threads
+        self._allow_slower = allow_slower
+        self._ticker = ticker
+
+    def times(self, base: Artefact, fit: list[Artefact]) -> Times:
+        """Everything sprints; what is not clearly slower races again for longer, alone and in batches."""
+        bases, rivals = self._variants([base]), self._variants(fit)
+        exact = {variant for variant, _ in self._variants([a for a in [base, *fit] if a.rung.exact])}
+        sprint = self._clock.race(
+            bases, rivals, "single_stream", SPRINT, self._ticker("race", "first timing")
+        )
+        chosen = self._finalists(sprint[len(bases) :], rivals) | _fastest_of_each_engine(sprint, exact)
+        finalists = [(variant, model) for variant, model in rivals if variant in chosen]
+        final = self._clock.race(
+            bases, finalists, "single_stream", FINAL, self._ticker("final", "final timing")
+        )
+        offline = self._clock.race(
+            bases, finalists, "offline", SPRINT, self._ticker("final", "timing batches")
+        )
+        raced = {lap.variant for lap in final}
+        floats = [lap for lap in final if lap.variant in exact]
+        return Times(
+            laps=[*final, *(lap for lap in sprint if lap.variant not in raced)],
+            offline={lap.variant: lap for lap in offline},
+            finalists=raced,
+            over_float={lap.variant: lap.over(_fastest(floats)) for lap in final},
+            over_engine={
+                lap.variant: lap.over(_fastest(own))
+                for lap in final
+                if (own := [other for other in floats if _engine(other) == _engine(lap)])
+            },
+        )
+
+    def _finalists(self, laps: Sequence[Lap], rivals: Sequence[tuple[Variant, Model]]) -> set[Variant]:
+        """The fastest that are not clearly slower than the baseline; those that keep the size come first."""
+        sizes = {variant.model: model.size_bytes / 1e6 for variant, model in rivals}
+        limit = math.inf if self._budget.size_mb is None else self._budget.size_mb
+
+        def rank(lap: Lap) -> tuple[float, float]:
+            return max(0.0, sizes[lap.variant.model] - limit), -lap.speedup.value
+
+        going = [lap for lap in laps if lap.speedup.high >= SLOW or self._allow_slower]
+        return {lap.variant for lap in sorted(going, key=rank)[:FINALISTS]}
+
+    def _variants(self, artefacts: Sequence[Artefact]) -> list[tuple[Variant, Model]]:
+        return [
+            (Variant(model=artefact.model.digest, runtime=artefact.runtime.threads(count)), artefact.model)
+            for artefact in artefacts
+            if artefact.model
+            for count in self._threads
+        ]
+
+
+def _engine(lap: Lap) -> str:
+    return lap.variant.runtime.engine
+
+
+def _fastest(laps: Sequence[Lap]) -> Lap:
+    return min(laps, key=lambda lap: lap.measurement.p50_ms)
+
+
+def _fastest_of_each_engine(laps: Sequence[Lap], exact: set[Variant]) -> set[Variant]:
+    """The fastest float32 variant of every engine."""
+    floats = [lap for lap in laps if lap.variant in exact]
+    return {
+        _fastest([lap for lap in floats if _engine(lap) == engine]).variant for engine in map(_engine, floats)
+    }
