@@ -109,7 +109,7 @@ def test_labels_that_are_no_classes_are_shared_out_too(tmp_path: Path) -> None:
         ({"train": "a", "test": 0.5}, "every split a share, or every split a name"),
         ({"train": "a", "test": "b"}, r"the path needs \{split\} in it"),
         ({"train": 0.9, "tets": 0.1}, "did you mean 'test'"),
-        ({"train": 0.99, "test": 0.001}, "the test split is empty"),
+        ({"train": 0.99, "test": 0.001}, "the test split is empty, because 40 samples are too few"),
     ],
 )
 def test_splits_that_make_no_sense(tmp_path: Path, splits: dict[str, Any], message: str) -> None:
@@ -182,9 +182,9 @@ def test_labels_may_be_words(tmp_path: Path) -> None:
         (
             {"x": np.full_like(X, np.nan), "y": Y},
             {},
-            "the calibration split: input data of sample 0 holds NaN",
+            "data.npz: input data of sample 0 holds NaN",
         ),
-        ({"x": X[:0], "y": Y[:0]}, {}, "the calibration split is empty"),
+        ({"x": X[:0], "y": Y[:0]}, {}, "data.npz is empty"),
         ({"x": X, "y": Y}, {"labels": ["a", "b"]}, r"label [23] is out of range \(0..1\)"),
     ],
 )
@@ -338,7 +338,7 @@ def test_what_spreadsheets_write(tmp_path: Path) -> None:
         ("a,kind\n\n\n1,0\n2,1,2\n", {}, "line 5 has 3 fields, but the header names 2"),
         ("a,kind\n1,0\nx,0\n", {}, r"column 'a' is an input, but 'x' \(sample 1\) is no number"),
         ("a,kind\n,0\n", {}, "no number"),
-        ("a,kind\nnan,0\n", {}, "sample 0 holds NaN"),
+        ("a,kind\n" + "1,0\n" * 7 + "nan,0\n1,0\n", {}, "data.csv: input data of sample 7 holds NaN"),
         ("a,kind\n1,cat\n", {}, "label 'cat' is none of the task's `labels`"),
         ("a,kind\n1,\n", {}, "label '' is none"),
         ("a,kind\n1,0.5\n", {}, "labels must be whole numbers"),

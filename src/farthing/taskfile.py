@@ -163,13 +163,24 @@ def shared_out(split: Split, shares: Mapping[Any, float], seed: int, name: str) 
         order = order[np.argsort(place, kind="stable")]
     ends = np.round(np.cumsum(list(shares.values())) * len(order)).astype(int)
     starts = [0, *ends[:-1]]
+    for key, a, b in zip(shares, starts, ends, strict=True):
+        if a == b:
+            raise TaskError(
+                f"task {name}: the {key} split is empty, because {len(order)} samples are too few for a share of "
+                f"{shares[key]:g}: give it more"
+            )
     return {key: split.subset(order[a:b]) for key, a, b in zip(shares, starts, ends, strict=True)}
 
 
 def _load(described: TaskFile, root: Path, word: str, classes: tuple[str, ...]) -> Split:
     source, path = described.source, _place(described, root, word)
-    if source.format == "folder":
-        return _folder(path, classes)
+    split = _folder(path, classes) if source.format == "folder" else _arrays(described, path)
+    split.check(str(path))  # here a bad sample has the number it has in the file
+    return split
+
+
+def _arrays(described: TaskFile, path: Path) -> Split:
+    source = described.source
     loader = {"npz": _npz, "csv": _csv, "parquet": _parquet}[source.format]
     inputs, labels = loader(path, source)
     if source.shape:
@@ -290,7 +301,7 @@ def read_csv(path: Path) -> dict[str, Array]:
     header = [name.strip() for name in rows[0][1]]
     if len(header) == 1 and (mark := next((mark for mark in ";\t" if mark in header[0]), "")):
         raise TaskError(f"{path} parts its columns by {mark!r}: save it with commas")
-    if len(set(header)) != len(header) or all(map(_is_number, header)):
+    if len(set(header)) != len(header) or all(map(is_number, header)):
         raise TaskError(
             f"{path} needs a first line that names its columns, each once; it begins {header[:4]}"
         )
@@ -305,7 +316,8 @@ def read_csv(path: Path) -> dict[str, Array]:
     return {name: np.array([row[i] for _, row in rows[1:]]) for i, name in enumerate(header)}
 
 
-def _is_number(text: Any) -> bool:
+def is_number(text: Any) -> bool:
+    """Whether something is a number, or text that says one."""
     try:
         float(text)
     except (ValueError, TypeError):
@@ -346,7 +358,7 @@ def _numbers(column: Array, name: str, path: Path) -> Array:
     try:
         return np.asarray(column, np.float32)
     except (ValueError, TypeError):
-        row, text = next(((i, t) for i, t in enumerate(column.tolist()) if not _is_number(t)), (0, column[0]))
+        row, text = next(((i, t) for i, t in enumerate(column.tolist()) if not is_number(t)), (0, column[0]))
         raise TaskError(
             f"{path}: column {name!r} is an input, but {str(text)[:40]!r} (sample {row}) is no number: clean it, "
             "or name the columns to use in `inputs`"

@@ -548,6 +548,42 @@ def test_pictures_for_one_output_are_probed_by_the_area_under_the_curve(tmp_path
     assert evaluate(made.model, made.task)[0].value == 1.0
 
 
+@pytest.mark.parametrize(
+    ("labels", "outputs", "message"),
+    [
+        (np.zeros(60, int), 2, "'y' is the same for all samples"),
+        (np.array(["a", ""] * 30), 2, "sample 1 has no 'y'"),
+        (np.array([0.5, np.nan] * 30), 2, "'y' of sample 1 is NaN"),
+        (np.array([0.5, 1.5] * 30), 2, "labels are 1 measured values a sample, the model gives 2"),
+        (
+            np.ones((60, 3)),
+            2,
+            r"the labels 'y' are float64 \[3\] a sample, but should be .*, or \[2\] numbers",
+        ),
+        (np.array(["2026-01-01"] * 60, "datetime64[D]"), 2, r"the labels 'y' are datetime64\[D\]"),
+        (np.zeros(60, object), 2, "the labels 'y' are object"),
+        (np.array([-1, 1] * 30), 1, "two numbers, but not 0 and 1"),
+        (np.array(["a", "b", "c"] * 20), 1, "tells two classes apart, but the data have 3: a, b, c"),
+    ],
+)
+def test_labels_that_cannot_be_used(
+    rows: tuple[Any, Any], tmp_path: Path, labels: Any, outputs: int, message: str
+) -> None:
+    data = npz(tmp_path / "d.npz", x=rows[0], y=labels)
+    model = convert(Linear() if outputs == 2 else Answer(), example="1x4").model
+    with pytest.raises((TaskError, ConfigError), match=message):
+        propose(data, model, tmp_path / "work", ask=take_defaults)
+    assert not (tmp_path / "work").exists()
+
+
+def test_arrays_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="are empty: give it samples"):
+        look(npz(tmp_path / "d.npz", x=np.zeros((0, 4)), y=np.zeros(0)))
+    data = npz(tmp_path / "e.npz", x=np.zeros((60, 4), complex), y=np.arange(60) % 2)
+    with pytest.raises(TaskError, match=r"samples have: x complex128 \[4\]"):
+        propose(data, convert(Linear(), example="1x4").model, tmp_path / "work", ask=take_defaults)
+
+
 def test_one_hot_rows_are_no_classes(rows: tuple[Any, Any], tmp_path: Path) -> None:
     x, y = rows
     for labels in (np.eye(2)[y], np.eye(2, dtype=np.int64)[y]):
@@ -566,11 +602,12 @@ def test_columns_that_are_left_out_are_named_with_the_reason(rows: tuple[Any, An
     made = propose(
         tmp_path / "d.csv", convert(Linear(), example="1x4").model, tmp_path / "work", ask=take_defaults
     )
-    said = "columns left out: one without a name (an index?), note (holds 'word'), age (holds '?')"
-    assert said in made.found
+    left = "one without a name (an index?), note (holds 'word' in sample 0), age (holds '?' in sample 7)"
+    assert f"columns left out: {left}" in made.found
     assert evaluate(made.model, made.task)[0].value == 1.0
     with pytest.raises(
-        TaskError, match=r"takes 5 numbers .* has 4 \(a, b, c, d\); left out: .*age \(holds '\?'\)"
+        TaskError,
+        match=r"takes 5 numbers .* has 4 \(a, b, c, d\); left out: .*age \(holds '\?' in sample 7\)",
     ):
         propose(
             tmp_path / "d.csv", convert(Linear(), example="1x5").model, tmp_path / "w2", ask=take_defaults

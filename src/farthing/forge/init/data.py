@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from farthing.config import Section
 from farthing.errors import TaskError, require
 from farthing.task import SplitName
-from farthing.taskfile import as_whole, class_folders, pictures, read_csv
+from farthing.taskfile import as_whole, class_folders, is_number, pictures, read_csv
 
 Array = NDArray[Any]
 Format = Literal["npz", "folder", "csv", "parquet"]
@@ -31,10 +31,10 @@ class Column(Section, frozen=True, kw_only=True):
     Attributes:
         name: its name.
         shape: of one sample.
-        kind: numpy's letter for its element type: f, i, u, b, or U for text.
+        kind: numpy's letter for its element type: f, i, u, b, U for text, or another one that cannot be used.
         dtype: its element type; empty for columns of text files.
         size: its entries.
-        wrong: an entry that keeps a column of text files from being numbers.
+        wrong: the entry that keeps a column of text files from being numbers, and where it is.
     """
 
     name: str
@@ -167,7 +167,7 @@ def _npz(path: Path) -> DataSet:
                     )
                     shape, _, dtype = read(file)
                 name = member.removesuffix(".npy")
-                if shape and dtype.kind in "fiubUS":
+                if shape:
                     kind = "U" if dtype.kind == "S" else dtype.kind
                     columns.append(
                         Column(name=name, shape=shape[1:], kind=kind, dtype=dtype.name, size=shape[0])
@@ -175,10 +175,11 @@ def _npz(path: Path) -> DataSet:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         raise TaskError(f"{path} is not an npz file of plain arrays: {error}") from error
     if not columns:
-        raise TaskError(f"{path} holds no arrays of numbers with one entry a sample")
-    return DataSet(
-        path=path, format="npz", columns=tuple(columns), size=max(column.size for column in columns)
-    )
+        raise TaskError(f"{path} holds no arrays with one entry a sample")
+    size = max(column.size for column in columns)
+    if not size:
+        raise TaskError(f"the arrays of {path} are empty: give it samples")
+    return DataSet(path=path, format="npz", columns=tuple(columns), size=size)
 
 
 def _csv(path: Path) -> DataSet:
@@ -191,17 +192,11 @@ def _text_column(name: str, texts: Array) -> Column:
     try:
         numbers = as_whole(texts.astype(np.float64))
     except ValueError:
-        wrong = next(text for text in texts.tolist() if not _is_number(text))
-        return Column(name=name, shape=(), kind="U", size=len(texts), wrong=wrong)
+        place, text = next((i, text) for i, text in enumerate(texts.tolist()) if not is_number(text))
+        return Column(
+            name=name, shape=(), kind="U", size=len(texts), wrong=f"{text[:40]!r} in sample {place}"
+        )
     return Column(name=name, shape=(), kind=numbers.dtype.kind, size=len(texts))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _parquet(path: Path) -> DataSet:
@@ -211,9 +206,10 @@ def _parquet(path: Path) -> DataSet:
         table = parquet.read_table(path)
         for name in table.column_names:
             array = table[name].slice(0, 1000).to_numpy()
-            if array.dtype == object and len(array) and not isinstance(array[0], str):
+            if array.dtype == object and len(array) and isinstance(array[0], np.ndarray):
                 array = np.array(array.tolist())
-            kind = "U" if array.dtype == object else array.dtype.kind
+            text = array.dtype == object and all(value is None or isinstance(value, str) for value in array)
+            kind = "U" if text else array.dtype.kind
             columns.append(
                 Column(
                     name=name,

@@ -85,7 +85,7 @@ def _arrays(
     likely = [c for c in fitting if c.name in {spec.name, "x", "X", "images", "inputs", "data"}] or fitting
     default = likely[0].name if likely else ""
     if not fitting:
-        shapes = ", ".join(f"{c.name} {list(c.shape)}" for c in rest)
+        shapes = ", ".join(f"{c.name} {c.dtype} {list(c.shape)}" for c in rest)
         raise TaskError(
             f"no array of {data.path} fits input {spec.name!r} {list(spec.shape)}; samples have: {shapes}"
         )
@@ -157,7 +157,7 @@ def _columns(
 def _why_not(column: Column) -> str:
     if not column.name:
         return "one without a name (an index?)"
-    return f"{column.name} (holds {column.wrong!r})" if column.wrong else f"{column.name} (text)"
+    return f"{column.name} ({f'holds {column.wrong}' if column.wrong else column.dtype})"
 
 
 def ask_splits(interview: Interview, data: DataSet) -> dict[SplitName, float | str]:

@@ -27,12 +27,15 @@ class Labels(Section, frozen=True, kw_only=True):
     """What the labels are.
 
     Attributes:
-        kind: ``none``; ``words``; ``binary``, the numbers 0 and 1; ``whole`` numbers; or ``measured``, any others.
+        kind: ``none``; ``words``; ``binary``, the numbers 0 and 1; ``two`` other whole numbers; more ``whole`` numbers;
+            or ``measured``, any others.
         words: the different words, sorted, if they are words.
+        size: numbers a sample.
     """
 
-    kind: Literal["none", "words", "binary", "whole", "measured"] = "none"
+    kind: Literal["none", "words", "binary", "two", "whole", "measured"] = "none"
     words: tuple[str, ...] = ()
+    size: int = 1
 
 
 def named_like_labels(column: Column) -> bool:
@@ -54,11 +57,22 @@ def values_a_sample(manifest: Manifest) -> int | None:
 
 
 def ask_label(interview: Interview, data: DataSet, manifest: Manifest) -> str:
-    """Which array or column holds the labels; empty if none does."""
+    """Which array or column holds the labels; empty if none does.
+
+    Raises:
+        TaskError: one is called so, but has a type or shape that no metric here takes.
+    """
     answered = inner(manifest.outputs[0]) if manifest.outputs else ()
     fits = [c for c in data.columns if c.kind in "iuUbf" and c.shape in {(), (1,)}]
     fits += [c for c in data.columns if named_like_labels(c) and c not in fits and c.shape == answered]
     likely = [c.name for word in LABEL_WORDS for c in fits if c.name.lower() == word]
+    other = next((c for c in data.columns if named_like_labels(c) and c not in fits), None)
+    if other is not None and not likely:
+        raise TaskError(
+            f"{data.path}: the labels {other.name!r} are {other.dtype} {list(other.shape)} a sample, but should be a "
+            f"number or word, or {list(answered)} numbers as the model gives: save them so, or describe them in a "
+            "task file of your own"
+        )
     if not fits:
         interview.found.append("no array or column can be labels")
         return ""
@@ -73,7 +87,7 @@ def labels_of(data: DataSet, name: str) -> Labels:
     """What the column of the labels holds, or what the folders of the classes say.
 
     Raises:
-        TaskError: they are one-hot rows, or cannot be read.
+        TaskError: they are one-hot rows, all of one class, missing for a sample, or cannot be read.
     """
     if data.format == "folder":
         return Labels(kind="words", words=data.classes) if data.classes else Labels()
@@ -84,16 +98,39 @@ def labels_of(data: DataSet, name: str) -> Labels:
         with contextlib.suppress(ValueError):
             values = values.astype(np.float64)
     if values.dtype.kind in "USO":
-        return Labels(kind="words", words=tuple(sorted(map(str, set(as_text(values).reshape(-1).tolist())))))
+        return _words(data, name, as_text(values).reshape(-1).tolist())
     rows = as_whole(values.astype(np.int64) if values.dtype.kind == "b" else values).reshape(len(values), -1)
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        place = int(np.argwhere(~np.isfinite(rows).all(1))[0, 0])
+        raise TaskError(
+            f"{data.path}: {name!r} of sample {place} is NaN or infinite: label it, or leave it out"
+        )
     zero_or_one = bool(((rows == 0) | (rows == 1)).all())
     if rows.shape[1] > 1 and zero_or_one and (rows.sum(1) == 1).all():
         raise TaskError(
             f"{data.path}: {name!r} holds one-hot rows: save the numbers of the classes, as in y.argmax(1)"
         )
     if rows.shape[1] > 1 or rows.dtype.kind == "f":
-        return Labels(kind="measured")
-    return Labels(kind="binary" if zero_or_one else "whole")
+        return Labels(kind="measured", size=rows.shape[1])
+    different = len(np.unique(rows))
+    _refuse_one_class(data, name, different)
+    return Labels(kind="binary" if zero_or_one else "two" if different == 2 else "whole")
+
+
+def _words(data: DataSet, name: str, texts: list[str | None]) -> Labels:
+    missing = next((place for place, text in enumerate(texts) if not text), None)
+    if missing is not None:
+        raise TaskError(f"{data.path}: sample {missing} has no {name!r}: label it, or leave it out")
+    words = tuple(sorted({str(text) for text in texts}))
+    _refuse_one_class(data, name, len(words))
+    return Labels(kind="words", words=words)
+
+
+def _refuse_one_class(data: DataSet, name: str, different: int) -> None:
+    if different < 2:
+        raise TaskError(
+            f"{data.path}: {name!r} is the same for all samples: samples of one class show no accuracy"
+        )
 
 
 def _values(data: DataSet, name: str) -> Array:
@@ -122,6 +159,11 @@ def ask_classes(interview: Interview, labels: Labels, manifest: Manifest) -> tup
     if not words:
         return ()
     text = "In which order does the output list the classes? (all of them, parted by commas, or @FILE, one a line)"
+    if outputs == 1 and len(words) > 2:
+        raise TaskError(
+            f"the model gives one number a sample, which tells two classes apart, but the data have {len(words)}: "
+            f"{', '.join(words[:5])}"
+        )
     if outputs == 1:
         text = "Which class is 0, and which is 1, the one a high output stands for? (both, parted by a comma)"
         outputs = 2
@@ -161,21 +203,29 @@ def _list(answer: str) -> tuple[str, ...]:
 
 def ask_metric(interview: Interview, labels: Labels, manifest: Manifest) -> str:
     """What "accuracy" means."""
-    default, why = _usual_metric(labels, values_a_sample(manifest) == 1)
+    default, why = _usual_metric(labels, values_a_sample(manifest))
     return interview("metric", "What does accuracy mean?", plugins.names("metric"), default, why)
 
 
-def _usual_metric(labels: Labels, single: bool) -> tuple[str, str]:
-    """The metric to offer and why; ``single`` models give one number a sample, of which there is no highest."""
+def _usual_metric(labels: Labels, outputs: int | None) -> tuple[str, str]:
+    """The metric to offer and why, or nothing and why; of one output a sample, none is the highest."""
+    single = outputs == 1
     if labels.kind == "none" and single:
         why = "the model gives one number a sample, which says nothing without labels: add them to the data"
         return "", why
     if labels.kind == "none":
         return "agreement", "there are no labels: answers are compared with those of the model as given"
+    if labels.kind == "measured" and outputs not in {None, labels.size}:
+        return "", f"labels are {labels.size} measured values a sample, the model gives {outputs}"
     if labels.kind == "measured":
         return "error", "labels are measured values: the mean absolute error"
     if not single:
         return "top1", "the share of samples whose highest output is the right class"
+    if labels.kind == "two":
+        return (
+            "",
+            "labels are two numbers, but not 0 and 1: save classes as 0 and 1, or answer `error` if they are measured",
+        )
     if labels.kind == "whole":
         return (
             "error",
