@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
 import farthing
-from farthing.errors import FarthingError
+from farthing.cli.interrupt import EXIT_CODE, INTERRUPT, MESSAGE, program
+
+TYPE_CHECKING = False  # whatever is imported here is waited for before Ctrl-C is answered
+
+if TYPE_CHECKING:
+    import argparse
 
 COMMANDS = {
     "convert": (
@@ -37,32 +40,60 @@ Exit codes: 0 done, 1 the budget is not met (the best found is saved), 2 bad inp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command and return its exit code.
+
+    Args:
+        arguments: the command's; None takes those of this process and answers to Ctrl-C, as befits a program.
+    """
+    if arguments is None:
+        return program(lambda: _run(sys.argv[1:]))
+    try:
+        return _run(list(arguments))
+    except KeyboardInterrupt:
+        print(MESSAGE, file=sys.stderr)
+        return EXIT_CODE
+
+
+def _run(words: list[str]) -> int:
+    from farthing.errors import FarthingError, nearest
+
     parser = _parser(words)
     if not words:
         parser.print_help()
         return 0
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
+        parser.error(f"no command is called {words[0]!r}; {nearest(words[0], COMMANDS)}")
     parsed = parser.parse_args(words)
     try:
+        _check_place()
         code: int = parsed.run(parsed)
     except FarthingError as error:
+        INTERRUPT.check()  # an import that was cut off says that a package is damaged
         print(f"farthing: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "farthing: interrupted; finished steps are kept, run the same command again to go on",
-            file=sys.stderr,
-        )
-        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     return code
 
 
+def _check_place() -> None:
+    """Paths are relative to the working directory: without one nothing can be found or written."""
+    from pathlib import Path
+
+    from farthing.errors import StorageError
+
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise StorageError("the working directory is gone: change to one that exists") from error
+
+
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """All commands by name and help; only the one that is asked for is imported."""
+    import argparse
+    import importlib
+
     parser = argparse.ArgumentParser(
         prog="farthing",
         description="From a trained network to the best measured artefact for a small device.",

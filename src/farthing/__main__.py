@@ -1,4 +1,4 @@
-"""``python -m farthing.cli``."""
+"""``python -m farthing``: the command line."""
 
 import sys
 
