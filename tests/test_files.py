@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -490,6 +492,29 @@ def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
     child.stdout.close()
     with files.lock(tmp_path / "lock", "out"):
         pass
+
+
+def test_the_lock_file_goes_with_the_lock_and_still_shuts_out(tmp_path: Path) -> None:
+    """A file that is removed while another opens it must not let two in."""
+    place, inside, most, turns = tmp_path / ".lock", [0], [0], [0]
+
+    def work() -> None:
+        for _ in range(300):
+            with contextlib.suppress(StorageError), files.lock(place, "out"):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                turns[0] += 1
+                time.sleep(0)
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert turns[0] > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lock_is_released_when_the_block_fails(tmp_path: Path) -> None:

@@ -191,22 +191,39 @@ def sweep(path: Path) -> None:
 def lock(path: Path, what: str) -> Iterator[None]:
     """Hold an exclusive lock file for the length of a ``with`` block; the kernel drops it if we are killed.
 
+    The file goes with the lock; one that a killed holder left serves the next and goes with it.
+
     Raises:
         StorageError: another process (or thread) holds it; ``what`` says which work is under way.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    while (handle := _locked(path, what)) is None:
+        continue
     try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the directory has become read-only, or is gone
+            path.unlink()
+        os.close(handle)
+
+
+def _locked(path: Path, what: str) -> int | None:
+    """A handle that holds the lock; None if its last holder removed the file after we had opened it."""
+    with explained(path):
+        handle, held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), False
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                held = os.path.samestat(os.fstat(handle), path.stat())
         except BlockingIOError as error:
             raise StorageError(
                 f"{what} is in use by another process (lock file {path}): wait for it or choose another directory"
             ) from error
-        yield
-    finally:
-        os.close(handle)
+        finally:
+            if not held:
+                os.close(handle)
+    return handle if held else None
 
 
 def pack(directory: Path, names: Iterable[str], archive: Path) -> None:

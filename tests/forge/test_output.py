@@ -236,7 +236,16 @@ def test_a_claim_is_for_one_at_a_time_and_ends_with_its_block(tmp_path: Path) ->
         pass
     with output.claimed(tmp_path / "out"):
         pass
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_working_directory_that_is_gone_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for place in (Path(), Path("out")):
+        with pytest.raises(StorageError, match="cannot write"), output.claimed(place):
+            pass
 
 
 def test_a_summary_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ def claimed(directory: Path) -> Iterator[Path]:
         StorageError: another search holds it, it holds something else or is a file or a mount point, or it may not
             be written to.
     """
-    directory = directory if directory.name not in {"", ".."} else directory.resolve()
-    _refuse_foreign(directory)
+    with files.explained(directory):  # a working directory that is gone, a loop of links
+        directory = directory if directory.name not in {"", ".."} else directory.resolve()
+        _refuse_foreign(directory)
     with files.lock(directory.parent / f".{directory.name}.lock", f"the output directory {directory}"):
         files.sweep(directory)
         with files.explained(directory), _probe(directory):
