@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -266,18 +267,32 @@ def test_tasks_are_found_by_module_and_function(tmp_path: Path, monkeypatch: pyt
         "import numpy as np\nfrom farthing.task import Split, Task\n"
         "def made():\n    return Task('mine', {'test': Split({'': np.zeros((2, 1))}, np.zeros(2, int))}, 'top1')\n"
         "constant = made()\nwrong = 3\n"
+        "def fails():\n    raise RuntimeError('no camera')\n"
+        "def empty():\n    return Task('mine', {}, 'top1')\n"
     )
+    (tmp_path / "user_slip.py").write_text("import numpy.nowhere\n")
+    (tmp_path / "user_mess.py").write_text("1 / 0\n")
     (tmp_path / "user_task.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     assert find_task("user_task:made").name == "mine"
     assert find_task("user_task:constant").name == "mine"
     for name, message in (
-        ("user_task:wrong", "gives a int, not a Task"),
-        ("user_task:absent", "no task at 'user_task:absent'"),
-        ("no_such_module:made", "no task at"),
+        ("user_task:wrong", "gives a int, not a farthing.Task"),
+        ("user_task:maed", "no task at 'user_task:maed': user_task has no 'maed'; did you mean 'made'?"),
+        ("user_tsak:made", "there is no module 'user_tsak'; did you mean 'user_task'?"),
+        ("no.such.module:made", "there is no module 'no'"),
         (":made", "no task at"),
+        ("user_task:", "user_task has no ''"),
+        ("user_slip:made", "importing it ended with ModuleNotFoundError: No module named 'numpy.nowhere'"),
+        ("user_mess:made", "importing it ended with ZeroDivisionError: division by zero"),
+        (
+            "user_task:fails",
+            "the task user_task:fails could not be made: it ended with RuntimeError: no camera",
+        ),
+        ("user_task:empty", "task mine has no splits"),
+        ("json:loads", "the task json:loads could not be made: it ended with TypeError: loads() missing"),
     ):
-        with pytest.raises(TaskError, match=message):
+        with pytest.raises(TaskError, match=re.escape(message)):
             find_task(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import pkgutil
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing import plugins
-from farthing.errors import PluginError, TaskError, nearest
+from farthing.errors import FarthingError, PluginError, TaskError, nearest, suggestion
 from farthing.files import digest, file_digest
 from farthing.metrics import Metric
 from farthing.model import Manifest, TensorSpec
@@ -327,12 +328,7 @@ def find_task(name: str, cache: Path | None = None) -> Task:
 
         return read_task(Path(name))
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            made = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise TaskError(f"no task at {name!r}: {error}") from error
-        return _as_task(made, name)
+        return _as_task(_named(name), name)
     try:
         made = plugins.get("task", name)
         return made(cache) if name in plugins.BUILTIN["task"] else _as_task(made, name)
@@ -340,8 +336,35 @@ def find_task(name: str, cache: Path | None = None) -> Task:
         raise TaskError(f"{error}; or give the path of a task file (.yaml), or module:function") from error
 
 
+def _named(name: str) -> Any:
+    """What ``module:function`` names."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # its code is run, and may do anything
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            meant = suggestion(module, (entry.name for entry in pkgutil.iter_modules()))
+            raise TaskError(
+                f"no task at {name!r}: there is no module {error.name!r}; {meant}".rstrip("; ")
+            ) from error
+        raise TaskError(f"no task at {name!r}: importing it ended with {_said(error)}") from error
+    if not hasattr(found, attribute):
+        meant = suggestion(attribute, (key for key in vars(found) if not key.startswith("_")))
+        raise TaskError(f"no task at {name!r}: {module} has no {attribute!r}; {meant}".rstrip("; "))
+    return getattr(found, attribute)
+
+
 def _as_task(made: Any, name: str) -> Task:
-    task = made() if callable(made) else made
+    try:
+        task = made() if callable(made) else made
+    except FarthingError:
+        raise
+    except Exception as error:  # it is other people's code
+        raise TaskError(f"the task {name} could not be made: it ended with {_said(error)}") from error
     if not isinstance(task, Task):
-        raise TaskError(f"{name} gives a {type(task).__name__}, not a Task")
+        raise TaskError(f"{name} gives a {type(task).__name__}, not a farthing.Task")
     return task
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
