@@ -274,10 +274,11 @@ _REASONS = (
 
 
 def _reason(client: str, remedy: str, complaint: str) -> str:
-    last = " / ".join(line.strip() for line in complaint.strip().splitlines()[-3:])
+    """One sentence; what the client said is quoted, and only its last line, where we do not know better."""
     for pattern, reason in _REASONS:
         if re.search(pattern, complaint):
-            return f"{reason.format(client=client, remedy=remedy)} ({last})"
+            return reason.format(client=client, remedy=remedy)
+    last = complaint.strip().rpartition("\n")[2].strip()[:200] or "without a word"
     return f"{client} failed ({last}); run it by hand to see why"
 
 

@@ -45,7 +45,9 @@ def read(path: Path, kind: type[SectionT], environment: Mapping[str, str] | None
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_BYTES >> 20} MiB: not a settings file")
-    data = parse(raw, path.suffix.lower(), str(path))
+    data = parse(raw, path.suffix.lower(), str(path)) if raw.strip() else None
+    if data is None:
+        raise ConfigError(f"{path} is empty: write the settings into it")
     return convert(data if environment is None else _resolve(data, environment, str(path)), kind, str(path))
 
 
