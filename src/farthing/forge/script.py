@@ -82,6 +82,9 @@ def _head(manifest: Manifest, threads: int) -> list[str]:
         "import onnxruntime as ort",
         *(["from PIL import Image, ImageOps"] * pictures),
         "",
+        "if len(sys.argv) < 2:",
+        f'    print("usage: python predict.py {argument}", file=sys.stderr)',
+        "    sys.exit(2)",
     ]
     if manifest.decode:
         lines += _wrapped("LABELS = ", manifest.labels)
@@ -241,8 +244,15 @@ def _normalised(preprocess: Preprocess, spec: TensorSpec) -> list[str]:
 def _loop(manifest: Manifest, spec: TensorSpec) -> list[str]:
     outputs = manifest.outputs[:1] if manifest.decode else manifest.outputs
     names = [output.name for output in outputs]
-    run = f"session.run({names!r}, {{{spec.name!r}: prepare(path)}})"
-    lines = ["for path in sys.argv[1:]:", "    print(path)"]
+    run = f"session.run({names!r}, {{{spec.name!r}: x}})"
+    lines = [
+        "for path in sys.argv[1:]:",
+        "    try:",
+        "        x = prepare(path)",
+        "    except (OSError, ValueError) as error:",
+        '        sys.exit(f"{path}: {getattr(error, \'strerror\', None) or error}")',
+        "    print(path)",
+    ]
     if not manifest.decode:
         return [
             *lines,
