@@ -5,11 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from farthing.cli import COMMANDS, main
+from farthing.testing import fake_model
+
+TASKS = """
+import numpy as np
+from farthing import Split, Task
+
+def right():
+    rows = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    return Task("right", {"validation": Split({"": rows}, np.arange(20) % 3)}, "top1")
+
+def like():
+    return Task("like", right().splits, "agreement")
+"""
 
 
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +49,7 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as stopped:
         main(["optimise-it"])
     assert stopped.value.code == 2
-    assert "optimise-it" in capsys.readouterr().err
+    assert "no command is called 'optimise-it'; did you mean 'optimize'?" in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -55,7 +69,12 @@ def test_help_imports_nothing_heavy() -> None:
         (["bench", "nowhere"], "nowhere"),
         (["predict", "nowhere", "x.jpg"], "nowhere"),
         (["evaluate", "nowhere", "--task", "mnist-5k"], "nowhere"),
-        (["optimize", "nowhere", "--task", "mnist-5k", "--out", "out"], "nowhere"),
+        (["inspect", "nowhere"], "nowhere does not exist: give a model directory"),
+        (["inspect", "nowhere/at/all"], "nowhere/at/all does not exist: give a model directory"),
+        (
+            ["optimize", "nowhere", "--task", "mnist-5k", "--out", "out"],
+            "nowhere does not exist: give a model directory",
+        ),
     ],
 )
 def test_bad_input_ends_with_exit_code_2_and_a_message(
@@ -71,6 +90,53 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(
     assert error.startswith("farthing: ")
     assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_nearest_name_beside_a_missing_model_is_suggested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    assert main(["inspect", str(tmp_path / "modle")]) == 2
+    assert "modle does not exist: did you mean 'model'?" in capsys.readouterr().err
+
+
+def test_without_a_working_directory_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["inspect", "model"]) == 2
+    assert capsys.readouterr().err == "farthing: the working directory is gone: change to one that exists\n"
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a user stands: a model, and a module with tasks for it that only this directory has."""
+    fake_model().save(tmp_path / "model")
+    (tmp_path / "own_tasks.py").write_text(TASKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in {"", "."}])
+    yield tmp_path
+    sys.modules.pop("own_tasks", None)
+
+
+def test_a_task_in_a_module_is_looked_for_where_the_user_stands(
+    at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "model", "--task", "own_tasks:right", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 20
+    assert main(["evaluate", "model", "--task", "own_tasks:rihgt"]) == 2
+    assert "own_tasks has no 'rihgt'; did you mean 'right'?" in capsys.readouterr().err
+    assert main(["evaluate", "model", "--task", "own_taks:right"]) == 2
+    assert "there is no module 'own_taks'; did you mean 'own_tasks'?" in capsys.readouterr().err
+
+
+def test_a_metric_that_compares_names_the_option(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "model", "--task", "own_tasks:like"]) == 2
+    assert "name that with --reference MODEL" in capsys.readouterr().err
+    assert main(["evaluate", "model", "--task", "own_tasks:like", "--reference", "model"]) == 0
+    assert capsys.readouterr().out.startswith("agreement 1.0000")
 
 
 def test_plugins_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from farthing.cli import show
 from farthing.measure import Interval, Measurement
@@ -21,6 +23,46 @@ FOUND = Measurement(
 def test_tables_align_numbers_to_the_right() -> None:
     lines = show.table(["name", "size"], [["a", "1.5"], ["longer", "10.25"]]).splitlines()
     assert lines == ["name     size", "------  -----", "a         1.5", "longer  10.25"]
+
+
+HEAD = ["name", "size", "speed", "verdict"]
+ROWS = [["one", "1.5", "1.00x", "accepted: as fast as ever"], ["two", "10.25", "0.50x", "rejected"]]
+
+
+def test_a_table_that_is_too_wide_is_folded() -> None:
+    lines = show.table(HEAD, ROWS, width=40).splitlines()
+    assert lines == [
+        "name   size  speed  verdict",
+        "----  -----  -----  --------------------",
+        "one     1.5  1.00x  accepted: as fast as",
+        "                    ever",
+        "two   10.25  0.50x  rejected",
+    ]
+    assert show.table(HEAD, ROWS, width=200) == show.table(HEAD, ROWS)
+
+
+def test_a_table_that_is_far_too_wide_loses_what_is_least_needed() -> None:
+    lines = show.table(HEAD, ROWS, spare=("speed", "size", "absent"), width=30).splitlines()
+    assert lines[0] == "name   size  verdict"
+    assert "size" not in show.table(HEAD, ROWS, spare=("speed", "size"), width=24)
+
+
+@given(
+    rows=st.lists(st.tuples(*[st.text("ab 1", min_size=1, max_size=40)] * 4), min_size=1, max_size=5),
+    width=st.integers(64 + 6, 120),
+)
+def test_a_folded_table_fits_and_loses_no_word(rows: list[tuple[str, ...]], width: int) -> None:
+    rows = [tuple(f"a{cell}" for cell in row) for row in rows]
+    lines = show.table(["a", "b", "c", "d"], rows, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sorted("".join("".join(lines[2:]).split())) == sorted("".join("".join(map("".join, rows)).split()))
+
+
+def test_only_a_terminal_limits_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show.room() is None
+    monkeypatch.setenv("COLUMNS", "33")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert show.room() == 33
 
 
 @pytest.mark.parametrize(

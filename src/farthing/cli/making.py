@@ -75,7 +75,8 @@ def convert(parsed: argparse.Namespace) -> int:
     out = Path(parsed.out)
     _free(out, parsed.force)
     facts = _facts(parsed)
-    sys.path.insert(0, "")  # module:factory is looked for where the user stands
+    if parsed.model:
+        options.stand_here()
     made = bring_in(
         parsed.model or parsed.source,
         name=parsed.name,
@@ -114,9 +115,8 @@ def _samples(name: str | None, facts: Manifest | None) -> dict[str, Any] | None:
     if not name:
         return None
     from farthing.bench import feeds
-    from farthing.task import find_task
 
-    task = find_task(name, options.cache_directory())
+    task = options.open_task(name)
     split = task.split("validation")
     picks = range(min(16, len(split)))
     if task.form == "tensor":
@@ -204,7 +204,7 @@ def inspect(parsed: argparse.Namespace) -> int:
     """Run ``farthing inspect``."""
     from farthing.forge.inspect import inspect as look
 
-    found = look(Path(parsed.model))
+    found = look(options.existing(parsed.model))
     if parsed.json:
         print(show.as_json(found))
         return 0
@@ -237,7 +237,7 @@ def inspect(parsed: argparse.Namespace) -> int:
             [n.node, n.operator, n.provider, f"{n.microseconds:.1f} us", "x".join(map(str, n.shape))]
             for n in found.placement
         ]
-        print("\n" + show.table(head, lines))
+        print("\n" + show.table(head, lines, spare=("provider", "output"), width=show.room()))
     return 0
 
 

@@ -50,12 +50,11 @@ def bench(parsed: argparse.Namespace) -> int:
     from farthing.bench import bench as measure
     from farthing.errors import ConfigError
     from farthing.recipe import Progress
-    from farthing.task import find_task
 
     if parsed.batch < 1 or parsed.min_count < 1 or not 0 <= parsed.seconds < 3600:
         raise ConfigError("--batch and --min-count are at least 1, --seconds from 0 to 3600")
     model = options.open_model(parsed.model)
-    task = find_task(parsed.task, options.cache_directory()) if parsed.task else None
+    task = options.open_task(parsed.task) if parsed.task else None
     with show.progress(False, quiet=parsed.json) as listener:
         found = measure(
             model,
@@ -99,10 +98,14 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate(parsed: argparse.Namespace) -> int:
     """Run ``farthing evaluate``."""
     from farthing.bench import evaluate as score
+    from farthing.errors import TaskError
     from farthing.recipe import Progress
-    from farthing.task import find_task
 
-    model, task = options.open_model(parsed.model), find_task(parsed.task, options.cache_directory())
+    model, task = options.open_model(parsed.model), options.open_task(parsed.task)
+    if task.metric.needs == "reference" and not parsed.reference:
+        raise TaskError(
+            f"metric {task.metric.name} compares with the float model: name that with --reference MODEL"
+        )
     with show.progress(False, quiet=parsed.json) as listener:
         found, _ = score(
             model,
@@ -151,7 +154,7 @@ def predict(parsed: argparse.Namespace) -> int:
     from farthing.device.predict import load
 
     with load(
-        Path(parsed.model),
+        options.existing(parsed.model),
         engine=parsed.engine,
         options=_engine_options(parsed),
         ignore_requires=parsed.ignore_requires,

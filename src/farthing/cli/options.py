@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 
 from farthing.assets import default_cache
+from farthing.errors import ModelError, suggestion
 from farthing.model import Model
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from farthing.task import Task
 
 
 def cache_directory() -> Path:
@@ -48,7 +54,7 @@ def open_model(path: str) -> Model:
     Raises:
         ModelError: none of these.
     """
-    place = Path(path)
+    place = existing(path)
     if place.is_file() and not _is_zip(place):
         from farthing.forge.convert import convert
 
@@ -57,6 +63,39 @@ def open_model(path: str) -> Model:
             print(f"assumed: {assumption}", file=sys.stderr)
         return conversion.model
     return Model.open(place)
+
+
+def existing(path: str) -> Path:
+    """The path of a model that a user named.
+
+    Raises:
+        ModelError: there is nothing; the nearest name beside it is suggested.
+    """
+    place = Path(path)
+    if place.exists():
+        return place
+    beside = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
+    meant = suggestion(place.name, beside) or "give a model directory, a zip of one, or an ONNX file"
+    raise ModelError(f"{path} does not exist: {meant}")
+
+
+def open_task(name: str) -> Task:
+    """A task as ``--task`` names it; the module of ``module:function`` is also looked for in the working directory.
+
+    Raises:
+        TaskError: no such task, or one that cannot be used.
+    """
+    from farthing.task import find_task
+
+    if ":" in name:
+        stand_here()
+    return find_task(name, cache_directory())
+
+
+def stand_here() -> None:
+    """Find the user's modules where the user stands, as ``python -m`` does."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def _is_zip(path: Path) -> bool:

@@ -60,7 +60,6 @@ def optimize_arguments(parser: argparse.ArgumentParser) -> None:
 def optimize(parsed: argparse.Namespace) -> int:
     """Run ``farthing optimize``."""
     from farthing.forge.optimize import optimize as search
-    from farthing.task import find_task
 
     if parsed.recipe:
         return _replay(parsed)
@@ -68,7 +67,7 @@ def optimize(parsed: argparse.Namespace) -> int:
     with show.progress(parsed.json) as listener:
         result = search(
             options.open_model(parsed.model),
-            find_task(parsed.task, options.cache_directory()),
+            options.open_task(parsed.task),
             parsed.target,
             parsed.budget,
             Path(parsed.out),
@@ -110,7 +109,6 @@ def _replay(parsed: argparse.Namespace) -> int:
     from farthing.forge.apply import replay
     from farthing.forge.cache import Cache
     from farthing.recipe import Recipe
-    from farthing.task import find_task
 
     out = Path(parsed.out)
     if out.exists() and any(out.iterdir()):
@@ -119,7 +117,7 @@ def _replay(parsed: argparse.Namespace) -> int:
     made = replay(
         recipe,
         options.open_model(parsed.model),
-        find_task(parsed.task, options.cache_directory()),
+        options.open_task(parsed.task),
         Cache(options.cache_directory()),
     )
     made.save(out / "model")

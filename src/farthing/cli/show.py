@@ -3,33 +3,86 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
 
+from farthing.cli.interrupt import INTERRUPT
 from farthing.config import plain
 from farthing.measure import Interval, Measurement
 from farthing.recipe import Listener, Progress, Summary
 
+TEXT_ROOM = 16
+"""Columns a text is left at least: before it is folded to fewer, other columns go."""
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned with spaces; numbers to the right."""
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = (), width: int | None = None
+) -> str:
+    """Columns aligned with spaces; numbers to the right.
+
+    Args:
+        head: names of the columns.
+        rows: their cells.
+        spare: columns that may be left out if the table is too wide, the least needed first.
+        width: most columns of text a line may have; texts are folded to fit. None for no limit.
+    """
     cells = [[str(cell) for cell in row] for row in [head, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    right = [all(_numeric(row[i]) for row in cells[1:]) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right, strict=True)
-        )
-        for row in cells
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    for name in spare:
+        if width is not None and _least(cells) > width and name in cells[0]:
+            place = cells[0].index(name)
+            cells = [[*row[:place], *row[place + 1 :]] for row in cells]
+    right = [all(map(_numeric, column[1:])) for column in zip(*cells, strict=True)]
+    widths = _folded(cells, right, width)
+    lines = [line for row in cells[:1] for line in _row_lines(row, widths, right)]
+    lines.append("  ".join("-" * size for size in widths))
+    lines += [line for row in cells[1:] for line in _row_lines(row, widths, right)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def room() -> int | None:
+    """Columns of the terminal; None if the output goes elsewhere, where no line is too long."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+
+def _least(cells: Sequence[Sequence[str]]) -> int:
+    """Columns of a line whose texts are folded as far as they may be."""
+    columns = list(zip(*cells, strict=True))
+    return sum(_least_of(column) for column in columns) + 2 * (len(columns) - 1)
+
+
+def _least_of(column: Sequence[str]) -> int:
+    widest = max(map(len, column))
+    return widest if all(map(_numeric, column[1:])) else min(widest, TEXT_ROOM)
+
+
+def _folded(cells: Sequence[Sequence[str]], right: Sequence[bool], width: int | None) -> list[int]:
+    """Widths of the columns; the widest text gives way until a line fits."""
+    widths = _widths(cells)
+    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        texts = [i for i, size in enumerate(widths) if not right[i] and size > TEXT_ROOM]
+        if not texts:
+            break
+        widths[max(texts, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _row_lines(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
+    folded = [textwrap.wrap(cell, size) or [""] for cell, size in zip(row, widths, strict=True)]
+    for parts in zip_longest(*folded, fillvalue=""):
+        aligned = zip(parts, widths, right, strict=True)
+        yield "  ".join(c.rjust(size) if flush else c.ljust(size) for c, size, flush in aligned)
 
 
 def _numeric(cell: str) -> bool:
@@ -107,13 +160,27 @@ def summary(found: Summary) -> str:
             ]
         )
     head = ["", "candidate", "threads", "size", "p50", "p90", "speed", "samples/s", found.metric, "verdict"]
-    lines = [table(head, rows), "", found.sentence]
+    lines = [table(head, rows, ("samples/s", "p50", "threads"), room()), "", found.sentence]
     return "\n".join([*lines, *(f"Note: {note}" for note in found.notes)])
 
 
 @contextmanager
 def progress(as_lines_of_json: bool, quiet: bool = False) -> Iterator[Listener]:
-    """A listener that shows progress: JSON lines on stdout, a live bar on a terminal, plain lines elsewhere."""
+    """A listener that shows progress: JSON lines on stdout, a live bar on a terminal, plain lines elsewhere.
+
+    Each event is also an occasion to stop, should Ctrl-C have been pressed and swallowed somewhere.
+    """
+    with _shown(as_lines_of_json, quiet) as listener:
+
+        def tell(event: Progress) -> None:
+            INTERRUPT.check()
+            listener(event)
+
+        yield tell
+
+
+@contextmanager
+def _shown(as_lines_of_json: bool, quiet: bool) -> Iterator[Listener]:
     if as_lines_of_json:
         yield lambda event: print(json.dumps({"event": "progress", **plain(event)}), flush=True)
     elif quiet:
