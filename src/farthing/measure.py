@@ -183,7 +183,7 @@ def bootstrap(values: Floats, statistic: Any, rounds: int = 2000, seed: int = 0,
     return Interval(value=float(statistic(values[None])[0]), low=float(low), high=float(high))
 
 
-SESSION_SPREAD = 0.01
+SESSION_SPREAD = 0.02
 """Two loads of one model into one runtime differ in speed by up to this share, however long they are timed (memory
 layout); no number of rounds shows it, so every interval of a speed ratio is at least this wide either way."""
 
@@ -211,7 +211,7 @@ def ratio_of_medians(pairs: Floats) -> Interval:
     )
 
 
-def compare(ratio: Interval, margin: float = 0.02) -> Verdict:
+def compare(ratio: Interval, margin: float = 0.03) -> Verdict:
     """Read a speed ratio: above 1 is better; an interval that holds both sides of 1 cannot tell.
 
     ``margin`` is the difference that is called the same: an interval within 1 +- margin.
