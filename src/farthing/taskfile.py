@@ -252,7 +252,16 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
                         raise TaskError(f"{path} has no {name!r}; {nearest(name, archive.files)}")
                 _refuse_huge(path, archive.zip, names)
                 arrays = {name: archive[name] for name in names}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise TaskError(
             f"{path} is not an npz file of plain arrays (pickles are refused): {error}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -19,6 +22,7 @@ from farthing.errors import ConfigError, ModelError, TaskError
 from farthing.forge.convert import convert
 from farthing.forge.init import Proposal, Question, propose, take_defaults
 from farthing.forge.init.data import look
+from farthing.forge.init.labels import labels_of
 from farthing.model import Manifest, Model, Preprocess, checked
 from farthing.taskfile import read_task
 
@@ -386,6 +390,20 @@ def test_data_that_cannot_be_used(tmp_path: Path, name: str, content: bytes | No
         (tmp_path / name).write_bytes(content)
     with pytest.raises(TaskError, match=message):
         look(tmp_path / name)
+
+
+@given(st.data())
+def test_damaged_arrays_are_a_task_error_or_looked_at(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    place = tmp_path_factory.mktemp("npz") / "d.npz"
+    np.savez_compressed(place, x=np.arange(40.0).reshape(20, 2), y=np.arange(20) % 2)
+    content = bytearray(place.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(4, len(content) - 1))] = data.draw(st.integers(0, 255))
+    place.write_bytes(content[: data.draw(st.integers(4, len(content)))])
+    with contextlib.suppress(TaskError):
+        labels_of(look(place), "y")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def _opened(model: Model | Path | str, interview: Interview) -> Model:
         return model
     place = Path(model)
     try:
-        packed = place.is_file() and place.read_bytes()[:2] == b"PK" and _holds_manifest(place)
+        packed = place.is_file() and _holds_manifest(place)
     except OSError as error:
         raise ModelError(f"cannot read {place}: {error.strerror or error}") from error
     if place.is_dir() or packed:
@@ -239,20 +239,23 @@ def _decode(model: Model, task: Task) -> str:
 
 def _judge(interview: Interview, model: Model, task: Task) -> None:
     """Score a few samples, so that a wrong answer is seen at once."""
-    metric = task.metric.name
     split = next((key for key in ("calibration", "validation", "train") if key in task.splits), None)
-    if split is None or metric not in {"top1", "auc", "error"}:
+    if split is None or task.metric.name not in {"top1", "auc", "error"}:
         return
     data = task.splits[split]
     picks = np.unique(np.linspace(0, len(data) - 1, min(PROBE_SAMPLES, len(data))).astype(int))
     few = data.subset(picks)
     classes = 0 if few.labels is None else len(np.unique(few.labels))
-    if metric == "auc" and classes < 2:
+    if task.metric.name == "auc" and classes < 2:
         return
     form: Form = "image" if task.form == "image" else "tensor"
     sample = Task(task.name, {"validation": few}, task.metric, labels=task.labels, form=form)
     score = evaluate(model, sample, "validation")[0].value
-    where = f"{len(picks)} samples of the {split} split"
+    _remark(interview, task.metric.name, score, classes, f"{len(picks)} samples of the {split} split")
+
+
+def _remark(interview: Interview, metric: str, score: float, classes: int, where: str) -> None:
+    """Note a score on a few samples, and what is odd about it."""
     if metric == "error":
         interview.found.append(f"mean absolute error on {where}: {score:.3g}")
     elif metric == "auc":
@@ -264,10 +267,10 @@ def _judge(interview: Interview, model: Model, task: Task) -> None:
             )
     else:
         interview.found.append(f"right of {where}, prepared so: {score:.0%}")
-        chance = 1 / max(2, 0 if data.labels is None else len(np.unique(data.labels)))
+        chance = 1 / max(2, classes)
         if score < 2 * chance:
             interview.assumed.append(
-                f"only {score:.0%} of {len(picks)} samples are right, chance is {chance:.0%}: "
+                f"only {score:.0%} of {where} are right, chance is {chance:.0%}: "
                 "the preprocessing or the order of the labels may be wrong"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +117,7 @@ def _folder(path: Path) -> DataSet:
         raise TaskError(f"{path} holds no pictures: give a folder with one sub-folder of pictures a class")
     classes = class_folders(roots)
     if len(classes) == 1:
-        place = path / classes[0]
+        place = roots[0] / classes[0]
         raise TaskError(
             f"all pictures of {path} are in the one class {classes[0]!r}: samples of one class show no accuracy; add "
             f"the others, or give {place} for pictures without labels"
@@ -143,16 +144,6 @@ def _splits(path: Path, names: list[str]) -> dict[SplitName, str]:
     return dict(found)
 
 
-def some_pictures(data: DataSet, count: int) -> list[Path]:
-    """Up to ``count`` picture files, spread over the data set."""
-    roots = [data.path / name for name in data.splits.values()] if data.splits else [data.path]
-    folders = [root / name for root in roots for name in data.classes] if data.classes else roots
-    every = [Path(name) for folder in folders for name in pictures(folder)]
-    return [
-        every[i] for i in sorted({int(i) for i in np.linspace(0, len(every) - 1, min(count, len(every)))})
-    ]
-
-
 def _npz(path: Path) -> DataSet:
     columns = []
     try:
@@ -172,7 +163,7 @@ def _npz(path: Path) -> DataSet:
                     columns.append(
                         Column(name=name, shape=shape[1:], kind=kind, dtype=dtype.name, size=shape[0])
                     )
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
         raise TaskError(f"{path} is not an npz file of plain arrays: {error}") from error
     if not columns:
         raise TaskError(f"{path} holds no arrays with one entry a sample")

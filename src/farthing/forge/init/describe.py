@@ -52,10 +52,7 @@ def _of_one_length(interview: Interview, data: DataSet, specs: tuple[TensorSpec,
     most = max(feeding or data.columns, key=lambda column: column.size)
     kept = tuple(column for column in data.columns if column.size == most.size)
     others = [column for column in data.columns if column.size != most.size]
-    named = [column for column in others if named_like_labels(column)]
-    wrong = next(
-        (c for c in named if not (c.kind == "U" and c.name.lower() == "classes")), None
-    )  # their names
+    wrong = next((c for c in others if named_like_labels(c) and not _class_names(c)), None)
     if wrong is not None and not any(map(named_like_labels, kept)):
         raise TaskError(
             f"{data.path}: {wrong.name!r} has {wrong.size} entries, but {most.name!r} has {most.size}: "
@@ -65,6 +62,10 @@ def _of_one_length(interview: Interview, data: DataSet, specs: tuple[TensorSpec,
         names = ", ".join(f"{column.name} ({column.size})" for column in others)
         interview.found.append(f"arrays that do not have {most.size} entries are left out: {names}")
     return msgspec.structs.replace(data, columns=kept, size=most.size)
+
+
+def _class_names(column: Column) -> bool:
+    return column.kind == "U" and column.name.lower() == "classes"
 
 
 def _arrays(
