@@ -186,7 +186,16 @@ def _search(setting: Setting, name: str, seed: int) -> Found:
     given = baseline(setting, name, seed)
     place = setting.cache / "results" / label
     plan = PLANS[name]
-    result = optimize(given, task, "this", plan.budget, place, threads=plan.threads, cache=setting.cache)
+    result = optimize(
+        given,
+        task,
+        "this",
+        plan.budget,
+        place,
+        engines=("onnxruntime",),
+        threads=plan.threads,
+        cache=setting.cache,
+    )
     print(f"  {label}: {result.summary.sentence}", flush=True)
     key = key_of("peer", given.digest, task.digest, onnxruntime.__version__)
     return Found(label, task, given, result, setting.store().model(key, lambda: peer(given, task)))
