@@ -1,0 +1,1 @@
+"""ONNX to TFLite: reading, simplifying, laying out, and writing the flatbuffer."""

@@ -1,0 +1,76 @@
+"""How each ONNX operator is written: one function an operator, in a file by what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from farthing.errors import nearest
+from farthing.forge.tflite.builder import Builder
+from farthing.forge.tflite.net import Node
+from farthing.forge.tflite.operators import (
+    activations,
+    axes,
+    convolution,
+    dense,
+    elementwise,
+    pooling,
+    quantization,
+    reduction,
+)
+
+Writer = Callable[[Builder, Node], None]
+
+WRITERS: dict[str, Writer] = {
+    "Conv": convolution.conv,
+    "Gemm": dense.gemm,
+    "MatMul": dense.matmul,
+    "MaxPool": pooling.max_pool,
+    "AveragePool": pooling.average_pool,
+    "GlobalAveragePool": pooling.global_average_pool,
+    "GlobalMaxPool": pooling.global_max_pool,
+    **dict.fromkeys(reduction.CODES, reduction.reduction),
+    "Softmax": reduction.softmax,
+    "LogSoftmax": reduction.softmax,
+    "ArgMax": reduction.arg,
+    "ArgMin": reduction.arg,
+    **dict.fromkeys(elementwise.BINARY, elementwise.binary),
+    "BatchNormalization": elementwise.normalize,
+    "Relu": elementwise.clip,
+    "Clip": elementwise.clip,
+    **dict.fromkeys(activations.SIMPLE, activations.simple),
+    "Sigmoid": activations.bounded,
+    "Tanh": activations.bounded,
+    "LeakyRelu": activations.leaky_relu,
+    "PRelu": activations.prelu,
+    "Elu": activations.elu,
+    "HardSwish": activations.hard_swish,
+    "HardSigmoid": activations.hard_sigmoid,
+    "Gelu": activations.gelu,
+    "Softplus": activations.softplus,
+    "Reciprocal": activations.reciprocal,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), axes.reshape),
+    "Transpose": axes.transpose,
+    "Concat": axes.concat,
+    "Split": axes.split,
+    "Slice": axes.slices,
+    "Gather": axes.gather,
+    "Pad": axes.pads,
+    "DepthToSpace": axes.depth_to_space,
+    "SpaceToDepth": axes.space_to_depth,
+    "Expand": axes.expand,
+    "Cast": axes.cast,
+    "Where": axes.where,
+    "QuantizeLinear": quantization.quantize,
+    "DequantizeLinear": quantization.dequantize,
+}
+
+
+def write(builder: Builder, node: Node) -> None:
+    """Write one operator.
+
+    Raises:
+        UnsupportedError: TFLite cannot say it exactly; the message names its type, its node and why.
+    """
+    if node.kind not in WRITERS:
+        node.refuse(f"there is no writer for it; {nearest(node.kind, WRITERS)}")
+    WRITERS[node.kind](builder, node)

@@ -1,0 +1,114 @@
+"""Means, maxima and sums over axes, softmax along one, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from farthing.forge.tflite.builder import Builder
+from farthing.forge.tflite.layout import ONE, View
+from farthing.forge.tflite.net import Node, Params
+
+CODES = {
+    "ReduceMean": "MEAN",
+    "ReduceSum": "SUM",
+    "ReduceMax": "REDUCE_MAX",
+    "ReduceMin": "REDUCE_MIN",
+    "ReduceProd": "REDUCE_PROD",
+}
+SELECTING = {"REDUCE_MAX", "REDUCE_MIN"}
+SCALING = {"MEAN", "SUM"}  # int8 kernels that take another scale for the result
+SOFTMAX = Params((1 / 256,), (-128,))
+
+
+def reduction(builder: Builder, node: Node) -> None:
+    """ReduceMean, ReduceSum, ReduceMax, ReduceMin and ReduceProd."""
+    rank = len(builder.shape(node.inputs[0], node))
+    axes = node.get("axes", None)
+    if axes is None and node.input(1):
+        axes = builder.numbers(node.input(1), node)
+    if not axes:
+        if node.get("noop_with_empty_axes", 0):
+            builder.values[node.outputs[0]] = builder.view(node.inputs[0], node)
+            return
+        axes = range(rank)
+    reduce(builder, node, CODES[node.kind], [axis % rank for axis in axes], bool(node.get("keepdims", 1)))
+
+
+def reduce(builder: Builder, node: Node, code: str, axes: Iterable[int], keep: bool) -> None:
+    """Reduce axes wherever they lie; what is left keeps its order.
+
+    Int8 stays int8 where the kernel allows it: always for maxima and minima, for means and sums if the result is
+    quantized.
+    """
+    gone = set(axes)
+    asked = builder.asked(node.outputs[0])
+    integer = builder.is_int8(node.inputs[0]) and (
+        code in SELECTING or (code in SCALING and asked is not None)
+    )
+    view = builder.view(node.inputs[0], node) if integer else builder.float_view(node.inputs[0], node)
+    tensor = builder.physical(view)
+    source = builder.tensors[tensor]
+    places = sorted(i for axis in gone for i in view.axes[axis])
+    shape = tuple(ONE if i in places else size for i, size in enumerate(source.shape))
+    params = (asked if code in SCALING else source.params) if integer else None
+    if places:
+        inputs = [tensor, builder.integers(places)]
+        tensor = builder.add(code, inputs, shape, source.dtype, params, "ReducerOptions", keepDims=True)
+    left = [
+        () if axis in gone else view.axes[axis] for axis in range(len(view.axes)) if keep or axis not in gone
+    ]
+    builder.values[node.outputs[0]] = View(tensor, shape, tuple(left))
+
+
+def last(builder: Builder, view: View, axis: int) -> tuple[int, list[int]]:
+    """A tensor with one axis last, the others as they lie, and the axes in their new order."""
+    order = [*(i for i in view.simple() if i != axis), axis]
+    return builder.place(view, [[i] for i in order]), order
+
+
+def softmax(builder: Builder, node: Node) -> None:
+    """SOFTMAX along one axis. In int8 TFLite fixes the result's scale at 1/256; other scales are computed in float."""
+    name, shape = node.inputs[0], builder.shape(node.inputs[0], node)
+    axis = int(node.get("axis", -1 if builder.net.opset >= 13 else 1)) % len(shape)
+    if builder.net.opset < 13 and any(size != ONE for size in shape[axis + 1 :]):
+        node.refuse(f"before opset 13 it runs over all axes from {axis} together; export with a newer opset")
+    code, options = (
+        ("SOFTMAX", "SoftmaxOptions") if node.kind == "Softmax" else ("LOG_SOFTMAX", "LogSoftmaxOptions")
+    )
+    integer = code == "SOFTMAX" and builder.is_int8(name) and builder.asked(node.outputs[0]) == SOFTMAX
+    view = builder.view(name, node) if integer else builder.float_view(name, node)
+    tensor, order = last(builder, view, axis)
+    fields = {"beta": 1.0} if code == "SOFTMAX" else {}
+    result = builder.add(
+        code,
+        [tensor],
+        builder.tensors[tensor].shape,
+        params=SOFTMAX if integer else None,
+        options=options,
+        **fields,
+    )
+    builder.put(node.outputs[0], result, order)
+
+
+def arg(builder: Builder, node: Node) -> None:
+    """ArgMax and ArgMin along one axis, as int64."""
+    shape = builder.shape(node.inputs[0], node)
+    axis = int(node.get("axis", 0)) % len(shape)
+    if node.get("select_last_index", 0):
+        node.refuse("TFLite gives the first of equal values, not the last")
+    view = builder.view(node.inputs[0], node)
+    tensor, order = last(builder, view, axis)
+    code = "ARG_MAX" if node.kind == "ArgMax" else "ARG_MIN"
+    left = tuple(shape[i] for i in order[:-1])
+    inputs = [tensor, builder.integers([len(order) - 1])]
+    result = builder.add(
+        code,
+        inputs,
+        left,
+        "int64",
+        options=f"{'ArgMax' if code == 'ARG_MAX' else 'ArgMin'}Options",
+        outputType="INT64",
+    )
+    view = View(result, left, tuple((order.index(i),) for i in range(len(shape)) if i != axis))
+    target = builder.net.shape(node.outputs[0], node)
+    builder.values[node.outputs[0]] = builder.reshaped(view, target, node)
