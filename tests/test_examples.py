@@ -45,7 +45,7 @@ def test_01_optimize_onnx(tmp_path: Path) -> None:
 
 def test_03_own_pass(tmp_path: Path) -> None:
     said = run("03_own_pass.py", tmp_path)
-    assert "examples.low-rank.v1, 1 threads: " in said
+    assert "examples.low-rank.v1, 1 thread: " in said
     assert "failed" not in said
     assert (tmp_path / "best" / "model" / "manifest.json").is_file()
 
