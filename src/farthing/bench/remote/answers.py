@@ -95,7 +95,7 @@ def timed(name: str, answer: wire.Raced, arrays: Mapping[str, Array], count: int
         LinkError: times are missing, or none that a clock can give.
     """
     expected = {f"{what}{i}" for what in ("calls", "rounds") for i in range(count)}
-    if arrays.keys() != expected or len(answer.made) != count:
+    if set(arrays) != expected or len(answer.made) != count:
         raise LinkError(f"{name} sends the times of another race")
     for array in arrays.values():
         if array.dtype != np.float64 or array.ndim != 1 or not array.size or not _sane(array):

@@ -22,7 +22,7 @@ class Board(Section, frozen=True, kw_only=True):
         address: how it is reached.
         directory: the directory there that holds Farthing, an absolute path.
         engines: the engines that were installed there.
-        platform: its architecture and C library, as in ``aarch64, glibc 2.36``.
+        platform: its architecture, C library and Python, as in ``aarch64, glibc 2.36, Python 3.11``.
         python: the version of its Python.
     """
 

@@ -95,7 +95,7 @@ class RemoteEngine:
         return {spec.name: answer[spec.name] for spec in self.outputs}
 
     def _check(self, answer: Tensors) -> None:
-        if answer.keys() != {spec.name for spec in self.outputs}:
+        if set(answer) != {spec.name for spec in self.outputs}:
             raise LinkError(f"{self.machine.board.name} answers with other outputs than the model has")
         for spec in self.outputs:
             array = answer[spec.name]
