@@ -360,7 +360,7 @@ def test_another_machines_target_is_not_timed_here(search: Any, cnn: Model, digi
     result = search(cnn, target=arm, budget="accuracy_drop<=0.01, latency_ms<=1000")
     assert not result.met
     assert any("latency_ms could not be measured here" in v for v in result.violations)
-    assert any("Target board is not this machine" in note for note in result.summary.notes)
+    assert any("Target board is not the machine that measured" in note for note in result.summary.notes)
     step = next(step for step in named(result, "int8 minmax").steps if step.use == STATIC)
     assert step.options["activations"] == "int8"
     sized = search(cnn, target=arm, budget="size_mb<=0.02")

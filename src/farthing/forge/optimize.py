@@ -20,7 +20,7 @@ import farthing
 from farthing import picture, plugins
 from farthing.assets import default_cache
 from farthing.bench import Tick
-from farthing.bench.machine import Here
+from farthing.bench.machine import Here, Machine
 from farthing.errors import ConfigError, FarthingError, StorageError, TaskError
 from farthing.forge import output, rounds
 from farthing.forge.apply import versions
@@ -55,6 +55,7 @@ def optimize(
     allow_slower: bool = False,
     cache: Path | None = None,
     measure_again: bool = False,
+    machine: Machine | None = None,
     listener: Listener = ignore,
     command: str = "",
 ) -> Result:
@@ -63,7 +64,7 @@ def optimize(
     Args:
         model: the trained model, candidate 0.
         task: data and metric; search looks at its validation split, the test split is scored once.
-        target: the device; on another one than ``this`` machine only accuracy and size are held to the budget.
+        target: the device; unless ``machine`` is one, only accuracy and size are held to the budget.
         budget: limits; without one on accuracy, ``accuracy_drop<=0.01`` is added.
         out: output directory: absent, empty or an earlier result, which is replaced once all is done.
         engines: what may run the candidates; every engine that is installed and fits the target if empty. The first
@@ -72,6 +73,7 @@ def optimize(
         allow_slower: let a slower model win if the budget asks for it (for size, say).
         cache: directory for results of passes and measurements; ``~/.cache/farthing`` if None.
         measure_again: do not use cached timings.
+        machine: where candidates run and are timed (`farthing.bench.remote` reaches boards); this machine if None.
         listener: called with `Progress` events.
         command: how the caller can be repeated, for the report.
 
@@ -82,7 +84,7 @@ def optimize(
         FarthingError: bad input (see `farthing.errors`); nothing is left half-written.
     """
     search = _Search(
-        model, task, target, budget, engines, threads, allow_slower, cache, measure_again, listener
+        model, task, target, budget, engines, threads, allow_slower, cache, measure_again, machine, listener
     )
     with output.claimed(Path(out)) as directory:
         winner, recipe, summary = search.run(command)
@@ -117,6 +119,11 @@ def _checked(paths: Sequence[Path], tick: Tick) -> int:
     return len(paths)
 
 
+def _bare(target: Target) -> Target:
+    """What a target is, without its name and without what it is restricted to."""
+    return replace(target, name=THIS, engines=(), dtypes=())
+
+
 class _Search:
     def __init__(
         self,
@@ -129,12 +136,13 @@ class _Search:
         allow_slower: bool,
         cache: Path | None,
         measure_again: bool,
+        machine: Machine | None,
         listener: Listener,
     ) -> None:
         self.model, self.task, self.listener = model, task, listener
         self.target = Target.find(target) if isinstance(target, str) else target
-        self.machine = Here()
-        here = replace(self.target, name=THIS, engines=(), dtypes=()) == self.machine.target
+        self.machine = machine or Here()
+        here = _bare(self.target) == _bare(self.machine.target)
         self.budget = _with_accuracy(Budget.parse(budget) if isinstance(budget, str) else budget, task)
         counts = sorted({*threads} or {1, self.target.cores or 1})
         counts = [make_options(count).threads for count in counts]
@@ -152,8 +160,8 @@ class _Search:
         self.notes: list[str] = []
         if not here:
             self.notes.append(
-                f"Target {self.target.name} is not this machine: speeds are those of this one, and limits on "
-                "latency, throughput, memory and energy could not be checked."
+                f"Target {self.target.name} is not the machine that measured: speeds are those of "
+                f"{self.machine.description}; limits on latency, throughput, memory and energy could not be checked."
             )
 
     def run(self, command: str) -> tuple[Model, Recipe, Summary]:
