@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -52,6 +52,18 @@ class Constant:
         scale = np.reshape(np.array(self.params.scale, np.float32), shape if self.data.ndim else ())
         zero = np.reshape(np.array(self.params.zero, np.int32), shape if self.data.ndim else ())
         return ((self.data.astype(np.int32) - zero).astype(np.float32) * scale).astype(np.float32)
+
+    def transposed(self, order: Sequence[int]) -> Constant:
+        """The same with its axes in another order."""
+        params = self.params
+        if params is not None and not params.single:
+            params = replace(params, axis=list(order).index(params.axis))
+        return Constant(np.ascontiguousarray(self.data.transpose(order)), params)
+
+    def with_scales(self, axis: int) -> Constant:
+        """The same with scales along that axis only; those along another are multiplied out."""
+        fitting = self.params is None or self.params.single or self.params.axis == axis
+        return self if fitting else Constant(self.real)
 
 
 @dataclass(frozen=True)

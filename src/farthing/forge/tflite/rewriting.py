@@ -52,18 +52,11 @@ def take_stored(net: Net) -> None:
         constant = stored(net, node)
         source = net.constants.get(node.input(0))
         if node.kind == "Transpose" and source is not None and source.params is not None:
-            constant = _transposed(source, [int(i) for i in node.get("perm", range(source.data.ndim)[::-1])])
+            constant = source.transposed([int(i) for i in node.get("perm", range(source.data.ndim)[::-1])])
         if constant is not None:
             net.constants[node.outputs[0]] = constant
             net.shapes[node.outputs[0]] = fixed(constant.data.shape)
             net.nodes.remove(node)
-
-
-def _transposed(constant: Constant, order: list[int]) -> Constant:
-    params = constant.params
-    if params is not None and not params.single:
-        params = replace(params, axis=order.index(params.axis))
-    return Constant(np.ascontiguousarray(constant.data.transpose(order)), params)
 
 
 def _scalar(net: Net, name: str) -> float | None:

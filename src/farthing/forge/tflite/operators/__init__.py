@@ -11,17 +11,21 @@ from farthing.forge.tflite.operators import (
     activations,
     axes,
     convolution,
+    deconvolution,
     dense,
     elementwise,
+    normalizing,
     pooling,
     quantization,
     reduction,
+    resizing,
 )
 
 Writer = Callable[[Builder, Node], None]
 
 WRITERS: dict[str, Writer] = {
     "Conv": convolution.conv,
+    "ConvTranspose": deconvolution.conv_transpose,
     "Gemm": dense.gemm,
     "MatMul": dense.matmul,
     "MaxPool": pooling.max_pool,
@@ -58,6 +62,11 @@ WRITERS: dict[str, Writer] = {
     "DepthToSpace": axes.depth_to_space,
     "SpaceToDepth": axes.space_to_depth,
     "Expand": axes.expand,
+    "Resize": resizing.resize,
+    "Upsample": resizing.resize,
+    "LayerNormalization": normalizing.layer,
+    "InstanceNormalization": normalizing.instance,
+    "LRN": normalizing.local_response,
     "Cast": axes.cast,
     "Where": axes.where,
     "QuantizeLinear": quantization.quantize,

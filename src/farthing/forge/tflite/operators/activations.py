@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from farthing.forge.tflite.builder import Builder
+from farthing.forge.tflite.layout import firsts
 from farthing.forge.tflite.net import Constant, Node, Params
 from farthing.forge.tflite.operators.elementwise import combine, unary, widened
-from farthing.forge.tflite.layout import firsts
 
 SIMPLE = {
     "Abs": ("ABS", "AbsOptions"),

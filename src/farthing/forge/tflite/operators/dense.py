@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from farthing.forge.tflite.builder import Builder
 from farthing.forge.tflite.layout import View, firsts
 from farthing.forge.tflite.net import Constant, Node, Params
-from farthing.forge.tflite.operators.convolution import kernel
+from farthing.forge.tflite.operators.convolution import bias_of, kernel
 
 Array = NDArray[Any]
 
@@ -63,8 +63,9 @@ def connected(builder: Builder, node: Node, weights: Constant, axis: int) -> Non
     if not _leads(view):
         tensor = builder.place(view, [[i] for i in range(len(view.shape))])
         view = View(tensor, view.shape, tuple((i,) for i in range(len(view.shape))))
-    data = np.ascontiguousarray(np.moveaxis(weights.data, axis, 0))
-    made = kernel(builder, node, weights, _arranged(data, view), 0, axis)
+    weights = weights.with_scales(axis).transposed((axis, 1 - axis))
+    arranged = Constant(_arranged(weights.data, view), weights.params)
+    made = kernel(builder, node, arranged, 0, bias_of(builder, node))
     source = view if made.params else builder.real(view)
     several = len(shape) != 2
     tensor = source.tensor

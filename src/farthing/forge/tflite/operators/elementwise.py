@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.forge.tflite.builder import Builder
-from farthing.forge.tflite.layout import ONE, Shape, View, firsts, whole
+from farthing.forge.tflite.layout import Shape, View, firsts, whole
 from farthing.forge.tflite.net import Constant, Node, Params
 from farthing.forge.tflite.rewriting import limits, normalization
 
