@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": ("measuring", "measure latency, throughput, load time, memory and energy of a model"),
     "evaluate": ("measuring", "score a model on a split of a task"),
     "predict": ("measuring", "label pictures or arrays with a model"),
+    "target": ("boards", "boards that measure for us over SSH: add, list, show, update, remove"),
     "demo": ("searching", "train a small network on real digits and optimise it for this machine"),
     "cache": ("searching", "show or clear what searches and downloads have kept"),
     "plugins": ("searching", "list the engines, passes, tasks, metrics and decoders that are known"),

@@ -40,6 +40,12 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-memory", action="store_true", help="skip the child process that measures peak memory"
     )
+    parser.add_argument(
+        "--on",
+        default="this",
+        metavar="NAME",
+        help="where: a board of `farthing target` (default: this machine)",
+    )
     options.add_engine(parser)
     options.add_json(parser)
 
@@ -48,6 +54,8 @@ def bench(parsed: argparse.Namespace) -> int:
     """Run ``farthing bench``."""
     from farthing.bench import Rule
     from farthing.bench import bench as measure
+    from farthing.bench.remote import find_machine
+    from farthing.cli.boards import tell
     from farthing.errors import ConfigError
     from farthing.recipe import Progress
 
@@ -55,7 +63,10 @@ def bench(parsed: argparse.Namespace) -> int:
         raise ConfigError("--batch and --min-count are at least 1, --seconds from 0 to 3600")
     model = options.open_model(parsed.model)
     task = options.open_task(parsed.task) if parsed.task else None
-    with show.progress(False, quiet=parsed.json) as listener:
+    with (
+        find_machine(parsed.on, options.boards_directory(), tell) as machine,
+        show.progress(False, quiet=parsed.json) as listener,
+    ):
         found = measure(
             model,
             scenario=parsed.scenario.replace("-", "_"),
@@ -69,6 +80,7 @@ def bench(parsed: argparse.Namespace) -> int:
                 max_seconds=max(60.0, 4 * parsed.seconds),
             ),
             memory=not parsed.no_memory,
+            machine=machine,
             tick=lambda done, total: listener(Progress(stage="bench", text="timing", done=done, total=total)),
         )
     print(show.as_json(found) if parsed.json else show.measurement(found))

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the environment: FARTHING_CACHE is the only setting read from it."""
+"""Arguments that several commands share, and the environment: FARTHING_CACHE and FARTHING_CONFIG are read from it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def cache_directory() -> Path:
     """Where results and downloads are kept: ``$FARTHING_CACHE``, or ``~/.cache/farthing``."""
     named = os.environ.get("FARTHING_CACHE")
     return Path(named).expanduser() if named else default_cache()
+
+
+def boards_directory() -> Path:
+    """Where boards are kept by name: below ``$FARTHING_CONFIG``, or ``~/.config/farthing``."""
+    named = os.environ.get("FARTHING_CONFIG")
+    return (Path(named).expanduser() if named else Path.home() / ".config" / "farthing") / "targets"
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

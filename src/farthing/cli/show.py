@@ -135,6 +135,8 @@ def measurement(found: Measurement) -> str:
         ("peak memory", f"{megabytes(found.peak_memory_mb)} ({megabytes(found.memory_mb)} over the bare process)"
          if found.peak_memory_mb else "not measured"),
         ("energy", energy),
+        ("temperature", "unavailable (no sensor on this machine)" if found.temperature_c is None
+         else f"{found.temperature_c:.1f} degrees Celsius after the last call"),
     ]  # fmt: skip
     return "\n".join(f"{name:<14} {text}" for name, text in rows)
 
