@@ -24,6 +24,7 @@ from farthing.measure import (
     percentile,
     percentile_bound,
     ratio_of_medians,
+    student,
     violations,
     within,
 )
@@ -262,3 +263,85 @@ def test_a_machine_has_a_name_whatever_is_known() -> None:
     assert machine_name("Cortex-A72", 4).startswith("Cortex-A72, 4 cores, Linux")
     assert "? cores" in machine_name("", None)
     assert str(interval(1, 2)) == "1.5 (1..2)"
+
+
+# --- samples that belong together
+
+
+def views(groups: int, each: int, seed: int, shared: float) -> tuple[np.ndarray, np.ndarray]:
+    """0/1 scores of views: a view is right with its group's own probability, which varies by ``shared``."""
+    generator = np.random.default_rng(seed)
+    chance = np.clip(0.8 + shared * generator.standard_normal(groups), 0, 1)
+    return (generator.random((groups, each)) < chance[:, None]).astype(float).ravel(), np.repeat(
+        np.arange(groups), each
+    )
+
+
+def test_an_interval_over_groups_is_wider_than_one_that_takes_views_for_independent() -> None:
+    scores, groups = views(20, 50, 0, 0.2)
+    naive, clustered = mean_interval(scores), mean_interval(scores, groups)
+    assert clustered.value == naive.value
+    assert clustered.high - clustered.low > 2 * (naive.high - naive.low)
+    assert 0 <= clustered.low < clustered.value < clustered.high <= 1
+
+
+@given(st.integers(2, 12), st.integers(1, 20), st.integers(0, 1000), st.booleans())
+def test_groups_never_make_an_interval_narrower(count: int, each: int, seed: int, counted: bool) -> None:
+    scores, groups = views(count, each, seed, 0.3)
+    if not counted:
+        scores = scores + np.random.default_rng(seed).random(len(scores))
+    naive, clustered = mean_interval(scores), mean_interval(scores, groups)
+    assert clustered.low <= naive.low + 1e-9
+    assert clustered.high >= naive.high - 1e-9
+    other = np.roll(scores, 1)
+    plain, wide = paired_difference(scores, other), paired_difference(scores, other, groups)
+    assert wide.high - wide.low >= plain.high - plain.low - 1e-9
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.15])
+def test_an_interval_over_groups_holds_the_truth_as_often_as_it_says(shared: float) -> None:
+    generator = np.random.default_rng(1)
+    truth = np.clip(0.8 + shared * generator.standard_normal(200_000), 0, 1).mean()
+    held = naive = 0
+    for seed in range(300):
+        scores, groups = views(15, 30, seed, shared)
+        found, plain = mean_interval(scores, groups), mean_interval(scores)
+        held += found.low <= truth <= found.high
+        naive += plain.low <= truth <= plain.high
+    assert held >= 0.92 * 300
+    if shared:
+        assert naive < 0.75 * 300, "that is why groups are needed"
+
+
+def test_paired_differences_over_groups_hold_the_truth() -> None:
+    held = 0
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        base = np.repeat(generator.standard_normal(12), 25)
+        gap = np.repeat(0.1 + 0.2 * generator.standard_normal(12), 25)
+        found = paired_difference(
+            base + gap + 0.1 * generator.standard_normal(300), base, np.repeat(range(12), 25)
+        )
+        held += found.low <= 0.1 <= found.high
+    assert held >= 0.92 * 300
+
+
+def test_one_group_says_nothing_of_another() -> None:
+    assert mean_interval([1.0, 1.0, 1.0], np.zeros(3, int)) == Interval(value=1.0, low=0.0, high=1.0)
+    lone = mean_interval([2.0, 4.0], np.zeros(2, int))
+    assert (lone.low, lone.high) == (0.0, 6.0)
+    gap = paired_difference(np.array([3.0, 3.0]), np.array([1.0, 1.0]), np.zeros(2, int))
+    assert (gap.low, gap.value, gap.high) == (0.0, 2.0, 4.0)
+
+
+def test_equal_answers_on_groups_are_no_certainty() -> None:
+    right = np.ones(40)
+    assert mean_interval(right, np.repeat(range(4), 10)).low < mean_interval(right).low
+    gap = paired_difference(right, right, np.repeat(range(4), 10))
+    assert (gap.low, gap.high) == (-1 / 40, 1 / 40)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 19, 199])
+def test_student_s_t_is_scipy_s(freedom: int) -> None:
+    oracle = pytest.importorskip("scipy.stats").t.ppf(0.975, freedom)
+    assert student(freedom) == pytest.approx(oracle, rel=2e-3)

@@ -398,3 +398,35 @@ def test_a_user_s_metric_needs_one_function() -> None:
     for wrong in ({}, {"per_sample": share_above, "whole": lambda outputs, truth: 0.0}):
         with pytest.raises(TaskError, match="give either per_sample or whole"):
             Metric("mine", "labels", **wrong)  # type: ignore[arg-type]
+
+
+# --- samples that belong together
+
+
+def repeated(count: int, each: int, classes: int = 4) -> tuple[Array, Array, Array]:
+    """Scores, labels and groups of ``count`` photos seen ``each`` times: a model errs on a photo, not on a view."""
+    rows, truth = scores(count, classes, 3), labels(count, classes, 4)
+    rows[np.arange(count), truth] += 1.5
+    return np.repeat(rows, each, 0), np.repeat(truth, each), np.repeat(np.arange(count), each)
+
+
+@pytest.mark.parametrize("metric", LABELLED, ids=repr)
+def test_views_of_one_photo_do_not_narrow_an_interval(metric: Metric) -> None:
+    rows, truth, groups = repeated(40, 25)
+    naive = metric.score({"y": rows}, truth, None)
+    found = metric.score({"y": rows}, truth, None, groups)
+    photos = metric.score({"y": rows[::25]}, truth[::25], None)
+    assert found.value == pytest.approx(naive.value) == pytest.approx(photos.value)
+    width = photos.high - photos.low
+    assert found.high - found.low == pytest.approx(width, rel=0.3, abs=1e-9)
+    assert width == 0 or naive.high - naive.low < 0.5 * width
+
+
+@pytest.mark.parametrize("metric", [TOP1, MACRO_F1], ids=repr)
+def test_nor_the_interval_of_a_drop(metric: Metric) -> None:
+    rows, truth, groups = repeated(40, 25)
+    worse = rows + np.repeat(scores(40, 4, 5), 25, 0)
+    naive = metric.drop({"y": rows}, {"y": worse}, truth, None)
+    found = metric.drop({"y": rows}, {"y": worse}, truth, None, groups)
+    assert found.value == naive.value
+    assert found.high - found.low > 2 * (naive.high - naive.low)

@@ -67,6 +67,19 @@ def test_splits_that_do_not_hang_together(inputs: dict[str, Array], labels: Arra
         Split(inputs, labels)
 
 
+def test_a_split_may_say_which_samples_belong_together() -> None:
+    x, y = np.zeros((6, 2)), np.arange(6)
+    photos = Split({"": x}, y, groups=np.array([7, 7, 2, 2, 2, 5]))
+    part = photos.subset([0, 4, 5]).groups
+    assert part is not None
+    assert part.tolist() == [7, 2, 5]
+    assert Split({"": x}, y).groups is None
+    assert len({photos.digest, Split({"": x}, y).digest, Split({"": x}, y, groups=np.arange(6)).digest}) == 3
+    for wrong in (np.zeros(5, int), np.zeros((6, 1), int), np.zeros(6)):
+        with pytest.raises(TaskError, match="groups are one whole number for each of 6 samples"):
+            Split({"": x}, y, groups=wrong)
+
+
 def test_the_digest_covers_names_types_shapes_values_and_labels() -> None:
     x = np.arange(6, dtype=np.float32).reshape(3, 2)
     y = np.array([0, 1, 2])

@@ -63,8 +63,18 @@ class Metric:
         """The functions it is made of: their code decides what it gives."""
         return tuple(part for part in (self._per_sample, self._whole, self._prepare) if part is not None)
 
-    def score(self, outputs: Outputs, labels: Array | None, reference: Outputs | None) -> Interval:
+    def score(
+        self,
+        outputs: Outputs,
+        labels: Array | None,
+        reference: Outputs | None,
+        groups: Array | None = None,
+    ) -> Interval:
         """The metric with its 95 % interval (Wilson or normal for means, bootstrap else).
+
+        With ``groups``, a whole number for each sample that says which belong together, the interval is for groups
+        that are independent and samples that are not; see `farthing.measure.mean_interval`. The bootstrap then draws
+        whole groups, and is too narrow where there are fewer than some ten.
 
         Raises:
             TaskError: labels or reference outputs are needed but not there or do not fit, outputs hold NaN, or
@@ -73,25 +83,31 @@ class Metric:
         truth = self._truth(labels, reference)
         _check(outputs, truth)
         if self._per_sample is not None:
-            return mean_interval(self._per_sample(outputs, truth))
-        return self._resampled(self._valuer(outputs, truth), len_of(outputs))
+            return mean_interval(self._per_sample(outputs, truth), groups)
+        return self._resampled(self._valuer(outputs, truth), len_of(outputs), groups=groups)
 
     def drop(
-        self, base: Outputs, candidate: Outputs, labels: Array | None, reference: Outputs | None
+        self,
+        base: Outputs,
+        candidate: Outputs,
+        labels: Array | None,
+        reference: Outputs | None,
+        groups: Array | None = None,
     ) -> Interval:
         """How much worse the candidate is than the base on the same samples, with its 95 % interval.
 
-        Above 0 is worse, whether higher or lower values of the metric are better.
+        Above 0 is worse, whether higher or lower values of the metric are better. ``groups`` as for `score`.
         """
         truth = self._truth(labels, reference)
         for outputs in (base, candidate):
             _check(outputs, truth)
         sign = 1.0 if self.higher_is_better else -1.0
         if self._per_sample is not None:
-            gap = paired_difference(self._per_sample(base, truth), self._per_sample(candidate, truth))
+            gap = paired_difference(self._per_sample(base, truth), self._per_sample(candidate, truth), groups)
         else:
             before, after = self._valuer(base, truth), self._valuer(candidate, truth)
-            gap = self._resampled(lambda picks: before(picks) - after(picks), len_of(base), 1 / len_of(base))
+            n = len_of(base)
+            gap = self._resampled(lambda picks: before(picks) - after(picks), n, 1 / n, groups)
         low, high = sorted((sign * gap.low, sign * gap.high))
         return Interval(value=sign * gap.value, low=low, high=high)
 
@@ -109,7 +125,9 @@ class Metric:
             outputs, truth = self._prepare(outputs, truth)
         return lambda picks: whole(_take(outputs, picks), _take(truth, picks))
 
-    def _resampled(self, value: Callable[[Array], float], n: int, floor: float = 0.0) -> Interval:
+    def _resampled(
+        self, value: Callable[[Array], float], n: int, floor: float = 0.0, groups: Array | None = None
+    ) -> Interval:
         """The value over all samples with its bootstrap interval, at least ``floor`` to either side."""
         found = value(np.arange(n))
         if not np.isfinite(found):
@@ -117,9 +135,19 @@ class Metric:
                 f"metric {self.name} is not defined on these samples: they lack a class (or true boxes)"
             )
         generator = np.random.default_rng(0)
-        draws = [value(generator.integers(0, n, n)) for _ in range(BOOTSTRAP_ROUNDS)]
+        draw = _drawer(n, groups, generator)
+        draws = [value(draw()) for _ in range(BOOTSTRAP_ROUNDS)]
         low, high = np.nanpercentile(draws, [2.5, 97.5])
         return Interval(value=found, low=min(float(low), found - floor), high=max(float(high), found + floor))
+
+
+def _drawer(n: int, groups: Array | None, generator: np.random.Generator) -> Callable[[], Array]:
+    """What draws samples with replacement: one by one, or groups as a whole."""
+    if groups is None:
+        return lambda: generator.integers(0, n, n)
+    _, member = np.unique(groups, return_inverse=True)
+    parts = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1])
+    return lambda: np.concatenate([parts[pick] for pick in generator.integers(0, len(parts), len(parts))])
 
 
 def len_of(outputs: Outputs) -> int:

@@ -6,7 +6,7 @@ import copy
 import importlib
 import math
 import pkgutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -36,11 +36,17 @@ class Split:
         inputs: input name -> array with samples along the first axis; the name ``""`` stands for the
             model's only data input.
         labels: one per sample along the first axis, or None.
+        groups: which samples belong together (views of one photo, windows of one person, frames of one video), a
+            whole number each: intervals of a metric then take groups for independent, not samples. None if every
+            sample stands for itself.
     """
 
-    def __init__(self, inputs: Mapping[str, Array], labels: Array | None = None) -> None:
+    def __init__(
+        self, inputs: Mapping[str, Array], labels: Array | None = None, groups: Array | None = None
+    ) -> None:
         self.inputs = {name: np.asarray(array) for name, array in inputs.items()}
         self.labels = None if labels is None else np.asarray(labels)
+        self.groups = None if groups is None else np.asarray(groups)
         arrays = [*self.inputs.values(), *([] if self.labels is None else [self.labels])]
         if any(array.ndim == 0 for array in arrays):
             raise TaskError("an input or the labels are a single number: they need one entry a sample")
@@ -50,6 +56,13 @@ class Split:
                 f"inputs and labels differ in their number of samples: {sorted(sizes) or 'no inputs'}"
             )
         self._size = sizes.pop()
+        if self.groups is not None and (
+            self.groups.shape != (self._size,) or self.groups.dtype.kind not in "iu"
+        ):
+            raise TaskError(
+                f"groups are one whole number for each of {self._size} samples, not {self.groups.dtype} "
+                f"of shape {list(self.groups.shape)}"
+            )
 
     def __len__(self) -> int:
         return self._size
@@ -64,6 +77,7 @@ class Split:
         return type(self)(
             {name: array[picks] for name, array in self.inputs.items()},
             None if self.labels is None else self.labels[picks],
+            None if self.groups is None else self.groups[picks],
         )
 
     @cached_property
@@ -71,6 +85,7 @@ class Split:
         """SHA-256 over names, types, shapes and values."""
         arrays = [(f"input {name!r}", array) for name, array in sorted(self.inputs.items())]
         arrays += [] if self.labels is None else [("labels", self.labels)]
+        arrays += [] if self.groups is None else [("groups", self.groups)]
         parts = [f"{name} {array.dtype} {array.shape} {_digest_of(array)}" for name, array in arrays]
         return digest("\n".join(parts).encode())
 
@@ -105,7 +120,8 @@ class ImageFiles(Split):
         except OSError as error:
             raise TaskError(f"cannot read the picture {error.filename}: {error.strerror or error}") from error
         labels = "" if self.labels is None else _digest_of(self.labels)
-        return digest("\n".join([*parts, labels]).encode())
+        groups = [] if self.groups is None else [_digest_of(self.groups)]
+        return digest("\n".join([*parts, labels, *groups]).encode())
 
     def check(self, where: str) -> None:
         if not len(self):
@@ -315,13 +331,15 @@ class Task:
                 raise TaskError(f"{where}: label {int(outside[0])} is out of range ({allowed})")
 
 
-def find_task(name: str, cache: Path | None = None) -> Task:
+def find_task(name: str, cache: Path | None = None, on_event: Callable[[str], None] | None = None) -> Task:
     """A task by built-in or registered name, by the path of its YAML, TOML or JSON file, or as ``module:function``.
 
-    ``cache`` is where built-in tasks keep their data; ``~/.cache/farthing`` if None.
+    ``cache`` is where built-in tasks keep their data; ``~/.cache/farthing`` if None. ``on_event`` is told in a sentence
+    when that has to be fetched, from where, and under which licence.
 
     Raises:
         TaskError: no such task, or one that cannot be used.
+        AssetError: the data of a built-in task is not cached and cannot be fetched.
     """
     if Path(name).suffix in {".yaml", ".yml", ".toml", ".json"}:
         from farthing.taskfile import read_task
@@ -331,7 +349,7 @@ def find_task(name: str, cache: Path | None = None) -> Task:
         return _as_task(_named(name), name)
     try:
         made = plugins.get("task", name)
-        return made(cache) if name in plugins.BUILTIN["task"] else _as_task(made, name)
+        return made(cache, on_event) if name in plugins.BUILTIN["task"] else _as_task(made, name)
     except PluginError as error:
         raise TaskError(f"{error}; or give the path of a task file (.yaml), or module:function") from error
 

@@ -292,4 +292,4 @@ def evaluate(
             truth = outputs(opened, reference.manifest, task, data)
     with open_engine(model, engine, options) as opened:
         found = outputs(opened, model.manifest, task, data, tick=tick)
-    return task.metric.score(found, data.labels, truth), found
+    return task.metric.score(found, data.labels, truth, data.groups), found

@@ -87,13 +87,15 @@ class Judge:
         found = base if same else self._run(model, runtime, split, picks)
         _compare(base, found)
         labels = None if data.labels is None else data.labels[picks]
+        groups = None if data.groups is None else data.groups[picks]
         metric = self._task.metric
-        accuracy = metric.score(found, labels, base)
+        accuracy = metric.score(found, labels, base, groups)
         if not math.isfinite(accuracy.value):
             raise TaskError(
                 f"metric {metric.name} has no value on the {split} split: does it hold every class?"
             )
-        drop = Interval(value=0.0, low=0.0, high=0.0) if same else metric.drop(base, found, labels, base)
+        none = Interval(value=0.0, low=0.0, high=0.0)
+        drop = none if same else metric.drop(base, found, labels, base, groups)
         return Score(accuracy=accuracy, drop=drop, samples=len(picks))
 
     def _base(self, split: SplitName, limit: int | None) -> Outputs:
