@@ -23,6 +23,7 @@ from farthing.device.predict import load
 from farthing.errors import ModelError, UnsupportedError
 from farthing.forge.script import standalone
 from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
+from farthing.options import EngineOptions
 
 CHINA, FLOWER = load_sample_images().images
 CLASSES = 6
@@ -346,7 +347,9 @@ def test_it_is_short() -> None:
         **IMAGENET,  # type: ignore[arg-type]
     )
     spec = picture_spec(common)
-    text = standalone(manifest(inputs=(spec,), preprocess=common, labels=("cat", "dog")), threads=3)
+    text = standalone(
+        manifest(inputs=(spec,), preprocess=common, labels=("cat", "dog")), EngineOptions(threads=3)
+    )
     assert len(text.splitlines()) <= 55
     assert "options.intra_op_num_threads = 3" in text
     assert max(map(len, text.splitlines())) <= 120
@@ -372,7 +375,7 @@ def test_no_name_can_become_code(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"format": "fake"}, UnsupportedError, "runs ONNX models, not 'fake'"),
+        ({"format": "fake"}, UnsupportedError, "runs onnx, openvino, tflite models, not .fake."),
         (
             {"inputs": (SPEC, TensorSpec(name="z", dtype="float32", shape=(1,)))},
             UnsupportedError,

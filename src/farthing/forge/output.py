@@ -77,7 +77,7 @@ def write(winner: Model, recipe: Recipe, summary: Summary, directory: Path) -> R
     def fill(fresh: Path) -> None:
         winner.save(fresh / MODEL)
         try:
-            (fresh / MODEL / SCRIPT).write_text(standalone(winner.manifest, recipe.options.threads))
+            (fresh / MODEL / SCRIPT).write_text(standalone(winner.manifest, recipe.options))
         except UnsupportedError as error:
             (fresh / MODEL / SCRIPT).write_text(f"raise SystemExit({str(error)!r})\n")
         (fresh / RECIPE).write_text(to_yaml(recipe))

@@ -1,4 +1,4 @@
-"""A short script that runs a model without Farthing: numpy, onnxruntime and, for pictures, Pillow.
+"""A short script that runs a model without Farthing: numpy, the engine's own package and, for pictures, Pillow.
 
 It is written out of the manifest: only the lines that this model needs. Its scores are those of
 `farthing.device.predict`.
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from farthing.errors import UnsupportedError
+from farthing.forge.starting import STARTS
 from farthing.model import Manifest, Preprocess, Resize, TensorSpec
 from farthing.ops.image import check_input
+from farthing.options import EngineOptions
 
 _KERNELS = {
     "bilinear": (1, "np.maximum(1 - x, 0)"),
@@ -22,7 +24,7 @@ _KERNELS = {
 }
 
 
-def standalone(manifest: Manifest, threads: int = 1) -> str:
+def standalone(manifest: Manifest, options: EngineOptions | None = None) -> str:
     """Source text of a script to lie beside the model file: ``python predict.py picture.jpg ...``.
 
     It prints the five likeliest labels and their scores, or the raw outputs if the manifest has no ``decode``. A model
@@ -30,16 +32,16 @@ def standalone(manifest: Manifest, threads: int = 1) -> str:
 
     Args:
         manifest: of the model.
-        threads: threads that ONNX Runtime may use.
+        options: how the engine of its format is to run it.
 
     Raises:
-        UnsupportedError: not an ONNX model, several inputs, state, or detections.
+        UnsupportedError: a format that scripts do not start, several inputs, state, or detections.
         ModelError: the manifest's preprocess does not fit its input.
     """
     spec = _the_input(manifest)
     if manifest.preprocess:
         check_input(manifest.preprocess, spec)
-    parts = [*_head(manifest, threads), "", ""]
+    parts = [*_head(manifest, options or EngineOptions()), "", ""]
     if _needs_weights(manifest.preprocess):
         parts += [*_weights(manifest.preprocess), "", ""]
     parts += [*_prepare(manifest.preprocess, spec), "", "", *_loop(manifest, spec)]
@@ -47,9 +49,9 @@ def standalone(manifest: Manifest, threads: int = 1) -> str:
 
 
 def _the_input(manifest: Manifest) -> TensorSpec:
-    if manifest.format != "onnx":
+    if manifest.format not in STARTS:
         raise UnsupportedError(
-            f"a stand-alone script runs ONNX models, not {manifest.format!r}: use `farthing predict`"
+            f"a stand-alone script runs {', '.join(STARTS)} models, not {manifest.format!r}: use `farthing predict`"
         )
     if len(manifest.inputs) != 1 or manifest.inputs[0].role != "data":
         raise UnsupportedError(
@@ -63,9 +65,10 @@ def _the_input(manifest: Manifest) -> TensorSpec:
     return manifest.inputs[0]
 
 
-def _head(manifest: Manifest, threads: int) -> list[str]:
+def _head(manifest: Manifest, options: EngineOptions) -> list[str]:
     pictures, file = manifest.preprocess is not None, next(iter(manifest.files), "model.onnx")
-    packages = "numpy onnxruntime pillow" if pictures else "numpy onnxruntime"
+    start = STARTS[manifest.format]
+    packages = f"numpy {start.package} pillow" if pictures else f"numpy {start.package}"
     argument = "picture.jpg ..." if pictures else "sample.npy ..."
     needs = [
         f"# Made for CPUs with {', '.join(map(repr, manifest.requires))}: elsewhere it may answer differently."
@@ -73,13 +76,13 @@ def _head(manifest: Manifest, threads: int) -> list[str]:
     lines = [
         f"# Runs {manifest.name!r} without Farthing: pip install {packages}; python predict.py {argument}",
         *(needs if manifest.requires else []),
-        "import os",
+        *(line for line in start.before if line.startswith("import ")),
         "import sys",
         "from pathlib import Path",
         "",
-        'os.environ["ORT_DISABLE_TELEMETRY"] = "1"',
+        *(line for line in start.before if not line.startswith("import ")),
         "import numpy as np",
-        "import onnxruntime as ort",
+        *start.imports,
         *(["from PIL import Image, ImageOps"] * pictures),
         "",
         "if len(sys.argv) < 2:",
@@ -90,10 +93,8 @@ def _head(manifest: Manifest, threads: int) -> list[str]:
         lines += _wrapped("LABELS = ", manifest.labels)
     return [
         *lines,
-        "options = ort.SessionOptions()",
-        f"options.intra_op_num_threads = {int(threads)}",
         f"path = str(Path(__file__).with_name({file!r}))",
-        'session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])',
+        *start.load(options),
     ]
 
 
@@ -244,13 +245,13 @@ def _normalised(preprocess: Preprocess, spec: TensorSpec) -> list[str]:
 def _loop(manifest: Manifest, spec: TensorSpec) -> list[str]:
     outputs = manifest.outputs[:1] if manifest.decode else manifest.outputs
     names = [output.name for output in outputs]
-    run = f"session.run({names!r}, {{{spec.name!r}: x}})"
+    run = STARTS[manifest.format].run(names, spec.name)
     lines = [
         "for path in sys.argv[1:]:",
         "    try:",
         "        x = prepare(path)",
         "    except (OSError, ValueError) as error:",
-        '        sys.exit(f"{path}: {getattr(error, \'strerror\', None) or error}")',
+        "        sys.exit(f\"{path}: {getattr(error, 'strerror', None) or error}\")",
         "    print(path)",
     ]
     if not manifest.decode:
