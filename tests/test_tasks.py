@@ -112,7 +112,9 @@ def test_a_cache_of_one_s_own_is_used(tmp_path: Path) -> None:
     real("digits")
     spot.write_bytes(place(ASSETS["digits"]).read_bytes())
     assert digits(tmp_path).digest == real("digits").digest
-    assert find_task("digits", tmp_path).digest == real("digits").digest
+    told: list[str] = []
+    assert find_task("digits", tmp_path, told.append).digest == real("digits").digest
+    assert told == []
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["digits.csv.gz"]
 
 
@@ -126,4 +128,10 @@ def test_without_data_and_without_a_network_the_error_says_what_to_do(
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(AssetError, match=r"put the file at .*digits.csv.gz"):
         digits(tmp_path)
+    told: list[str] = []
+    for task in (mnist_5k, digits):
+        with pytest.raises(AssetError):
+            task(tmp_path, told.append)
+    assert [line.partition(" ")[0] for line in told] == ["fetching", "fetching"]
+    assert "licence: BSD-3-Clause" in told[0]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

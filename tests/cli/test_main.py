@@ -52,6 +52,23 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "no command is called 'optimise-it'; did you mean 'optimize'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bench", "model", "--secnods", "3"], "'--secnods' is not understood; did you mean '--seconds'?"),
+        (["bench", "model", "--scenarios=offline"], "did you mean '--scenario'?"),
+        (["cache", "everything"], "farthing cache: error: 'everything' is not understood\n"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_nearest_one(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from farthing.cli import main\n"

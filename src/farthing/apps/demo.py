@@ -58,7 +58,7 @@ def run(out: Path, *, cache: Path, seed: int = 0, epochs: int = EPOCHS, listener
         FarthingError: see `farthing.forge.optimize.optimize`.
     """
     listener(Progress(stage="data", text="5,000 real handwritten digits (MNIST), fetched once"))
-    task = mnist_5k(cache)
+    task = mnist_5k(cache, lambda event: listener(Progress(stage="data", text=event)))
     model = Cache(cache).model(
         key_of("demo", task.digest, seed, epochs, 1), lambda: train(task, seed, epochs, listener)
     )

@@ -56,15 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from farthing.errors import FarthingError, nearest
+    from farthing.errors import FarthingError
 
     parser = _parser(words)
     if not words:
         parser.print_help()
         return 0
-    if not words[0].startswith("-") and words[0] not in COMMANDS:
-        parser.error(f"no command is called {words[0]!r}; {nearest(words[0], COMMANDS)}")
-    parsed = parser.parse_args(words)
+    parsed = _parsed(parser, words)
     try:
         _check_place()
         code: int = parsed.run(parsed)
@@ -76,6 +74,20 @@ def _run(words: list[str]) -> int:
         sys.stderr.close()
         return 0
     return code
+
+
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """The arguments; for a misspelt command or option the nearest right one is suggested, and the exit code is 2."""
+    from farthing.errors import nearest, suggestion
+
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
+        parser.error(f"no command is called {words[0]!r}; {nearest(words[0], COMMANDS)}")
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = [word.strip("[],") for word in parsed.parser.format_usage().split() if "--" in word]
+        wrong = unknown[0].partition("=")[0]
+        parsed.parser.error(f"{wrong!r} is not understood; {suggestion(wrong, known)}".rstrip("; "))
+    return parsed
 
 
 def _check_place() -> None:
@@ -112,5 +124,5 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         if name == asked:
             part = importlib.import_module(f"farthing.cli.{module}")
             getattr(part, f"{name}_arguments")(command)
-            command.set_defaults(run=getattr(part, name))
+            command.set_defaults(run=getattr(part, name), parser=command)
     return parser

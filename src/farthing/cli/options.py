@@ -88,6 +88,8 @@ def existing(path: str) -> Path:
 def open_task(name: str) -> Task:
     """A task as ``--task`` names it; the module of ``module:function`` is also looked for in the working directory.
 
+    What has to be fetched for it is said on standard error, with its licence.
+
     Raises:
         TaskError: no such task, or one that cannot be used.
     """
@@ -95,7 +97,7 @@ def open_task(name: str) -> Task:
 
     if ":" in name:
         stand_here()
-    return find_task(name, cache_directory())
+    return find_task(name, cache_directory(), lambda event: print(event, file=sys.stderr))
 
 
 def stand_here() -> None:
