@@ -160,7 +160,9 @@ class Predictor:
             return picture.load(path)
         try:
             array: NDArray[Any] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise TaskError(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:
             raise TaskError(f"{path} is not an array file (.npy; pickles are refused): {error}") from error
         return array
 
