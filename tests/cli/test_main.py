@@ -87,6 +87,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["predict", "nowhere", "x.jpg"], "nowhere"),
         (["evaluate", "nowhere", "--task", "mnist-5k"], "nowhere"),
         (["inspect", "nowhere"], "nowhere does not exist: give a model directory"),
+        (["inspect", "x" * 300], "x: File name too long"),
         (["inspect", "nowhere/at/all"], "nowhere/at/all does not exist: give a model directory"),
         (
             ["optimize", "nowhere", "--task", "mnist-5k", "--out", "out"],

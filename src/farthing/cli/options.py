@@ -75,12 +75,19 @@ def existing(path: str) -> Path:
     """The path of a model that a user named.
 
     Raises:
-        ModelError: there is nothing; the nearest name beside it is suggested.
+        ModelError: there is nothing (the nearest name beside it is suggested), or nothing that may be read.
     """
     place = Path(path)
-    if place.exists():
-        return place
-    beside = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
+    try:
+        place.stat()
+    except FileNotFoundError:
+        beside = os.listdir(place.parent) if os.access(place.parent, os.R_OK) else []
+    except (OSError, ValueError) as error:  # a name too long, a file where a directory is needed, a null byte
+        raise ModelError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    else:
+        if os.access(place, os.R_OK):
+            return place
+        raise ModelError(f"cannot read {path}: you have no right to; ask its owner for it")
     meant = suggestion(place.name, beside) or "give a model directory, a zip of one, or an ONNX file"
     raise ModelError(f"{path} does not exist: {meant}")
 
