@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from farthing.config import Section
-from farthing.errors import ConfigError
+from farthing.errors import ConfigError, nearest
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Arithmetic of float operators."""
@@ -30,6 +30,10 @@ class EngineOptions(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 1024:
             raise ValueError(f"threads must be from 1 to 1024, not {self.threads}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"no precision is called {self.precision!r}; {nearest(self.precision, get_args(Precision))}"
+            )
 
     def __str__(self) -> str:
         """As a table shows it: ``2 threads, spinning, CUDAExecutionProvider``."""
@@ -42,9 +46,13 @@ class EngineOptions(Section, frozen=True, kw_only=True):
         return ", ".join(words)
 
 
-def make_options(threads: int = 1, spin: bool = False, providers: Sequence[str] = ()) -> EngineOptions:
+def make_options(
+    threads: int = 1, spin: bool = False, providers: Sequence[str] = (), precision: str = "float32"
+) -> EngineOptions:
     """EngineOptions from a caller's values, with a ConfigError for impossible ones."""
     try:
-        return EngineOptions(threads=threads, spin=spin, providers=tuple(providers))
+        return EngineOptions(
+            threads=threads, spin=spin, precision=cast(Precision, precision), providers=tuple(providers)
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error

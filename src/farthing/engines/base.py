@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -209,6 +209,116 @@ def zero_state(specs: Sequence[TensorSpec], batch: int = 1) -> dict[str, NDArray
     return {spec.name: np.zeros(spec.sized(batch), spec.dtype) for spec in specs}
 
 
+class StreamState:
+    """The state tensors of one stream between its calls. Callers take turns.
+
+    Args:
+        model: whose manifest names them: the i-th state output feeds the i-th state input.
+        zeros: number that stands for zero, by state input: quantized tensors may have another than 0.
+    """
+
+    def __init__(self, model: Model, zeros: Mapping[str, int] | None = None) -> None:
+        self.inputs = tuple(spec for spec in model.manifest.inputs if spec.role == "state")
+        self.outputs = tuple(spec.name for spec in model.manifest.outputs if spec.role == "state")
+        self._data = model.manifest.data_inputs
+        self._zeros = zeros or {}
+        self._kept: dict[str, NDArray[Any]] | None = None
+
+    def fresh(self) -> StreamState:
+        """The state of another stream, at its start."""
+        stream = object.__new__(type(self))
+        stream.__dict__.update(self.__dict__, _kept=None)
+        return stream
+
+    def joined(self, feeds: Tensors) -> Tensors:
+        """What a caller feeds, with the state beside it.
+
+        Raises:
+            FeedError: the stream began with another batch.
+        """
+        batch = batch_of(self._data, feeds)
+        state = self._kept
+        if state is None:
+            state = {spec.name: self._zero(spec, batch) for spec in self.inputs}
+        for spec in self.inputs:
+            free = spec.batch_axis is not None and not spec.fixed_batch
+            began = state[spec.name].shape[spec.batch_axis or 0] if free else batch
+            if began != batch:
+                refuse_batch(began, batch)
+        return {**feeds, **state}
+
+    def keep(self, results: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Keep the state outputs for the next call; the others are the caller's."""
+        self._kept = {
+            spec.name: results[name] for spec, name in zip(self.inputs, self.outputs, strict=True)
+        }
+        return {name: value for name, value in results.items() if name not in self.outputs}
+
+    def _zero(self, spec: TensorSpec, batch: int) -> NDArray[Any]:
+        return np.full(spec.sized(batch), self._zeros.get(spec.name, 0), spec.dtype)
+
+
 def refuse_batch(began: int, batch: int) -> None:
     """Raise the FeedError of a stateful stream that gets another batch than it began with."""
     raise FeedError(f"this stream began with batches of {began}, not {batch}: open a session() for them")
+
+
+def refuse_closed() -> NoReturn:
+    """Raise the EngineError of an engine that was closed."""
+    raise EngineError("this engine is closed: open the model again")
+
+
+def check_options(
+    engine: str, options: EngineOptions, *, spin: bool = False, precisions: Sequence[str] = ("float32",)
+) -> None:
+    """Refuse what an engine has no setting for.
+
+    Raises:
+        EngineError: spinning threads, or an arithmetic, that it does not offer.
+    """
+    if options.spin and not spin:
+        raise EngineError(f"{engine} has no setting that lets idle threads spin: leave it out")
+    if options.precision not in precisions:
+        raise EngineError(
+            f"{engine} computes float operators in {' or '.join(precisions)} here, not in {options.precision}: "
+            "leave the precision out"
+        )
+
+
+class FileTensor(NamedTuple):
+    """An input or output as a model file declares it; an axis of unknown size is its name there, or None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None  # None: the file does not even say how many axes
+
+
+def check_manifest(model: Model, inputs: Sequence[FileTensor], outputs: Sequence[FileTensor]) -> None:
+    """Hold the manifest against the file: names and element types in order, and sizes of the axes.
+
+    Raises:
+        ModelError: the manifest declares something else; both are quoted.
+    """
+    manifest = model.manifest
+    for what, declared, real in (
+        ("inputs", manifest.inputs, inputs),
+        ("outputs", manifest.outputs, outputs),
+    ):
+        ours = [(spec.name, spec.dtype) for spec in declared]
+        theirs = [(one.name, one.dtype) for one in real]
+        if ours != theirs:
+            raise ModelError(f"{model.path}: the manifest declares {what} {ours}, but the file has {theirs}")
+        for spec, one in zip(declared, real, strict=True):
+            if one.shape is not None and not _sizes_agree(spec.shape, one.shape, free_too=what == "inputs"):
+                raise ModelError(
+                    f"{model.path}: the manifest declares {spec.name!r} {list(spec.shape)}, "
+                    f"but the file has {list(one.shape)}"
+                )
+
+
+def _sizes_agree(declared: Sequence[int | str], real: Sequence[int | str | None], free_too: bool) -> bool:
+    """Whether no size contradicts; the file may leave open what the manifest fixes; an unknown shape is []."""
+    if len(declared) != len(real):
+        return not real and not free_too
+    pairs = zip(declared, real, strict=True)
+    return all(a == b or not isinstance(b, int) or (isinstance(a, str) and not free_too) for a, b in pairs)

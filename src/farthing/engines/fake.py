@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.config import Section
-from farthing.engines.base import Tensors, check_feeds, refuse_batch
+from farthing.engines.base import Tensors, check_feeds, check_options, refuse_batch, refuse_closed
 from farthing.errors import EngineError, ModelError
 from farthing.model import Model, TensorSpec
 from farthing.options import EngineOptions
@@ -38,6 +38,7 @@ class FakeEngine:
     version = "1"
 
     def __init__(self, model: Model, options: EngineOptions) -> None:
+        check_options("the fake engine", options, spin=True)  # it has no idle threads
         if options.threads != 1 or options.providers:
             raise EngineError("the fake engine computes in the caller's thread: threads=1, no providers")
         try:
@@ -61,7 +62,7 @@ class FakeEngine:
         check_feeds(self.inputs, feeds)
         with self._turn:
             if self._affine is None:
-                raise EngineError("this engine is closed: open the model again")
+                refuse_closed()
             result = feeds[self.inputs[0].name] @ self._weights + self._bias
             if self._affine.decay is not None:
                 result = self._remembered(result, self._affine.decay)
@@ -78,7 +79,7 @@ class FakeEngine:
     def session(self) -> Self:
         """A stream of its own, its state at zero."""
         if self._affine is None:
-            raise EngineError("this engine is closed: open the model again")
+            refuse_closed()
         stream = object.__new__(type(self))
         stream.__dict__.update(self.__dict__, _state=None, _turn=threading.Lock())
         return stream

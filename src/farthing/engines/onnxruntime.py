@@ -10,7 +10,15 @@ from typing import Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
 
-from farthing.engines.base import Tensors, batch_of, check_feeds, refuse_batch, zero_state
+from farthing.engines.base import (
+    FileTensor,
+    StreamState,
+    Tensors,
+    check_feeds,
+    check_manifest,
+    check_options,
+    refuse_closed,
+)
 from farthing.engines.external import locations
 from farthing.errors import EngineError, ModelError, UnsupportedError, nearest, require
 from farthing.model import Model, TensorSpec
@@ -53,19 +61,19 @@ class OnnxRuntimeEngine:
     concurrency: ClassVar[Literal["threads", "serial"]] = "threads"
 
     def __init__(self, model: Model, options: EngineOptions) -> None:
+        check_options("ONNX Runtime", options, spin=True)
         ort = runtime()
         self.version: str = ort.__version__
         self.providers = _providers(ort, options.providers)
         manifest = model.manifest
         _check_external(model)
         self._session: Any = _open_session(ort, model, options, self.providers)
-        _check_tensors(model, self._session)
+        check_manifest(model, _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()))
         self.inputs: Sequence[TensorSpec] = manifest.data_inputs
         self.outputs: Sequence[TensorSpec] = tuple(spec for spec in manifest.outputs if spec.role != "state")
-        self._state_inputs = tuple(spec for spec in manifest.inputs if spec.role == "state")
-        self._state_outputs = tuple(spec.name for spec in manifest.outputs if spec.role == "state")
         self._names = [spec.name for spec in self.outputs]
-        self._state: dict[str, NDArray[Any]] | None = None
+        self._state = StreamState(model)
+        self._all_names = [*self._names, *self._state.outputs]
         self._turn = threading.Lock()
         self._failure = _failures(ort)
 
@@ -76,48 +84,34 @@ class OnnxRuntimeEngine:
 
     @property
     def stateful(self) -> bool:
-        return bool(self._state_inputs)
+        return bool(self._state.inputs)
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """See `Engine.run`; one call costs a few microseconds over ONNX Runtime's own."""
         check_feeds(self.inputs, feeds)
         session = self._session
         if session is None:
-            raise EngineError("this engine is closed: open the model again")
+            refuse_closed()
         try:
-            if self._state_inputs:
+            if self._state.inputs:
                 with self._turn:
-                    return self._run_stateful(session, feeds)
+                    results = session.run(self._all_names, self._state.joined(feeds))
+                    return self._state.keep(dict(zip(self._all_names, results, strict=True)))
             return dict(zip(self._names, session.run(self._names, feeds), strict=True))
         except self._failure as error:
             raise EngineError(f"ONNX Runtime failed: {error}") from error
 
-    def _run_stateful(self, session: Any, feeds: Tensors) -> dict[str, NDArray[Any]]:
-        batch = batch_of(self.inputs, feeds)
-        state = self._state or zero_state(self._state_inputs, batch)
-        for spec in self._state_inputs:
-            began = (
-                batch
-                if spec.batch_axis is None or spec.fixed_batch
-                else state[spec.name].shape[spec.batch_axis]
-            )
-            if began != batch:
-                refuse_batch(began, batch)
-        results = session.run([*self._names, *self._state_outputs], {**feeds, **state})
-        kept = results[len(self._names) :]
-        self._state = {spec.name: value for spec, value in zip(self._state_inputs, kept, strict=True)}
-        return dict(zip(self._names, results, strict=False))
-
     def session(self) -> Self:
         """A stream of its own; the runtime session and its weights are shared."""
         if self._session is None:
-            raise EngineError("this engine is closed: open the model again")
+            refuse_closed()
         stream = object.__new__(type(self))
-        stream.__dict__.update(self.__dict__, _state=None, _turn=threading.Lock())
+        stream.__dict__.update(self.__dict__, _state=self._state.fresh(), _turn=threading.Lock())
         return stream
 
     def close(self) -> None:
-        self._session = self._state = None
+        self._session = None
+        self._state = self._state.fresh()
 
     def __enter__(self) -> Self:
         return self
@@ -188,28 +182,5 @@ def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:
     )
 
 
-def _check_tensors(model: Model, session: Any) -> None:
-    """Hold the manifest against the file: names and element types in order, and sizes of the axes."""
-    manifest = model.manifest
-    for what, declared, real in (
-        ("inputs", manifest.inputs, session.get_inputs()),
-        ("outputs", manifest.outputs, session.get_outputs()),
-    ):
-        ours = [(spec.name, spec.dtype) for spec in declared]
-        theirs = [(arg.name, _DTYPES.get(arg.type, arg.type)) for arg in real]
-        if ours != theirs:
-            raise ModelError(f"{model.path}: the manifest declares {what} {ours}, but the file has {theirs}")
-        for spec, arg in zip(declared, real, strict=True):
-            if not _sizes_agree(spec.shape, arg.shape, free_too=what == "inputs"):
-                shape = list(spec.shape)
-                raise ModelError(
-                    f"{model.path}: the manifest declares {spec.name!r} {shape}, but the file has {arg.shape}"
-                )
-
-
-def _sizes_agree(declared: Sequence[int | str], real: Sequence[int | str | None], free_too: bool) -> bool:
-    """Whether no size contradicts; the file may leave open what the manifest fixes; an unknown shape is []."""
-    if len(declared) != len(real):
-        return not real and not free_too
-    pairs = zip(declared, real, strict=True)
-    return all(a == b or not isinstance(b, int) or (isinstance(a, str) and not free_too) for a, b in pairs)
+def _tensors(args: Sequence[Any]) -> list[FileTensor]:
+    return [FileTensor(arg.name, _DTYPES.get(arg.type, arg.type), tuple(arg.shape)) for arg in args]
