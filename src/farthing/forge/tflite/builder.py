@@ -30,8 +30,13 @@ Array = NDArray[Any]
 Storage = Literal["float32", "float16", "int8"]
 MAX_AXES = 6  # of a TRANSPOSE
 WORTH = 1024  # weights of fewer numbers stay float32: what they save the bookkeeping eats
-INT8_VERSION = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "QUANTIZE": 1, "RESHAPE": 1}
-FLOAT_VERSION = {"DEQUANTIZE": 1, "TRANSPOSE_CONV": 3}
+VERSION = {"BROADCAST_TO": 2, "TRANSPOSE_CONV": 3}  # others are 1 in float
+INT8_VERSION = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "TRANSPOSE_CONV": 3} | dict.fromkeys(
+    "ADD ARG_MAX AVERAGE_POOL_2D CONCATENATION DEQUANTIZE LEAKY_RELU LOGISTIC MAX_POOL_2D MEAN MUL PAD PADV2 RELU RELU6 "
+    "REDUCE_MAX REDUCE_MIN RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SLICE SOFTMAX SPLIT STRIDED_SLICE SUB SUM TANH "
+    "TRANSPOSE".split(),
+    2,
+)
 
 
 @dataclass
@@ -198,7 +203,7 @@ class Builder:
         if key not in self._known:
             results = [self._tensor(Tensor(shape, dtype, params)) for shape in shapes]
             quantized = any(i >= 0 and self.tensors[i].dtype == "int8" for i in inputs) or params is not None
-            number = version or (INT8_VERSION.get(code, 2) if quantized else FLOAT_VERSION.get(code, 1))
+            number = version or (INT8_VERSION if quantized else VERSION).get(code, 1)
             self.operators.append(Operator(code, tuple(inputs), tuple(results), number, options, fields))
             self._known[key] = results[0]
         first = self._known[key]
@@ -239,6 +244,9 @@ class Builder:
 
     def _transpose(self, tensor: int, permutation: Sequence[int]) -> int:
         source = self.tensors[tensor]
+        if source.data is not None:
+            laid = Constant(source.data, source.params).transposed(permutation)
+            return self.stored(laid.data, laid.params)
         shape = tuple(source.shape[i] for i in permutation)
         inputs = [tensor, self.integers(permutation)]
         return self.add("TRANSPOSE", inputs, shape, source.dtype, source.params, "TransposeOptions")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from farthing.errors import nearest
 from farthing.forge.tflite.builder import Builder
 from farthing.forge.tflite.net import Node
 from farthing.forge.tflite.operators import (
@@ -66,12 +65,12 @@ WRITERS: dict[str, Writer] = {
     "Upsample": resizing.resize,
     "LayerNormalization": normalizing.layer,
     "InstanceNormalization": normalizing.instance,
-    "LRN": normalizing.local_response,
     "Cast": axes.cast,
     "Where": axes.where,
     "QuantizeLinear": quantization.quantize,
     "DequantizeLinear": quantization.dequantize,
 }
+UNKNOWN = {"Erf": "TFLite knows it only as part of GELU, x / 2 * (1 + erf(x / sqrt 2)), unquantized inside"}
 
 
 def write(builder: Builder, node: Node) -> None:
@@ -81,5 +80,5 @@ def write(builder: Builder, node: Node) -> None:
         UnsupportedError: TFLite cannot say it exactly; the message names its type, its node and why.
     """
     if node.kind not in WRITERS:
-        node.refuse(f"there is no writer for it; {nearest(node.kind, WRITERS)}")
+        node.refuse(UNKNOWN.get(node.kind, "TFLite has no such operator, or this writer does not know it"))
     WRITERS[node.kind](builder, node)

@@ -9,7 +9,7 @@ import numpy as np
 from farthing.forge.tflite.builder import Builder, as_groups, channels_last
 from farthing.forge.tflite.layout import Shape, Size, View, fixed, whole
 from farthing.forge.tflite.net import Node, Params
-from farthing.forge.tflite.operators.elementwise import widened
+from farthing.forge.tflite.operators.elementwise import aligned, widened
 from farthing.forge.tflite.operators.window import pad as add_margins
 from farthing.forge.tflite.rewriting import pad_amounts
 
@@ -302,13 +302,10 @@ def cast(builder: Builder, node: Node) -> None:
 
 
 def where(builder: Builder, node: Node) -> None:
-    """SELECT_V2, in ONNX's order of axes."""
-    tensors = []
-    for name in node.inputs:
-        view = builder.float_view(name, node)
-        tensors.append(builder.place(view, [[i] for i in range(len(view.shape))]))
+    """SELECT_V2 in the layout of the largest operand."""
     shape = builder.net.shape(node.outputs[0], node)
-    made = builder.add(
-        "SELECT_V2", tensors, shape, builder.tensors[tensors[1]].dtype, options="SelectV2Options"
-    )
-    builder.put(node.outputs[0], made, range(len(shape)))
+    tensors, view = aligned(builder, node, node.inputs, shape, integer=False)
+    stored = view.atoms if view.tensor < 0 else builder.tensors[view.tensor].shape
+    dtype = builder.tensors[tensors[1]].dtype
+    made = builder.add("SELECT_V2", tensors, stored, dtype, options="SelectV2Options")
+    builder.values[node.outputs[0]] = view._replace(tensor=made)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from farthing.forge.tflite.builder import Builder, as_groups, channels_last
+from farthing.forge.tflite.builder import Builder
 from farthing.forge.tflite.layout import ONE
 from farthing.forge.tflite.net import Constant, Node
 from farthing.forge.tflite.operators.elementwise import combine
@@ -63,22 +63,3 @@ def _normalized(builder: Builder, node: Node, axes: Sequence[int], rank: int) ->
         made = node.outputs[0] if place == len(steps) - 1 else f"{node.outputs[0]}/{code}"
         combine(builder, node, code, f"{code.title()}Options", (name, other), (made, view.shape), None)
         name = made
-
-
-def local_response(builder: Builder, node: Node) -> None:
-    """LRN over channels as LOCAL_RESPONSE_NORMALIZATION, which takes a radius and an alpha for one channel."""
-    size = int(node.attributes["size"])
-    if size % 2 == 0 or len(builder.shape(node.inputs[0], node)) != 4:
-        node.refuse("TFLite takes pictures and an odd number of channels")
-    tensor = builder.place(builder.float_view(node.inputs[0], node), as_groups(channels_last(4)))
-    made = builder.add(
-        "LOCAL_RESPONSE_NORMALIZATION",
-        [tensor],
-        builder.tensors[tensor].shape,
-        options="LocalResponseNormalizationOptions",
-        radius=size // 2,
-        bias=float(node.get("bias", 1.0)),
-        alpha=float(node.get("alpha", 1e-4)) / size,
-        beta=float(node.get("beta", 0.75)),
-    )
-    builder.put(node.outputs[0], made, channels_last(4))

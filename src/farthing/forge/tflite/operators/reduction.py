@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from farthing.forge.tflite.builder import Builder
 from farthing.forge.tflite.layout import ONE, View
@@ -49,15 +49,23 @@ def reduce(builder: Builder, node: Node, code: str, axes: Iterable[int], keep: b
     tensor = builder.physical(view)
     source = builder.tensors[tensor]
     places = sorted(i for axis in gone for i in view.axes[axis])
-    shape = tuple(ONE if i in places else size for i, size in enumerate(source.shape))
     params = (asked if code in SCALING else source.params) if integer else None
+    kept = [axis for axis in range(len(view.axes)) if keep or axis not in gone]
+    shape = tuple(ONE if i in places else size for i, size in enumerate(source.shape))
+    left = View(tensor, shape, tuple(() if axis in gone else view.axes[axis] for axis in kept))
+    if not keep:
+        left = _without(left, places)
     if places:
         inputs = [tensor, builder.integers(places)]
-        tensor = builder.add(code, inputs, shape, source.dtype, params, "ReducerOptions", keepDims=True)
-    left = [
-        () if axis in gone else view.axes[axis] for axis in range(len(view.axes)) if keep or axis not in gone
-    ]
-    builder.values[node.outputs[0]] = View(tensor, shape, tuple(left))
+        tensor = builder.add(code, inputs, left.atoms, source.dtype, params, "ReducerOptions", keepDims=keep)
+    builder.values[node.outputs[0]] = left._replace(tensor=tensor)
+
+
+def _without(view: View, places: Sequence[int]) -> View:
+    """A view whose atoms at some places are gone."""
+    left = [i for i in range(len(view.atoms)) if i not in places]
+    axes = tuple(tuple(left.index(i) for i in axis if i in left) for axis in view.axes)
+    return View(view.tensor, tuple(view.atoms[i] for i in left), axes)
 
 
 def last(builder: Builder, view: View, axis: int) -> tuple[int, list[int]]:
