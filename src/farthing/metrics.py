@@ -308,7 +308,7 @@ RECALLS = np.linspace(0, 1, 101)
 MAX_DETECTIONS = 100
 
 
-def _iou(boxes: Array, truth: Array) -> Array:
+def overlaps(boxes: Array, truth: Array) -> Array:
     """Intersection over union of (n, 4) and (m, 4) boxes x1, y1, x2, y2."""
     low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
@@ -322,10 +322,10 @@ def _match(boxes: Array, truth: Array) -> Array:
     hits = np.zeros((len(IOU_THRESHOLDS), len(boxes)), bool)
     if not len(boxes) or not len(truth):
         return hits
-    overlaps = _iou(boxes, truth)
+    shared = overlaps(boxes, truth)
     for t, threshold in enumerate(IOU_THRESHOLDS):
         free = np.ones(len(truth), bool)
-        for b, row in enumerate(overlaps):
+        for b, row in enumerate(shared):
             allowed = np.where(free, row, -1.0)
             best = len(allowed) - 1 - int(allowed[::-1].argmax())
             if allowed[best] >= min(threshold, 1 - 1e-10):

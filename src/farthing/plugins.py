@@ -18,6 +18,9 @@ PartT = TypeVar("PartT")
 BUILTIN: dict[Kind, dict[str, str]] = {
     "engine": {
         "onnxruntime": "farthing.engines.onnxruntime:OnnxRuntimeEngine",
+        "openvino": "farthing.engines.openvino:OpenVinoEngine",
+        "litert": "farthing.engines.litert:LiteRtEngine",
+        "torchscript": "farthing.engines.torchscript:TorchScriptEngine",
         "fake": "farthing.engines.fake:FakeEngine",
     },
     "pass": {
@@ -30,6 +33,10 @@ BUILTIN: dict[Kind, dict[str, str]] = {
     "task": {
         "mnist-5k": "farthing.tasks:mnist_5k",
         "digits": "farthing.tasks:digits",
+        "watch": "farthing.tasks:watch",
+        "shuttle": "farthing.tasks:shuttle",
+        "imagenet-photos": "farthing.tasks:imagenet_photos",
+        "faces": "farthing.tasks:faces",
     },
     "metric": {
         "top1": "farthing.metrics:TOP1",

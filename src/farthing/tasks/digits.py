@@ -1,7 +1,4 @@
-"""Built-in tasks on real data, fetched out of packages when first used (see `farthing.assets`).
-
-``on_event`` is told what is fetched, from where, and under which licence; nothing if it is there already.
-"""
+"""Handwritten digits: MNIST and the smaller ones of the UCI repository."""
 
 from __future__ import annotations
 

