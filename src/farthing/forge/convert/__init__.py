@@ -1,4 +1,4 @@
-"""Trained networks to ONNX: torch modules, exported programs, TorchScript, and ONNX as it is; each one checked."""
+"""Trained networks to ONNX: torch modules and programs, TorchScript, Keras files, ONNX as it is; each one checked."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def convert(
 
     Args:
         source: a ``torch.nn.Module``, script module or ``torch.export.ExportedProgram``; ``package.module:factory``
-            (runs that code); or a file, whose kind is told by its content: ONNX, TorchScript, a saved program.
+            (runs that code); or a file, whose kind is told by its content: ONNX, TorchScript, a saved program, Keras.
         name: of the model; by default that of the file, factory or class.
         example: what the network takes: ``"1x3x224x224"``, a shape, or arrays; several in the order of its inputs.
         weights: a state dict for the factory's module, read with ``weights_only=True``.
@@ -80,7 +80,7 @@ def convert(
     made, origin = None, ""
     if isinstance(source, str | Path):
         given = str(source)
-        source, kind, default = _opened(given)
+        source, kind, default = _opened(given, example)
         origin = given if kind == "torch" else ""
         if kind == "onnx":
             if weights is not None:
@@ -107,7 +107,7 @@ def _level(opset: int | None) -> int:
     return OPSET if opset is None else opset
 
 
-def _opened(source: str) -> tuple[Any, str, str]:
+def _opened(source: str, example: Any) -> tuple[Any, str, str]:
     """What a text stands for: the thing itself (or a path, for ONNX), its kind, and a name for it."""
     path = Path(source)
     if ":" in source and not path.exists():
@@ -123,6 +123,10 @@ def _opened(source: str) -> tuple[Any, str, str]:
     if kind == "onnx":
         return path, kind, path.stem
     require("torch", "forge")
+    if kind == "keras":
+        from farthing.forge.convert import keras
+
+        return keras.load(path, example), kind, path.stem
     if kind == "export":
         from farthing.forge.convert import program
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from farthing.errors import ModelError, UnsupportedError, nearest, require
 
-Kind = Literal["onnx", "torchscript", "export"]
+Kind = Literal["onnx", "torchscript", "export", "keras"]
+HDF5 = b"\x89HDF\r\n\x1a\n"
 NESTS = ("state_dict", "model_state_dict", "model", "weights", "ema")
 FORWARD_ERRORS = (
     RuntimeError,
@@ -29,12 +30,11 @@ FORWARD_ERRORS = (
 
 _REFUSED = {
     b"\x80": "a Python pickle: refused, never unpickled",
-    b"\x89HDF": "an HDF5 file (Keras): export it to ONNX first",
 }
 
 
 def kind_of(path: Path, data: bytes) -> Kind:
-    """Tell ONNX, TorchScript and ``torch.export`` archives apart by their content, never by their suffix.
+    """Tell ONNX, TorchScript, Keras and ``torch.export`` files apart by their content, never by their suffix.
 
     Raises:
         ModelError: empty, a pickle, or a torch archive of weights or of a pickled module.
@@ -49,6 +49,8 @@ def kind_of(path: Path, data: bytes) -> Kind:
             raise ModelError(
                 f"{path} is {words}; give ONNX, TorchScript, a torch.export program, or module:factory"
             )
+    if data.startswith(HDF5):
+        return "keras"
     if data[4:8] in {b"TFL3", b"ET12", b"ET13"}:
         raise UnsupportedError(
             f"{path} is a {data[4:8].decode()} file: convert from the model it was made of"
@@ -60,6 +62,8 @@ def _kind_of_zip(path: Path, data: bytes) -> Kind:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
     inner = {name.split("/", 1)[-1] for name in names}
+    if {"metadata.json", "config.json"} <= {*names}:
+        return "keras"
     if "archive_format" in inner and any(name.startswith("models/") for name in inner):
         return "export"
     if "serialized_exported_program.json" in names:
