@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from farthing.anatomy import Anatomy, Matrix
 from farthing.bundle import Bundle
 from farthing.config import Section
 from farthing.measure import Figures, Interval, Measurement
@@ -13,6 +14,8 @@ from farthing.model import Model
 from farthing.options import EngineOptions
 from farthing.target import Budget, Target
 from farthing.task import Task
+
+RECIPE_FILE = "recipe.yaml"  # where a search puts it, beside its winner
 
 
 class Step(Section, frozen=True, kw_only=True):
@@ -84,6 +87,7 @@ class Candidate(Section, frozen=True, kw_only=True):
         number: 0 is the baseline.
         steps: passes that made it from the input model.
         engine, options: what ran it, and how.
+        exact: whether it computes in float32 like the model as given: what others of its engine are compared with.
         model: digest of the artefact; empty if it could not be made.
         nodes: operators in its graph, None if the format has none.
         figures: what the budget is held against; ``latency_ms`` is p90, single stream, batch 1.
@@ -100,6 +104,7 @@ class Candidate(Section, frozen=True, kw_only=True):
     steps: tuple[Step, ...]
     engine: str
     options: EngineOptions
+    exact: bool = False
     model: str = ""
     nodes: int | None = None
     figures: Figures = Figures()
@@ -135,6 +140,8 @@ class Summary(Section, frozen=True, kw_only=True):
         candidates: all, the baseline first.
         test: the metric of baseline and winner on the untouched test split, and the drop; None without one.
         samples: size of each split.
+        anatomy: the inside of baseline and winner: bytes by layer, placement by node.
+        matrix: whether the engines that took part compute the same from the model as given; None if there was only one.
         machine, versions, command, when, seconds: how to make sense of the figures, and to repeat them.
     """
 
@@ -151,6 +158,8 @@ class Summary(Section, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     test: TestScores | None = None
     samples: dict[str, int] = {}
+    anatomy: tuple[Anatomy, ...] = ()
+    matrix: Matrix | None = None
     machine: str = ""
     versions: dict[str, str] = {}
     command: str = ""

@@ -193,10 +193,14 @@ def _ask(question: Question) -> str:
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing inspect``."""
     parser.epilog = "example: farthing inspect best --nodes"
-    parser.add_argument("model", help="model directory, zip, output of a search, or ONNX file")
+    parser.add_argument(
+        "model",
+        help="model directory, zip, output of a search, or an ONNX, TFLite, OpenVINO or TorchScript file",
+    )
     parser.add_argument(
         "--nodes", action="store_true", help="every node as it runs: operator, provider, time"
     )
+    parser.add_argument("--layers", action="store_true", help="bytes of stored numbers by operator")
     options.add_json(parser)
 
 
@@ -232,12 +236,12 @@ def inspect(parsed: argparse.Namespace) -> int:
     ]
     print("\n".join(f"{name:<12} {text}" for name, text in rows))
     if parsed.nodes:
-        head = ["node", "operator", "provider", "time", "output"]
-        lines = [
-            [n.node, n.operator, n.provider, f"{n.microseconds:.1f} us", "x".join(map(str, n.shape))]
-            for n in found.placement
-        ]
-        print("\n" + show.table(head, lines, spare=("provider", "output"), width=show.room()))
+        head = ["node", "operator", "provider", "precision", "time", "output"]
+        lines = [_node(placed) for placed in found.placement]
+        print("\n" + show.table(head, lines, spare=("provider", "precision", "output"), width=show.room()))
+    if parsed.layers:
+        sizes = [[part.name, part.operator, part.dtype, f"{part.bytes:,}"] for part in found.layers]
+        print("\n" + show.table(["layer", "operator", "stored as", "bytes"], sizes, width=show.room()))
     return 0
 
 
@@ -245,6 +249,18 @@ def _tensor(spec: TensorSpec) -> str:
     notes = [spec.layout, f"batch axis {spec.batch_axis}" if spec.batch_axis is not None else "", spec.role]
     known = ", ".join(note for note in notes if note and note != "data")
     return f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]{f' ({known})' if known else ''}"
+
+
+def _node(placed: Placed) -> list[str]:
+    time = "-" if placed.microseconds is None else f"{placed.microseconds:.1f} us"
+    return [
+        placed.node,
+        placed.operator,
+        placed.provider,
+        placed.precision,
+        time,
+        "x".join(map(str, placed.shape)),
+    ]
 
 
 def _placement(placed: Sequence[Placed]) -> str:

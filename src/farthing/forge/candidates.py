@@ -92,6 +92,7 @@ class Listing:
             steps=artefact.steps or artefact.rung.steps,
             engine=runtime.engine,
             options=runtime.options,
+            exact=artefact.rung.exact,
             model=artefact.model.digest if artefact.model else "",
             nodes=self._node_count(artefact.model) if artefact.model else None,
             figures=self._figures(artefact, lap, offline, finalist),

@@ -1,0 +1,89 @@
+"""What is in a model: tensors, operators, parameters, work, size, and what runs each node how long."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from farthing.anatomy import Layer, Placed
+from farthing.errors import ModelError
+from farthing.forge.inspect.facts import Array, Inspection, Subject, Weights
+from farthing.model import Model
+
+__all__ = ["Inspection", "Layer", "Placed", "Weights", "inspect"]
+
+
+def inspect(
+    model: Model | Path | str, feeds: Mapping[str, Array] | None = None, *, run: bool = True
+) -> Inspection:
+    """Look into a model and run it a few times under its runtime's profiler.
+
+    Args:
+        model: a model, its directory or zip, or an ONNX, TFLite, OpenVINO (``.xml``) or TorchScript file.
+        feeds: inputs to run it on; without them, seeded random numbers for one sample.
+        run: False only reads the file: no work, no placement.
+
+    Raises:
+        ModelError: not a model, or a damaged one.
+        UnsupportedError: an operator or opset that is not known.
+        NotInstalled: the package that reads its format is missing.
+    """
+    if not isinstance(model, Model):
+        place = Path(model)
+        if place.is_file() and (kind := _kind_of(place)):
+            return _look(kind, Subject(place, None, _size(place, kind), feeds, run))
+        model = Model.open(place)
+    manifest = model.manifest
+    return _look(manifest.format, Subject(model.file, manifest, model.size_bytes, feeds, run))
+
+
+def _kind_of(path: Path) -> str:
+    """The format of a file by its content; empty for the zip of a model directory."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+        if start.startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(path) as archive:
+                inside = {name.split("/", 1)[-1] for name in archive.namelist()}
+            return "torchscript" if "constants.pkl" in inside else ""
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if start[4:8] == b"TFL3":
+        return "tflite"
+    return "openvino" if start.lstrip().startswith(b"<") and b"<net" in start else "onnx"
+
+
+def _size(path: Path, kind: str) -> int:
+    """Bytes of the file; of an OpenVINO model, with the weights beside it."""
+    beside = path.with_suffix(".bin")
+    extra = beside.stat().st_size if kind == "openvino" and beside.is_file() else 0
+    return path.stat().st_size + extra
+
+
+def _look(kind: str, subject: Subject) -> Inspection:
+    if kind == "onnx":
+        from farthing.forge.inspect.of_onnx import look
+    elif kind == "tflite":
+        from farthing.forge.inspect.of_tflite import look
+    elif kind == "openvino":
+        from farthing.forge.inspect.of_openvino import look
+    elif kind == "torchscript":
+        from farthing.forge.inspect.of_torchscript import look
+    else:
+        return _unknown(kind, subject)
+    return look(subject)
+
+
+def _unknown(kind: str, subject: Subject) -> Inspection:
+    manifest = subject.manifest
+    return Inspection(
+        name=subject.name,
+        format=kind,
+        size_bytes=subject.size_bytes,
+        inputs=manifest.inputs if manifest else (),
+        outputs=manifest.outputs if manifest else (),
+        notes=(
+            f"operators and placement are shown for ONNX, TFLite, OpenVINO and TorchScript, this one is {kind!r}",
+        ),
+    )
