@@ -40,6 +40,7 @@ class TensorSpec(Section, frozen=True, kw_only=True):
             i-th state input) or ``parameter`` (a setting such as a threshold or sample rate).
         batch_axis: the axis along which samples lie, or None if the tensor has none.
         layout: meaning of the axes, as in ``NCHW``, ``NHWC``, ``NCW``, ``NC``; empty if it has none.
+        scale, zero_point: what integers stand for, ``(stored - zero_point) * scale``; a scale of None means themselves.
     """
 
     name: str
@@ -48,8 +49,12 @@ class TensorSpec(Section, frozen=True, kw_only=True):
     role: Literal["data", "state", "parameter"] = "data"
     batch_axis: int | None = None
     layout: str = ""
+    scale: float | None = None
+    zero_point: int = 0
 
     def __post_init__(self) -> None:
+        if self.scale is not None and not (0 < self.scale < math.inf and "int" in self.dtype):
+            raise ValueError(f"tensor {self.name}: a scale is above 0 and belongs to integers, not {self.dtype}")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"tensor {self.name}: no dtype is called {self.dtype!r}; {nearest(self.dtype, DTYPES)}"

@@ -13,6 +13,7 @@ from farthing.engines.base import Engine, Tensors
 from farthing.errors import TaskError
 from farthing.metrics import Outputs
 from farthing.model import Manifest, TensorSpec
+from farthing.ops.scale import real, stored
 from farthing.task import Split, SplitName, Task
 
 Array = NDArray[Any]
@@ -39,7 +40,7 @@ def feeds(task: Task, split: Split, manifest: Manifest, picks: Sequence[int] | A
 def _fed(array: Array, spec: TensorSpec) -> Array:
     """Samples along the first axis as one input tensor: along its batch axis, or the only one if it has none."""
     placed = array[0] if spec.batch_axis is None else np.moveaxis(array, 0, spec.batch_axis)
-    return np.asarray(placed, spec.dtype, order="C")
+    return stored(placed, spec)
 
 
 def outputs(
@@ -76,7 +77,7 @@ def _rows(array: Array, spec: TensorSpec, count: int) -> Array:
             f"output {spec.name!r} answers {count} samples with shape {list(array.shape)}: "
             "set its batch_axis in the manifest, and that of the inputs"
         )
-    return array
+    return real(array, spec)
 
 
 def padded_to_batch(picks: Array, manifest: Manifest) -> Array:

@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing import picture
+from farthing.config import read
 from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, EngineError, FeedError, ModelError, TaskError
 from farthing.model import Manifest, Model, TensorSpec
 from farthing.ops import image
 from farthing.ops.decode import Detections, Prediction, decode
+from farthing.ops.scale import real, stored
 from farthing.options import EngineOptions
+from farthing.recipe import RECIPE_FILE, Recipe
 from farthing.target import Target
 
 Answer = Prediction | Detections | dict[str, NDArray[Any]]
@@ -35,8 +38,9 @@ def load(
 
     Args:
         path: a model directory, a zip of one, the output directory of a search, or a Model.
-        engine: engine name; empty takes the first that runs the format.
-        options: threads and the like.
+        engine: engine name; empty takes what the search chose, where ``path`` is its output directory, else the first
+            that runs the format.
+        options: threads and the like; None takes what the search chose as well, else the defaults.
         ignore_requires: run although this machine lacks an instruction set that the manifest requires, and outputs
             may differ.
 
@@ -48,7 +52,17 @@ def load(
     model = path if isinstance(path, Model) else Model.open(path)
     if not ignore_requires:
         check_requires(model.manifest, Target.detect())
+    if not engine and options is None and not isinstance(path, Model):
+        engine, options = _chosen(Path(path) / RECIPE_FILE, model)
     return Predictor(model, engine, options)
+
+
+def _chosen(place: Path, model: Model) -> tuple[str, EngineOptions | None]:
+    """Engine and options of the recipe that made a model, if it lies there."""
+    if not place.is_file():
+        return "", None
+    recipe = read(place, Recipe)
+    return (recipe.engine, recipe.options) if recipe.artefact == model.digest else ("", None)
 
 
 def check_requires(manifest: Manifest, target: Target) -> None:
@@ -183,6 +197,8 @@ class Predictor:
             and array.shape[spec.batch_axis] == 1
         ):
             array = np.squeeze(array, spec.batch_axis)
+        if spec.scale is not None and array.dtype.kind == "f":
+            array = stored(array, spec)
         fits = array.ndim == len(shape) and all(
             isinstance(want, str) or size == want for size, want in zip(array.shape, shape, strict=True)
         )
@@ -209,7 +225,8 @@ class Predictor:
     def _run(self, feed: NDArray[Any], count: int) -> dict[str, NDArray[Any]]:
         """Outputs of ``count`` samples, which lie along the first axis."""
         outputs = self.engine.run({self._input.name: feed})
-        return {spec.name: _samples_first(outputs[spec.name], spec)[:count] for spec in self.engine.outputs}
+        given = {spec.name: real(outputs[spec.name], spec) for spec in self.engine.outputs}
+        return {spec.name: _samples_first(given[spec.name], spec)[:count] for spec in self.engine.outputs}
 
     def _decoded(
         self, outputs: dict[str, NDArray[Any]], samples: Sequence[NDArray[Any]], top: int

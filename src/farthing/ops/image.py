@@ -87,7 +87,7 @@ def prepare_batch(
 
     Grey is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601, in Pillow's 16-bit arithmetic), taken before the resize; a
     grey picture for a colour model is repeated. The crop's corner is rounded as in torchvision's ``CenterCrop``.
-    For inputs of an integer type the result is rounded to even and clipped to the type.
+    For inputs of an integer type the result, at the scale of ``spec``, is rounded to even and clipped to the type.
 
     Args:
         images: pictures of any sizes, or an array n x height x width [x 3 or 1] of pictures of one size (fast).
@@ -212,8 +212,8 @@ def _normalised(pixels: Image, preprocess: Preprocess, spec: TensorSpec) -> NDAr
     for channel, source in enumerate(order):
         plane = pixels if pixels.ndim == 3 else pixels[..., source]
         out = result[:, channel] if spec.layout == "NCHW" else result[..., channel]
-        mean = preprocess.mean[channel % len(preprocess.mean)]
-        std = preprocess.std[channel % len(preprocess.std)]
+        std = preprocess.std[channel % len(preprocess.std)] * (spec.scale or 1.0)
+        mean = preprocess.mean[channel % len(preprocess.mean)] - spec.zero_point * std
         _scale(plane, preprocess.scale, mean, std, out)
     return result
 

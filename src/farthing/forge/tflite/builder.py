@@ -31,10 +31,15 @@ Storage = Literal["float32", "float16", "int8"]
 MAX_AXES = 6  # of a TRANSPOSE
 WORTH = 1024  # weights of fewer numbers stay float32: what they save the bookkeeping eats
 VERSION = {"BROADCAST_TO": 2, "TRANSPOSE_CONV": 3}  # others are 1 in float
-INT8_VERSION = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "TRANSPOSE_CONV": 3} | dict.fromkeys(
-    "ADD ARG_MAX AVERAGE_POOL_2D CONCATENATION DEQUANTIZE LEAKY_RELU LOGISTIC MAX_POOL_2D MEAN MUL PAD PADV2 RELU RELU6 "
-    "REDUCE_MAX REDUCE_MIN RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SLICE SOFTMAX SPLIT STRIDED_SLICE SUB SUM TANH "
-    "TRANSPOSE".split(),
+INT8_VERSION = {
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 4,
+    "TRANSPOSE_CONV": 3,
+} | dict.fromkeys(
+    "ADD ARG_MAX AVERAGE_POOL_2D CONCATENATION DEQUANTIZE LEAKY_RELU LOGISTIC MAX_POOL_2D MEAN MUL PAD PADV2 RELU "
+    "RELU6 REDUCE_MAX REDUCE_MIN RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SLICE SOFTMAX SPLIT STRIDED_SLICE SUB SUM "
+    "TANH TRANSPOSE".split(),
     2,
 )
 
@@ -326,6 +331,17 @@ class Builder:
             "QUANTIZE", [view.tensor], tensor.shape, params=params, options="QuantizeOptions", version=version
         )
         return view._replace(tensor=result)
+
+    def convert(self, tensor: int, dtype: str, params: Params) -> int:
+        """The same numbers as integers of another type; QUANTIZE does it without rounding."""
+        source = self.tensors[tensor]
+        if source.dtype == dtype:
+            return tensor
+        made = self.add(
+            "QUANTIZE", [tensor], source.shape, params=params, options="QuantizeOptions", version=2
+        )
+        self.tensors[made].dtype = dtype
+        return made
 
     def float_view(self, name: str, node: Node) -> View:
         """An ONNX tensor as float32."""

@@ -79,7 +79,7 @@ class View(NamedTuple):
         return order == sorted(order)
 
     def simple(self) -> list[int]:
-        """The axes in the order in which they lie, judged by their first atom; axes of size 1 stay beside their left."""
+        """The axes in the order in which they lie, by their first atoms; one of size 1 stays by its neighbour."""
         keys: list[tuple[int, int]] = []
         last = -1
         for number, axis in enumerate(self.axes):

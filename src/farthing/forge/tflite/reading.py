@@ -23,6 +23,12 @@ BATCH, OTHER = (1, 2), (64, 96)  # what free axes are set to: a batch of 1 is wh
 SMALL = 1024  # numbers: larger constants are kept out of shape inference
 LARGEST = 1 << 28  # numbers in a constant that is computed: no more are made from a few bytes
 ROUNDS = 100
+FAILURES: tuple[type[Exception], ...] = (
+    onnx.shape_inference.InferenceError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+)
 STAY = {"DequantizeLinear"}  # int8 weights stay int8
 
 
@@ -129,7 +135,7 @@ class _World:
             bare.type.tensor_type.elem_type = value.type.tensor_type.elem_type
         try:
             known = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-        except (onnx.shape_inference.InferenceError, *graph.failures()) as error:
+        except FAILURES as error:
             raise ModelError(f"the shapes of the graph contradict one another: {error}") from error
         for value in (*known.input, *known.value_info, *known.output):
             self._note(value)

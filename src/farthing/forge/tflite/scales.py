@@ -64,9 +64,9 @@ def quantized_bias(bias: Constant | None, scales: Array) -> Array | None:
     """
     if bias is None:
         return np.zeros(len(scales), np.int32)
-    own = None if bias.params is None else np.asarray(bias.params.scale, np.float64)
-    if own is not None and bias.data.dtype == np.int32 and bias.params and bias.params.symmetric:
-        if np.allclose(np.broadcast_to(own, scales.shape), scales, rtol=1e-5, atol=0):
+    if bias.params is not None and bias.data.dtype == np.int32 and bias.params.symmetric:
+        own = np.broadcast_to(np.asarray(bias.params.scale, np.float64), scales.shape)
+        if np.allclose(own, scales, rtol=1e-5, atol=0):
             return bias.data.ravel()
     wanted = np.rint(bias.real.astype(np.float64).ravel() / scales)
     return wanted.astype(np.int32) if np.abs(wanted).max(initial=0) < 2**31 else None

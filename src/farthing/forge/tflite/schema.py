@@ -192,8 +192,9 @@ def _aligned(flatbuffers: ModuleType) -> Any:
             if x.dtype != np.uint8:
                 return super().CreateNumpyVector(x)
             self.StartVector(1, x.size, ALIGNMENT)
-            self.head = int(self.head - x.size)
-            self.Bytes[self.head : self.head + x.size] = x.tobytes()
+            start = int(self.Head()) - x.size
+            self.Bytes[start : start + x.size] = x.tobytes()
+            self.head = start
             self.vectorNumElems = x.size
             return self.EndVector()
 

@@ -10,6 +10,7 @@ from farthing.forge.tflite.builder import Builder
 from farthing.forge.tflite.layout import firsts
 from farthing.forge.tflite.net import Constant, Node, Params
 from farthing.forge.tflite.operators.elementwise import combine, unary, widened
+from farthing.forge.tflite.operators.reduction import PROBABILITY, tells_apart
 
 SIMPLE = {
     "Abs": ("ABS", "AbsOptions"),
@@ -25,7 +26,7 @@ SIMPLE = {
     "Not": ("LOGICAL_NOT", "LogicalNotOptions"),
     "Sign": ("SIGN", "SignOptions"),
 }
-SCALES = {"LOGISTIC": Params((1 / 256,), (-128,)), "TANH": Params((1 / 128,), (0,))}  # fixed for int8
+SCALES = {"LOGISTIC": PROBABILITY, "TANH": Params((1 / 128,), (0,))}
 
 
 def simple(builder: Builder, node: Node) -> None:
@@ -35,10 +36,10 @@ def simple(builder: Builder, node: Node) -> None:
 
 
 def bounded(builder: Builder, node: Node) -> None:
-    """Sigmoid and Tanh. Their int8 kernels fix the result's scale: it is rounded to the wanted one if that is no finer."""
+    """Sigmoid and Tanh: LOGISTIC and TANH."""
     code = "LOGISTIC" if node.kind == "Sigmoid" else "TANH"
-    fixed, asked = SCALES[code], builder.asked(node.outputs[0])
-    if asked is None or asked.scale[0] < 0.9 * fixed.scale[0] or not builder.is_int8(node.inputs[0]):
+    fixed = SCALES[code]
+    if not tells_apart(builder, node, fixed):
         unary(builder, node, code, int8=False)
         return
     view = builder.view(node.inputs[0], node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,7 +115,8 @@ def _unfolded(builder: Builder, node: Node, weights: Constant, axes: tuple[Axis,
     view = builder.view(node.inputs[0], node) if made.params else builder.float_view(node.inputs[0], node)
     tensor = builder.place(view, as_groups(channels_last(len(view.shape))))
     shape = (*builder.tensors[tensor].shape[:3], *fixed([count * outputs]))
-    fields = {"padding": "VALID", "strideH": 1, "strideW": 1, "fusedActivationFunction": node.activation}
+    fields: dict[str, Any] = {"padding": "VALID", "strideH": 1, "strideW": 1}
+    fields["fusedActivationFunction"] = node.activation
     blocks = builder.add(
         "CONV_2D",
         [tensor, made.weights, made.bias],

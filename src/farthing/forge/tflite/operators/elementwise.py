@@ -93,7 +93,7 @@ def combine(
     if len(kinds) > 1:
         node.refuse(f"operands of different types ({', '.join(sorted(kinds))})")
     dtype = "bool" if code in COMPARING else kinds.pop()
-    fields = {"fusedActivationFunction": node.activation} if code in FUSED else {}
+    fields: dict[str, Any] = {"fusedActivationFunction": node.activation} if code in FUSED else {}
     stored = view.atoms if view.tensor < 0 else builder.tensors[view.tensor].shape
     made = builder.add(code, tensors, stored, dtype, params, options, **fields)
     made = made if code in FUSED else builder.activated(made, node.activation)
@@ -185,7 +185,8 @@ def widened(view: View, shape: Shape) -> View:
 def along(data: Array, view: View) -> Array:
     """A constant that broadcasts to a view's ONNX shape, brought to the order and shape of its atoms."""
     data = data.reshape([1] * (len(view.axes) - data.ndim) + list(data.shape))
-    sizes, atoms = [], []
+    sizes: list[int] = []
+    atoms: list[int] = []
     for axis, size in zip(view.axes, data.shape, strict=True):
         atoms += axis
         sizes += [1 if size == 1 else view.atoms[i].first for i in axis]

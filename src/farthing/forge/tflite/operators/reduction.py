@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from farthing.forge.tflite.builder import Builder
 from farthing.forge.tflite.layout import ONE, View
@@ -17,7 +18,7 @@ CODES = {
 }
 SELECTING = {"REDUCE_MAX", "REDUCE_MIN"}
 SCALING = {"MEAN", "SUM"}  # int8 kernels that take another scale for the result
-SOFTMAX = Params((1 / 256,), (-128,))
+PROBABILITY = Params((1 / 256,), (-128,))
 
 
 def reduction(builder: Builder, node: Node) -> None:
@@ -74,8 +75,18 @@ def last(builder: Builder, view: View, axis: int) -> tuple[int, list[int]]:
     return builder.place(view, [[i] for i in order]), order
 
 
+def tells_apart(builder: Builder, node: Node, fixed: Params) -> bool:
+    """Whether an int8 kernel whose result has a fixed scale may serve.
+
+    Its result is then rounded again, to the scale that is wanted: by half a step at most if that is no finer than half
+    the fixed one. Finer ones are computed in float.
+    """
+    asked = builder.asked(node.outputs[0])
+    return asked is not None and builder.is_int8(node.inputs[0]) and asked.scale[0] >= fixed.scale[0] / 2
+
+
 def softmax(builder: Builder, node: Node) -> None:
-    """SOFTMAX along one axis. In int8 TFLite fixes the result's scale at 1/256; other scales are computed in float."""
+    """SOFTMAX or LOG_SOFTMAX along one axis."""
     name, shape = node.inputs[0], builder.shape(node.inputs[0], node)
     axis = int(node.get("axis", -1 if builder.net.opset >= 13 else 1)) % len(shape)
     if builder.net.opset < 13 and any(size != ONE for size in shape[axis + 1 :]):
@@ -83,15 +94,15 @@ def softmax(builder: Builder, node: Node) -> None:
     code, options = (
         ("SOFTMAX", "SoftmaxOptions") if node.kind == "Softmax" else ("LOG_SOFTMAX", "LogSoftmaxOptions")
     )
-    integer = code == "SOFTMAX" and builder.is_int8(name) and builder.asked(node.outputs[0]) == SOFTMAX
+    integer = code == "SOFTMAX" and tells_apart(builder, node, PROBABILITY)
     view = builder.view(name, node) if integer else builder.float_view(name, node)
     tensor, order = last(builder, view, axis)
-    fields = {"beta": 1.0} if code == "SOFTMAX" else {}
+    fields: dict[str, Any] = {"beta": 1.0} if code == "SOFTMAX" else {}
     result = builder.add(
         code,
         [tensor],
         builder.tensors[tensor].shape,
-        params=SOFTMAX if integer else None,
+        params=PROBABILITY if integer else None,
         options=options,
         **fields,
     )
