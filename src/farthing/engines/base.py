@@ -249,9 +249,7 @@ class StreamState:
 
     def keep(self, results: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Keep the state outputs for the next call; the others are the caller's."""
-        self._kept = {
-            spec.name: results[name] for spec, name in zip(self.inputs, self.outputs, strict=True)
-        }
+        self._kept = {spec.name: results[name] for spec, name in zip(self.inputs, self.outputs, strict=True)}
         return {name: value for name, value in results.items() if name not in self.outputs}
 
     def _zero(self, spec: TensorSpec, batch: int) -> NDArray[Any]:
@@ -261,6 +259,14 @@ class StreamState:
 def refuse_batch(began: int, batch: int) -> None:
     """Raise the FeedError of a stateful stream that gets another batch than it began with."""
     raise FeedError(f"this stream began with batches of {began}, not {batch}: open a session() for them")
+
+
+def refuse_sizes(began: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]) -> NoReturn:
+    """Raise the FeedError of a stream whose state lies inside the model, and which gets other shapes than at first."""
+    raise FeedError(
+        f"this stream began with inputs of {[list(shape) for shape in began]}, "
+        f"not {[list(shape) for shape in sizes]}: open a session() for them"
+    )
 
 
 def refuse_closed() -> NoReturn:

@@ -19,10 +19,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from farthing.engines.archive import checked_script
 from farthing.engines.base import open_engine
 from farthing.errors import ConversionError, ModelError, UnsupportedError
 from farthing.forge.convert import convert
-from farthing.forge.convert.archive import checked_program, checked_script
+from farthing.forge.convert.archive import checked_program
 from farthing.forge.graph import run
 from farthing.model import Manifest, TensorSpec
 

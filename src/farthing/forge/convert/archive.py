@@ -2,8 +2,7 @@
 
 ``torch.export.load`` unpickles custom objects, evaluates shape expressions, looks operators up by dotted name
 (``torch.os.system`` would be one) and loads compiled libraries. Everything of that kind is refused here, by a
-list of what is allowed. ``torch.jit.load`` runs no Python: its reader makes tensors and script classes only, and
-the code is TorchScript; but TorchScript can read and write files, so those operators are refused.
+list of what is allowed. What a TorchScript archive may hold is in `farthing.engines.archive`.
 """
 
 from __future__ import annotations
@@ -12,16 +11,14 @@ import io
 import json
 import pickle
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from farthing.engines.archive import FILE_OPERATORS, rewritten
 from farthing.errors import ModelError
-from farthing.files import MAX_MEMBERS
 
 _LAYOUT = re.compile(
     r"[^/]+/(archive_format|archive_version|byteorder|version|\.format_version|\.storage_alignment"
@@ -34,7 +31,6 @@ _TARGET = re.compile(
     r"|(_operator|math)\.(add|sub|mul|truediv|floordiv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_|ceil|floor|trunc)"
     r"|torch\.(_?sym_\w+)"
 )
-_FILE_OPERATORS = re.compile(r"\b(save|load|from_file|load_tensor)\b")
 _PLAIN = re.compile(r"[\w.\-+<>@ ]*")
 _EXPRESSION = re.compile(r"[\w\s+\-*/%(),.<>=!&|~]*")
 _QUOTED = re.compile(r"'(\w*|[\d.eE+-]*)'")
@@ -44,8 +40,6 @@ _FUNCTIONS = frozenset(
     "FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity Max Min Eq Ne "
     "Ge Gt Le Lt And Or Not Abs floor ceiling Mul Add Pow Integer Float Symbol".split()
 )
-LEAST_LIMIT = 256 << 20
-GROWTH = 4  # torch stores tensors as they are; only its code is compressed
 _FREE_TEXT = frozenset({"metadata", "as_string", "as_strings", "guards_code", "treespec_namedtuple_fields"})
 _TREE_TYPES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None})
 
@@ -56,61 +50,7 @@ def checked_program(path: Path, data: bytes) -> bytes:
     Raises:
         ModelError: damaged, or it holds pickled objects, compiled code, or operators and expressions outside the list.
     """
-    return _rewritten(path, data, _check_program_member)
-
-
-def checked_script(path: Path, data: bytes) -> bytes:
-    """A TorchScript archive whose code neither reads nor writes files, written anew from what was checked.
-
-    Raises:
-        ModelError: damaged, or its code reaches files.
-    """
-    return _rewritten(path, data, _check_script_member)
-
-
-def _rewritten(path: Path, data: bytes, check: Callable[[Path, str, bytes], None]) -> bytes:
-    """Two readers may see different things in one odd zip: torch gets one that holds what was checked, no more."""
-    fresh = io.BytesIO()
-    try:
-        with (
-            zipfile.ZipFile(io.BytesIO(data)) as archive,
-            zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as clean,
-        ):
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            _refuse_bomb(path, members, max(LEAST_LIMIT, GROWTH * len(data)))
-            for member in members:
-                content = _content(archive, member)
-                check(path, member.filename, content)
-                clean.writestr(zipfile.ZipInfo(member.filename), content)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        RuntimeError,
-        ValueError,
-        AttributeError,
-        EOFError,
-    ) as error:
-        raise ModelError(f"{path} is a damaged archive ({error}): save it again") from error
-    return fresh.getvalue()
-
-
-def _refuse_bomb(path: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
-    if len(members) > MAX_MEMBERS:
-        raise ModelError(f"{path} holds more than {MAX_MEMBERS} members: refused")
-    if sum(member.file_size for member in members) > limit:
-        raise ModelError(f"{path} would unpack to more than {limit >> 20} MiB: refused")
-    if len({member.filename for member in members}) != len(members):
-        raise ModelError(f"{path} names a member twice: refused")
-    if any(member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} for member in members):
-        raise ModelError(
-            f"{path} is compressed in a way other than deflate, which torch does not do: refused"
-        )
-
-
-def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """A member read in pieces: `ZipFile.read` would inflate all of it before it sees that a small size is a lie."""
-    with archive.open(member) as source:
-        return b"".join(iter(lambda: source.read(1 << 20), b""))
+    return rewritten(path, data, _check_program_member)
 
 
 def _check_program_member(path: Path, name: str, content: bytes) -> None:
@@ -120,13 +60,6 @@ def _check_program_member(path: Path, name: str, content: bytes) -> None:
         _check_json(path, name, json.loads(content))
     elif name.endswith(".pt"):
         _check_inputs(path, content)
-
-
-def _check_script_member(path: Path, name: str, content: bytes) -> None:
-    if "/code/" in name and name.endswith(".py"):
-        found = _FILE_OPERATORS.search(content.decode("utf-8", "replace").replace("\\\n", ""))
-        if found:
-            raise ModelError(f"{path}: its code uses {found[1]!r}, which reaches files: refused")
 
 
 def _refusal(path: Path, reason: str) -> str:
@@ -178,7 +111,7 @@ def _strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _allowed(key: str, text: str) -> bool:
     if key in {"target", "as_operator"}:
-        return bool(_TARGET.fullmatch(text)) and not _FILE_OPERATORS.search(text)
+        return bool(_TARGET.fullmatch(text)) and not FILE_OPERATORS.search(text)
     if key == "expr_str" or "*" in text:
         return _safe_expression(text)
     if key in {"in_spec", "out_spec"} and text:

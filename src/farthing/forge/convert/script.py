@@ -11,8 +11,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from farthing.engines.archive import checked_script
 from farthing.errors import ModelError
-from farthing.forge.convert.archive import checked_script
 from farthing.forge.convert.module import trace_export
 from farthing.forge.convert.recognise import first_line
 from farthing.forge.convert.source import as_tensors, flat, forwarding
@@ -23,7 +23,7 @@ _torch: Any = torch  # what we use of its graphs is not typed
 
 
 def load(path: Path, data: bytes) -> torch.jit.ScriptModule:
-    """Load a TorchScript archive, on the CPU. No Python of the file runs; see `archive.checked_script`.
+    """Load a TorchScript archive, on the CPU. No Python of the file runs; see `checked_script`.
 
     Raises:
         ModelError: refused, or damaged.
