@@ -82,6 +82,72 @@ def resnet18(classes: int = 1000) -> nn.Sequential:
     )
 
 
+class Inverted(nn.Module):
+    """An inverted residual: expand, depthwise convolution, project, beside a short cut where the shapes allow for it.
+
+    Sandler et al. 2018, https://arxiv.org/abs/1801.04381; padding of strided convolutions as TensorFlow's ``SAME``, for
+    even sizes.
+    """
+
+    def __init__(self, channels: int, width: int, kernel: int, stride: int, expand: int) -> None:
+        super().__init__()
+        inner = channels * expand
+        self.adds = stride == 1 and channels == width
+        body: list[nn.Module] = []
+        if expand != 1:
+            body += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner, eps=1e-3), nn.ReLU6()]
+        body += [*_strided(inner, inner, kernel, stride, inner), nn.BatchNorm2d(inner, eps=1e-3), nn.ReLU6()]
+        body += [nn.Conv2d(inner, width, 1, bias=False), nn.BatchNorm2d(width, eps=1e-3)]
+        self.body = nn.Sequential(*body)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return y + x if self.adds else y
+
+
+def _strided(channels: int, width: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
+    """A convolution that pads as ``SAME`` does: of an odd amount, the smaller half at the top and left."""
+    if stride == 1:
+        return [nn.Conv2d(channels, width, kernel, 1, kernel // 2, groups=groups, bias=False)]
+    before, after = (kernel - 2) // 2, (kernel - 1) // 2
+    pad = nn.ZeroPad2d((before, after, before, after))
+    return [pad, nn.Conv2d(channels, width, kernel, stride, groups=groups, bias=False)]
+
+
+def efficientnet_lite0(classes: int = 1000) -> nn.Sequential:
+    """EfficientNet-lite0: (n, 3, 224, 224) to (n, classes) logits, 4,652,008 parameters for 1000 classes.
+
+    Tan and Le 2019, https://arxiv.org/abs/1905.11946, without squeeze-and-excitation and with ReLU6, as in
+    https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
+    """
+    stages = (
+        (1, 3, 1, 1, 16),
+        (2, 3, 2, 6, 24),
+        (2, 5, 2, 6, 40),
+        (3, 3, 2, 6, 80),
+        (3, 5, 1, 6, 112),
+        (4, 5, 2, 6, 192),
+        (1, 3, 1, 6, 320),
+    )
+    blocks, channels = [], 32
+    for repeats, kernel, stride, expand, width in stages:
+        for number in range(repeats):
+            blocks.append(Inverted(channels, width, kernel, 1 if number else stride, expand))
+            channels = width
+    return nn.Sequential(
+        *_strided(3, 32, 3, 2),
+        nn.BatchNorm2d(32, eps=1e-3),
+        nn.ReLU6(),
+        *blocks,
+        nn.Conv2d(channels, 1280, 1, bias=False),
+        nn.BatchNorm2d(1280, eps=1e-3),
+        nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(1280, classes),
+    )
+
+
 def parameters(module: nn.Module) -> int:
     """Number of learnt parameters; running statistics are not counted."""
     return sum(parameter.numel() for parameter in module.parameters())

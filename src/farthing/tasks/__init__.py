@@ -3,10 +3,10 @@
 ``on_event`` is told what is fetched, from where, and under which licence; nothing if it is there already.
 """
 
-from farthing.tasks.digits import MNIST_PREPROCESS, digits, mnist_5k
-from farthing.tasks.faces import faces
+from farthing.tasks.exercises import watch
+from farthing.tasks.handwriting import MNIST_PREPROCESS, digits, mnist_5k
 from farthing.tasks.photos import imagenet_photos
-from farthing.tasks.shuttle import shuttle
-from farthing.tasks.watch import watch
+from farthing.tasks.portraits import faces
+from farthing.tasks.readings import shuttle
 
 __all__ = ["MNIST_PREPROCESS", "digits", "faces", "imagenet_photos", "mnist_5k", "shuttle", "watch"]
