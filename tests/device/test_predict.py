@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image as Pillow
 from sklearn.datasets import load_sample_images
 
 from farthing import plugins
+from farthing.config import to_yaml
 from farthing.device.predict import Predictor, check_requires, load
 from farthing.errors import ConfigError, EngineError, FeedError, ModelError, TaskError
 from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
 from farthing.ops.decode import Detections, Prediction, softmax
 from farthing.options import EngineOptions
-from farthing.target import Target
+from farthing.recipe import RECIPE_FILE, Recipe
+from farthing.target import Budget, Target
 
 CHINA, FLOWER = load_sample_images().images
 SIDE = 24
@@ -146,6 +149,22 @@ def test_a_zip_a_search_directory_and_a_model_open_too(directory: Path, tmp_path
         with load(source) as predictor:
             answers.add(predictor(CHINA))
     assert len(answers) == 1
+
+
+def test_the_output_of_a_search_runs_as_its_recipe_says(directory: Path, tmp_path: Path) -> None:
+    model = Model.open(directory)
+    model.save(tmp_path / "model")
+    recipe = Recipe(
+        model="a", task="b", target=Target(name="t", arch="x86_64"), steps=(), engine="onnxruntime",
+        options=EngineOptions(precision="bfloat16"), budget=Budget(), artefact=model.digest,
+    )  # fmt: skip
+    (tmp_path / RECIPE_FILE).write_text(to_yaml(recipe))
+    with pytest.raises(EngineError, match="bfloat16"):  # which this engine refuses: so the recipe was heeded
+        load(tmp_path)
+    load(tmp_path, options=EngineOptions()).close()
+    load(tmp_path / "model").close()
+    (tmp_path / RECIPE_FILE).write_text(to_yaml(replace(recipe, artefact="of another")))
+    load(tmp_path).close()
 
 
 def test_many_threads_get_the_same_answers(directory: Path) -> None:

@@ -15,9 +15,9 @@ from farthing.errors import ModelError, StorageError, UnsupportedError
 from farthing.forge.report import render
 from farthing.forge.script import standalone
 from farthing.model import Model
-from farthing.recipe import Recipe, Result, Summary
+from farthing.recipe import RECIPE_FILE, Recipe, Result, Summary
 
-MODEL, RECIPE, RESULT, REPORT, SCRIPT = "model", "recipe.yaml", "result.json", "report.html", "predict.py"
+MODEL, RECIPE, RESULT, REPORT, SCRIPT = "model", RECIPE_FILE, "result.json", "report.html", "predict.py"
 OURS = {MODEL, RECIPE, RESULT, REPORT}
 
 
