@@ -179,10 +179,11 @@ def reads(use: str) -> tuple[str, ...]:
 def read_by(use: str, task: Task) -> list[object]:
     """What a pass sees of a task, for the key of its result: how data is fed, the splits it reads, and the rest.
 
-    Ours look at no metric. A user's may: None among the parts says that its code cannot be known.
+    Ours look at no metric unless they say so (``scores``). A user's may: None among the parts says that its code cannot
+    be known.
     """
     splits = [f"{name} {task.splits[name].digest}" for name in reads(use) if name in task.splits]
-    if use in plugins.BUILTIN["pass"]:
+    if use in plugins.BUILTIN["pass"] and not getattr(plugins.get("pass", use), "scores", False):
         return [task.form, list(task.labels), splits] if splits else []
     about = [task.name, task.form, task.licence, list(task.labels)]
     return [*about, task.metric.name, metric_code(task.metric), splits]

@@ -1,0 +1,1 @@
+"""OpenVINO files: made from ONNX models, and quantized by OpenVINO's own tool."""
