@@ -16,6 +16,7 @@ from contextlib import ExitStack
 import numpy as np
 from msgspec.structs import replace
 
+from farthing import plugins
 from farthing.bench.feeding import OFFLINE_BATCH, batch_size, feeds, outputs, sample_feeds
 from farthing.bench.machine import Here, Machine
 from farthing.bench.racing import Rule, Tick, Timed
@@ -261,6 +262,13 @@ def prepare_ms(manifest: Manifest, task: Task | None, count: int = 16) -> float 
     return float(np.median(times)) * 1000
 
 
+def _reference(model: Model, engine: str, options: EngineOptions | None) -> Engine:
+    """The float model in the engine of the model it is the reference of, else in the first that runs its format."""
+    if engine and model.manifest.format in plugins.get("engine", engine).formats:
+        return open_engine(model, engine, options)
+    return open_engine(model)
+
+
 def evaluate(
     model: Model,
     task: Task,
@@ -288,7 +296,7 @@ def evaluate(
             raise TaskError(
                 f"metric {task.metric.name} compares with the float model: give it as the reference"
             )
-        with open_engine(reference, engine, options) as opened:
+        with _reference(reference, engine, options) as opened:
             truth = outputs(opened, reference.manifest, task, data)
     with open_engine(model, engine, options) as opened:
         found = outputs(opened, model.manifest, task, data, tick=tick)
