@@ -31,6 +31,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "quantize.float16.v1": "farthing.forge.quantize.float16:Float16",
         "quantize.nncf.v1": "farthing.forge.quantize.nncf:NncfInt8",
         "export.openvino.v1": "farthing.forge.openvino.export:ExportOpenvino",
+        "export.tflite.v1": "farthing.forge.tflite.export:ExportTflite",
     },
     "task": {
         "mnist-5k": "farthing.tasks:mnist_5k",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from farthing import plugins
 from farthing.errors import PluginError, UnsupportedError
@@ -12,11 +13,20 @@ from farthing.forge.quantize.dynamic import pays
 from farthing.model import Model
 from farthing.options import Precision
 from farthing.recipe import Step
+from farthing.target import Target
 
 STATIC = "quantize.static.v1"
+NNCF = "quantize.nncf.v1"
+OPENVINO = "export.openvino.v1"
+TFLITE = "export.tflite.v1"
 FUSE = Step(use="graph.fuse.v1")
 COMPACT = Step(use="graph.compact.v1")
 DYNAMIC_SHARE = 0.3
+BF16 = {"avx512_bf16", "amx_bf16"}
+INT8 = (
+    "int8",
+    "float32",
+)  # 8 bits inside, numbers at inputs and outputs and in operators that have no 8-bit form
 CALIBRATORS = ("minmax", "percentile", "entropy")
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 
@@ -31,6 +41,7 @@ class Rung:
         steps: what makes it.
         precision: arithmetic of its float operators.
         exact: whether it computes in float32 like the model as given: what the others of its engine are compared with.
+        dtypes: element types its operators read and write; ``int8`` stands for ``uint8`` too.
     """
 
     name: str
@@ -38,6 +49,7 @@ class Rung:
     steps: tuple[Step, ...] = ()
     precision: Precision = "float32"
     exact: bool = False
+    dtypes: tuple[str, ...] = ("float32",)
 
 
 def int8(calibrator: str, **options: object) -> Step:
@@ -45,7 +57,7 @@ def int8(calibrator: str, **options: object) -> Step:
     return Step(use=STATIC, options={"calibrator": calibrator, **options})
 
 
-def ladder(model: Model, engines: Sequence[str]) -> list[Rung]:
+def ladder(model: Model, engines: Sequence[str], target: Target) -> list[Rung]:
     """The rungs for an ONNX model: all for a float one, no second quantization for one that has been through it.
 
     Passes that users registered are tried too, each on the fused model, in the first engine that runs ONNX files.
@@ -65,9 +77,24 @@ def ladder(model: Model, engines: Sequence[str]) -> list[Rung]:
     plain = not quantized and model.manifest.quantization is None
     rungs: list[Rung] = []
     for engine in engines:
-        rungs += _LADDERS[target_format(engine)](engine, proto, plain)
+        rungs += _LADDERS[target_format(engine)](engine, proto, plain, target)
     own = next((engine for engine in engines if target_format(engine) == "onnx"), None)
-    return rungs + [Rung(name, own, (FUSE, Step(use=name))) for name in own_passes() if own]
+    return rungs + [Rung(name, own, (FUSE, Step(use=name)), dtypes=()) for name in own_passes() if own]
+
+
+def fitting(rungs: Sequence[Rung], target: Target) -> tuple[list[Rung], str]:
+    """The rungs that a target can compute, and a sentence on those it cannot; empty if there are none."""
+    known = {_kind(name) for name in target.dtypes}
+    if not known:
+        return list(rungs), ""
+    lacking = {rung: [name for name in rung.dtypes if _kind(name) not in known] for rung in rungs}
+    out = [f"{rung.name} in {rung.engine} ({', '.join(types)})" for rung, types in lacking.items() if types]
+    note = f"Target {target.name} computes in {', '.join(target.dtypes)} only, so these were not tried: "
+    return [rung for rung in rungs if not lacking[rung]], f"{note}{'; '.join(out)}." if out else ""
+
+
+def _kind(dtype: str) -> str:
+    return "int8" if dtype == "uint8" else dtype
 
 
 def target_format(engine: str) -> str:
@@ -84,14 +111,49 @@ def target_format(engine: str) -> str:
     raise UnsupportedError(f"engine {engine} runs {', '.join(sorted(formats))}: nothing makes that from ONNX")
 
 
-def _onnx(engine: str, proto: object, plain: bool) -> list[Rung]:
+def _openvino(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
+    export = Step(use=OPENVINO)
+    if not plain:
+        return [Rung("exported", engine, (FUSE, export), exact=True)]
+    rungs = [Rung("float32", engine, (FUSE, export), exact=True)]
+    if BF16 & {*target.isa}:
+        rungs.append(Rung("bfloat16", engine, (FUSE, export), "bfloat16", dtypes=("bfloat16", "float32")))
+    for calibrator in CALIBRATORS:
+        rungs.append(Rung(f"int8 {calibrator}", engine, (FUSE, int8(calibrator), export), dtypes=INT8))
+    if find_spec("nncf"):
+        rungs.append(Rung("int8 nncf", engine, (FUSE, Step(use=NNCF)), dtypes=INT8))
+    return rungs
+
+
+def _tflite(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
+    """For a target without float the inputs and outputs are 8 bits as well."""
+    integer = bool(target.dtypes) and "float32" not in target.dtypes
+    suffix, inside = (", uint8 in and out", INT8[:1]) if integer else ("", INT8)
+    quantized = Step(use=TFLITE, options={"io": "uint8"} if integer else {})
+    if not plain:
+        return [Rung(f"exported{suffix}", engine, (FUSE, quantized), exact=True)]
+    stored = {
+        kind: (FUSE, Step(use=TFLITE, options={"weights": kind})) for kind in ("float32", "float16", "int8")
+    }
+    static = [(f"int8 {calibrator}{suffix}", int8(calibrator)) for calibrator in CALIBRATORS]
+    return [
+        Rung("float32", engine, stored["float32"], exact=True),
+        Rung("float16 weights", engine, stored["float16"]),
+        Rung("int8 dynamic", engine, stored["int8"], dtypes=INT8),
+        *(Rung(name, engine, (FUSE, step, quantized), dtypes=inside) for name, step in static),
+    ]
+
+
+def _onnx(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
     rungs = [Rung("fused", engine, (FUSE, COMPACT), exact=True)]
     if not plain:
         return rungs
-    rungs += [Rung(name, engine, (FUSE, step, COMPACT)) for name, step in _static()]
+    rungs += [Rung(name, engine, (FUSE, step, COMPACT), dtypes=INT8) for name, step in _static()]
     if pays(proto, DYNAMIC_SHARE):
-        rungs.append(Rung("int8 dynamic", engine, (FUSE, Step(use="quantize.dynamic.v1"), COMPACT)))
-    return [*rungs, Rung("float16", engine, (FUSE, Step(use="quantize.float16.v1"), COMPACT))]
+        dynamic = (FUSE, Step(use="quantize.dynamic.v1"), COMPACT)
+        rungs.append(Rung("int8 dynamic", engine, dynamic, dtypes=INT8))
+    halved = (FUSE, Step(use="quantize.float16.v1"), COMPACT)
+    return [*rungs, Rung("float16", engine, halved, dtypes=("float16",))]
 
 
 def _static() -> list[tuple[str, Step]]:
@@ -99,7 +161,11 @@ def _static() -> list[tuple[str, Step]]:
     return [*named, ("int8 per tensor", int8("minmax", per_channel=False))]
 
 
-_LADDERS: dict[str, Callable[[str, object, bool], list[Rung]]] = {"onnx": _onnx}
+_LADDERS: dict[str, Callable[[str, object, bool, Target], list[Rung]]] = {
+    "openvino": _openvino,
+    "tflite": _tflite,
+    "onnx": _onnx,
+}
 """By format, those with an exporter first: an engine that also reads ONNX gets files of its own."""
 
 

@@ -28,7 +28,7 @@ from farthing.forge.cache import Cache, key_of
 from farthing.forge.candidates import Listing
 from farthing.forge.climb import Artefact, Climber
 from farthing.forge.evaluate import Judge, proxy
-from farthing.forge.ladder import Rung, ladder
+from farthing.forge.ladder import Rung, fitting, ladder
 from farthing.forge.rounds import Rounds
 from farthing.forge.runtime import find_runtimes
 from farthing.forge.timing import Clock, Variant
@@ -175,7 +175,9 @@ class _Search:
         if problem := accuracy_refusal(score, self.budget, self.task.metric):
             problem = problem.removeprefix("rejected: ")
             self.notes.append(f"The model as given misses accuracy_min itself ({problem}).")
-        made = self.climber.climb(ladder(self.model, [*self.runtimes]))
+        rungs, unfit = fitting(ladder(self.model, [*self.runtimes], self.target), self.target)
+        self.notes += [unfit] if unfit else []
+        made = self.climber.climb(rungs)
         made += self.climber.give_back(made)
         fit = [artefact for artefact in made if not artefact.refusal]
         self.listing.fill(base, made, self.rounds.times(base, fit), self.listener)
