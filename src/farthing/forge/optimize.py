@@ -22,7 +22,7 @@ from farthing.assets import default_cache
 from farthing.bench import Tick
 from farthing.bench.machine import Here, Machine
 from farthing.errors import ConfigError, FarthingError, StorageError, TaskError
-from farthing.forge import output, rounds
+from farthing.forge import inside, output, rounds
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.candidates import Listing
@@ -286,13 +286,14 @@ class _Search:
         if problem and candidate.status != "baseline":
             broken.append(problem)
         drop, split = (test.drop, "test") if test else (candidate.drop, "validation")
-        recipe = self._recipe(candidate, won)
+        recipe, first = self._recipe(candidate, won), self.listing.candidates[0]
+        self._say("final", "looking into baseline and winner")
         summary = Summary(
             model_name=self.model.manifest.name,
             task_name=self.task.name,
             metric=metric.name,
             higher_is_better=metric.higher_is_better,
-            sentence=sentence(self.listing.candidates[0], candidate, drop, split, metric, broken),
+            sentence=sentence(first, candidate, drop, split, metric, broken),
             met=not broken,
             violations=tuple(broken),
             notes=(*self.notes, *self.climber.notes, *self.listing.notes),
@@ -301,6 +302,10 @@ class _Search:
             candidates=tuple(self.listing.candidates),
             test=test,
             samples={name: len(split) for name, split in self.task.splits.items()},
+            anatomy=inside.anatomies([(first, self.model), (candidate, model)], self.machine, self.cache),
+            matrix=inside.portability(
+                self.model, [*self.runtimes.values()], self.task, self.machine, self.cache
+            ),
             machine=self.machine.description,
             versions=recipe.versions,
             command=command,

@@ -10,12 +10,18 @@ from farthing.anatomy import Layer, Placed
 from farthing.errors import ModelError
 from farthing.forge.inspect.facts import Array, Inspection, Subject, Weights
 from farthing.model import Model
+from farthing.options import EngineOptions
 
 __all__ = ["Inspection", "Layer", "Placed", "Weights", "inspect"]
 
 
 def inspect(
-    model: Model | Path | str, feeds: Mapping[str, Array] | None = None, *, run: bool = True
+    model: Model | Path | str,
+    feeds: Mapping[str, Array] | None = None,
+    *,
+    run: bool = True,
+    engine: str = "",
+    options: EngineOptions | None = None,
 ) -> Inspection:
     """Look into a model and run it a few times under its runtime's profiler.
 
@@ -23,19 +29,24 @@ def inspect(
         model: a model, its directory or zip, or an ONNX, TFLite, OpenVINO (``.xml``) or TorchScript file.
         feeds: inputs to run it on; without them, seeded random numbers for one sample.
         run: False only reads the file: no work, no placement.
+        engine: whose placement is wanted; by default the format's own (OpenVINO reads ONNX files as well).
+        options: how it is to run: precision and providers, where the engine heeds them.
 
     Raises:
         ModelError: not a model, or a damaged one.
         UnsupportedError: an operator or opset that is not known.
         NotInstalled: the package that reads its format is missing.
     """
+    chosen = options or EngineOptions()
     if not isinstance(model, Model):
         place = Path(model)
         if place.is_file() and (kind := _kind_of(place)):
-            return _look(kind, Subject(place, None, _size(place, kind), feeds, run))
+            kind = "openvino" if (kind, engine) == ("onnx", "openvino") else kind
+            return _look(kind, Subject(place, None, _size(place, kind), feeds, run, chosen))
         model = Model.open(place)
-    manifest = model.manifest
-    return _look(manifest.format, Subject(model.file, manifest, model.size_bytes, feeds, run))
+    kind = model.manifest.format
+    kind = "openvino" if (kind, engine) == ("onnx", "openvino") else kind
+    return _look(kind, Subject(model.file, model.manifest, model.size_bytes, feeds, run, chosen))
 
 
 def _kind_of(path: Path) -> str:

@@ -14,6 +14,7 @@ from farthing.anatomy import Layer, Placed
 from farthing.bench import random_array
 from farthing.config import Section
 from farthing.model import Manifest, TensorSpec
+from farthing.options import EngineOptions
 
 Array = NDArray[Any]
 RUNS = 5
@@ -75,6 +76,7 @@ class Subject(NamedTuple):
         size_bytes: of all its files.
         feeds: inputs to run it on; None takes random ones.
         run: whether it may be run at all.
+        options: how the engine is to run it.
     """
 
     path: Path
@@ -82,6 +84,7 @@ class Subject(NamedTuple):
     size_bytes: int
     feeds: Mapping[str, Array] | None
     run: bool
+    options: EngineOptions = EngineOptions()
 
     @property
     def name(self) -> str:

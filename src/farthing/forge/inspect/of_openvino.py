@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from farthing.anatomy import Placed
-from farthing.errors import ModelError, require
+from farthing.engines.openvino import CPU, PRECISIONS, runtime
+from farthing.errors import ModelError
 from farthing.forge.inspect.facts import (
     RUNS,
     Array,
@@ -25,6 +26,7 @@ from farthing.forge.inspect.facts import (
     weights,
 )
 from farthing.model import DTYPES, TensorSpec
+from farthing.options import EngineOptions
 
 TYPES = {
     "f16": "float16",
@@ -41,12 +43,11 @@ TYPES = {
 }
 _SKIPPED = {"Constant", "Parameter", "Result"}
 _UNCOUNTED = re.compile("LSTM|GRU|RNN|Einsum|ScaledDotProduct|Deformable|TensorIterator|^Loop$|^If$|DFT")
-DEVICE = "CPU"
 
 
 def look(subject: Subject) -> Inspection:
     """See `farthing.forge.inspect.inspect`."""
-    openvino = require("openvino", "openvino")
+    openvino = runtime()
     try:
         model = openvino.Core().read_model(subject.path)
     except RuntimeError as error:
@@ -73,7 +74,7 @@ def _look(openvino: Any, model: Any, subject: Subject) -> Inspection:
     core = openvino.Core()
     found = Inspection(
         name=subject.name,
-        format="openvino",
+        format=manifest.format if manifest else "openvino",
         size_bytes=subject.size_bytes,
         inputs=inputs,
         outputs=outputs,
@@ -90,8 +91,9 @@ def _look(openvino: Any, model: Any, subject: Subject) -> Inspection:
     if reason:
         return msgspec.structs.replace(found, notes=(f"not run: {reason}",))
     try:
-        placement = _placed(core, model, fed)
-        work, reason = _macs(model, inputs, fed)
+        arrays = [fed[spec.name] for spec in inputs]
+        placement = _placed(core, model, arrays, subject.options)
+        work, reason = _macs(model, arrays)
     except (RuntimeError, TypeError, ValueError) as error:
         said = str(error).strip().splitlines()
         return msgspec.structs.replace(found, notes=(f"not run: {said[-1] if said else 'OpenVINO failed'}",))
@@ -164,10 +166,10 @@ _MACS: dict[str, Callable[[Shapes, tuple[int, ...], Any], int]] = {
 }
 
 
-def _macs(model: Any, inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> tuple[int | None, str]:
+def _macs(model: Any, arrays: Sequence[Array]) -> tuple[int | None, str]:
     """Multiply-accumulates of one run, from the shapes that OpenVINO infers for the feeds."""
     sized = model.clone()
-    sized.reshape({spec.name: list(feeds[spec.name].shape) for spec in inputs})
+    sized.reshape({number: list(array.shape) for number, array in enumerate(arrays)})
     total = 0
     for node in sized.get_ordered_ops():
         kind = node.get_type_name()
@@ -184,14 +186,16 @@ def _macs(model: Any, inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) 
 # Placement ------------------------------------------------------------------------------------------------------
 
 
-def _placed(core: Any, model: Any, feeds: Mapping[str, Array]) -> tuple[Placed, ...]:
-    """Nodes of the graph that OpenVINO made, in the order they run; float operators compute in float32."""
-    settings = {"PERF_COUNT": True, "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = core.compile_model(model, DEVICE, settings)
+def _placed(core: Any, model: Any, arrays: Sequence[Array], options: EngineOptions) -> tuple[Placed, ...]:
+    """Nodes of the graph that OpenVINO made, in the order they run, on one thread."""
+    device = options.providers[0] if len(options.providers) == 1 else CPU
+    precision = {"INFERENCE_PRECISION_HINT": PRECISIONS[options.precision]}
+    threads = {"INFERENCE_NUM_THREADS": 1} if device == CPU else {}
+    compiled = core.compile_model(model, device, {"PERF_COUNT": True, **precision, **threads})
     request = compiled.create_infer_request()
     times: dict[str, list[float]] = {}
     for _ in range(RUNS + 1):
-        request.infer(dict(feeds))
+        request.infer(list(arrays))
         for part in request.get_profiling_info():
             times.setdefault(part.node_name, []).append(part.real_time.total_seconds() * 1e6)
     devices = ", ".join(compiled.get_property("EXECUTION_DEVICES"))

@@ -6,12 +6,13 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from farthing.anatomy import Placed
+from farthing.engines import tflite
+from farthing.engines.litert import BUILTIN, REFERENCE, XNNPACK, LiteRtEngine, runtime
 from farthing.errors import ModelError, require
 from farthing.forge.inspect.facts import Inspection, Reader, Stored, Subject, layers, weights
 from farthing.model import TensorSpec
@@ -36,12 +37,19 @@ TYPES = {
     "COMPLEX128": "complex128",
 }
 _DAMAGE = (struct.error, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+_RESOLVERS = {
+    "": "BUILTIN",
+    XNNPACK: "BUILTIN",
+    BUILTIN: "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+    REFERENCE: "BUILTIN_REF",
+}
 _UNCOUNTED = ("LSTM", "RNN", "SVDF", "CUSTOM", "STABLEHLO", "WHILE", "IF", "CALL")
 
 
 def look(subject: Subject) -> Inspection:
     """See `farthing.forge.inspect.inspect`."""
     schema = require("ai_edge_litert.schema_py_generated", "litert")
+    tflite.read(subject.path.read_bytes(), subject.path)  # refuses what is damaged
     try:
         return _look(schema, subject)
     except _DAMAGE as error:
@@ -79,7 +87,7 @@ def _look(schema: Any, subject: Subject) -> Inspection:
     found = msgspec.structs.replace(found, macs=None if work is None else work // max(samples, 1))
     if not subject.run:
         return msgspec.structs.replace(found, notes=tuple(notes))
-    runtime, placement, trouble = _placed(subject.path, net)
+    runtime, placement, trouble = _placed(subject, net)
     notes += [trouble or "times of single nodes are not known: LiteRT's Python interface does not tell them"]
     return msgspec.structs.replace(found, runtime=runtime, placement=placement, notes=tuple(notes))
 
@@ -102,7 +110,7 @@ class _Net:
 
     def dtype(self, tensor: Any) -> str:
         name = self._types.get(tensor.type, "unknown")
-        return TYPES.get(name, name.lower())
+        return TYPES.get(name) or str(name).lower()
 
     def shape(self, tensor: Any) -> tuple[int, ...]:
         return tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
@@ -206,14 +214,19 @@ _MACS: dict[str, Callable[[Shapes, tuple[int, ...], Any], int]] = {
 }
 
 
-def _placed(path: Path, net: _Net) -> tuple[str, tuple[Placed, ...], str]:
+def _placed(subject: Subject, net: _Net) -> tuple[str, tuple[Placed, ...], str]:
     """The runtime, its nodes with what runs each, and why they are not known if so."""
-    litert = require("ai_edge_litert.interpreter", "litert")
-    from importlib.metadata import version
-
-    name = f"litert {version('ai-edge-litert')}"
+    lite = runtime()
+    name = f"litert {LiteRtEngine.installed()}"
+    if any(provider not in _RESOLVERS for provider in subject.options.providers):
+        return name, (), "placement unavailable with a delegate of one's own"
+    asked = next(iter(subject.options.providers), "")
     try:
-        interpreter = litert.Interpreter(model_path=str(path), num_threads=1)
+        interpreter = lite.Interpreter(
+            model_path=str(subject.path),
+            num_threads=1,
+            experimental_op_resolver_type=lite.OpResolverType[_RESOLVERS[asked]],
+        )
         interpreter.allocate_tensors()
         details = interpreter._get_ops_details()
     except (RuntimeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from typing import Any
 import msgspec
 
 from farthing.anatomy import Layer, Placed
-from farthing.errors import ModelError, require
+from farthing.engines.archive import checked_script
+from farthing.engines.torchscript import runtime
+from farthing.errors import ModelError
 from farthing.forge.inspect.facts import (
     RUNS,
     Array,
@@ -29,9 +32,10 @@ _UNCOUNTED = {"aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "at
 
 def look(subject: Subject) -> Inspection:
     """See `farthing.forge.inspect.inspect`."""
-    torch = require("torch", "torchscript")
+    torch = runtime()
+    clean = checked_script(subject.path, subject.path.read_bytes())
     try:
-        module = torch.jit.load(str(subject.path), map_location="cpu").eval()
+        module = torch.jit.load(io.BytesIO(clean), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
         said = next(iter(str(error).strip().splitlines()), "unreadable")
         raise ModelError(f"torch cannot read {subject.path}: {said}") from error
