@@ -228,9 +228,10 @@ class Builder:
         """A tensor whose i-th axis is the i-th group of axes of a view; moved only if need be."""
         wanted = tuple(product(view.shape[axis] for axis in group) for group in groups)
         order = view.order(groups)
-        if order == sorted(order):
-            return self.reshape(view.tensor, wanted)
         direct = self._direct(view, groups)
+        inexpressible = sum(size.free for size in wanted) > 1 and self.tensors[view.tensor].shape != wanted
+        if order == sorted(order) and not (direct and inexpressible):
+            return self.reshape(view.tensor, wanted)
         if direct:
             return self._transpose(view.tensor, direct)
         kept = sorted(order)
