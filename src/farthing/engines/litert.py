@@ -80,6 +80,7 @@ class LiteRtEngine:
         self._variables = content.variables
         self._make: Callable[[], Any] | None = _maker(model, data, options)
         self._sized: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._spare: Any = None
         self._turn = threading.Lock()
         self._try_once(model)
 
@@ -111,7 +112,7 @@ class LiteRtEngine:
         for one in self._inputs:
             interpreter.set_tensor(one.number, feeds[one.name])
         interpreter.invoke()
-        return {one.name: interpreter.get_tensor(one.number) for one in self._outputs}
+        return {one.name: _result(interpreter, one) for one in self._outputs}
 
     def _interpreter(self, make: Callable[[], Any], feeds: Tensors) -> Any:
         """One with memory for these sizes: those of the most recent sizes are kept, the oldest is given new ones."""
@@ -121,8 +122,10 @@ class LiteRtEngine:
             return interpreter
         if self._sized and self._variables:
             refuse_sizes(next(iter(self._sized)), sizes)
-        full = len(self._sized) == _KEPT
-        interpreter = self._sized.pop(next(iter(self._sized))) if full else make()
+        interpreter, self._spare = self._spare, None
+        if interpreter is None:
+            full = len(self._sized) == _KEPT
+            interpreter = self._sized.pop(next(iter(self._sized))) if full else make()
         for one, shape in zip(self._inputs, sizes, strict=False):
             interpreter.resize_tensor_input(one.number, shape, strict=True)
         interpreter.allocate_tensors()
@@ -143,21 +146,23 @@ class LiteRtEngine:
         except _FAILURES as error:
             if not free or _is_unsupported(error):  # sizes of 1 may be too small for it
                 _refuse(model, error)
-        if free or self._variables:
-            self._sized.clear()  # the sizes tried are not the ones to come
+        if self._free:  # other sizes are likely to come
+            self._spare = self._sized.popitem()[1] if self._sized else None
 
     def session(self) -> Self:
         """A stream of its own, with an interpreter of its own; the file's content is shared."""
         if self._make is None:
             refuse_closed()
         stream = object.__new__(type(self))
-        stream.__dict__.update(self.__dict__, _state=self._state.fresh(), _turn=threading.Lock(), _sized={})
+        stream.__dict__.update(
+            self.__dict__, _state=self._state.fresh(), _turn=threading.Lock(), _sized={}, _spare=None
+        )
         return stream
 
     def close(self) -> None:
         with self._turn:
             self._make = None
-            self._sized = {}
+            self._sized, self._spare = {}, None
             self._state = self._state.fresh()
 
     def __enter__(self) -> Self:
@@ -165,6 +170,18 @@ class LiteRtEngine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _result(interpreter: Any, one: _Tensor) -> NDArray[Any]:
+    """A copy of an output; LiteRT's own refuses one that turned out empty."""
+    try:
+        array: NDArray[Any] = interpreter.get_tensor(one.number)
+    except ValueError:
+        shapes = {detail["index"]: detail["shape"].tolist() for detail in interpreter.get_output_details()}
+        if 0 not in shapes[one.number]:
+            raise
+        return np.zeros(shapes[one.number], one.dtype)
+    return array
 
 
 def _read(model: Model) -> bytes:
