@@ -59,7 +59,7 @@ def expected(x: Array) -> Array:
     return x @ WEIGHTS + BIAS
 
 
-def in_a_child(row: Row, model: Model, code: str) -> Any:
+def in_a_child(row: Row, model: Model, code: str, **environment: str) -> Any:
     """Run code in a fresh interpreter, `model` opened there; what it gives as `answer` comes back."""
     source = f"""
 import json, os, sys
@@ -73,7 +73,7 @@ thread_count = lambda: len(os.listdir('/proc/self/task'))
 {code}
 print(json.dumps(answer))
 """
-    environment = {key: value for key, value in os.environ.items() if key not in row.environment}
+    environment = {k: v for k, v in os.environ.items() if k not in row.environment} | environment
     child = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, env=environment, check=False
     )
@@ -656,6 +656,28 @@ open_engine(model, name).close()
 """,
     )
     assert seen == [row.environment]
+
+
+@having("package")
+def test_a_runtime_neither_calls_out_nor_leaves_files_at_home(row: Row, tmp_path: Path) -> None:
+    called = in_a_child(
+        row,
+        row.affine("batch"),
+        """
+import time
+import numpy as np
+answer = []
+out = {"socket.connect", "socket.getaddrinfo"}
+sys.addaudithook(lambda event, args: answer.append(event) if event in out else None)
+with open_engine(model, name) as engine:
+    engine.run({"x": np.zeros((1, 4), np.float32)})
+time.sleep(0.3)
+""",
+        HOME=str(tmp_path),
+        CI="",
+    )
+    assert called == []
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- ONNX Runtime's own: weights in a file beside the file

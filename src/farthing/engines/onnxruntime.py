@@ -183,4 +183,4 @@ def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:
 
 
 def _tensors(args: Sequence[Any]) -> list[FileTensor]:
-    return [FileTensor(arg.name, _DTYPES.get(arg.type, arg.type), tuple(arg.shape)) for arg in args]
+    return [FileTensor(arg.name, _DTYPES.get(str(arg.type), str(arg.type)), tuple(arg.shape)) for arg in args]

@@ -266,7 +266,7 @@ def _file_tensor(port: Any, wanted: str) -> FileTensor:
     sizes = None
     if shape.rank.is_static:
         sizes = tuple(size.get_length() if size.is_static else None for size in shape)
-    kind = port.get_element_type().get_type_name()
+    kind = str(port.get_element_type().get_type_name())
     return FileTensor(wanted if wanted in names else min(names), _DTYPES.get(kind, kind), sizes)
 
 
