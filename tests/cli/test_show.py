@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from farthing.cli import show
 from farthing.measure import Interval, Measurement
 from farthing.options import EngineOptions
-from farthing.recipe import Progress
+from farthing.recipe import Candidate, Progress, Summary
 
 FOUND = Measurement(
     model="ab", engine="fake", engine_version="1", options=EngineOptions(), machine="bench",
@@ -106,3 +106,36 @@ def test_plain_progress_does_not_repeat_itself(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == ["race: timing", "done: finished"]
+
+
+def searched(count: int, engines: tuple[str, ...] = ("onnxruntime",)) -> Summary:
+    around = Interval(value=2.0, low=1.9, high=2.1)
+    candidates = [
+        Candidate(
+            name="baseline" if number == 0 else f"rung {number}", number=number, steps=(),
+            engine=engines[number % len(engines)], options=EngineOptions(),
+            status="baseline" if number == 0 else "winner" if number == 3 else "rejected",
+            over_float=around if number in {0, 3, 5} else None, verdict="why",
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    return Summary(
+        model_name="m", task_name="t", metric="top1", sentence="It won.", met=True, violations=(), notes=(),
+        budget="", winner=3, candidates=tuple(candidates),
+    )  # fmt: skip
+
+
+def test_engines_are_named_where_there_are_several() -> None:
+    assert "engine" not in show.summary(searched(6))
+    two = show.summary(searched(6, ("litert", "openvino")))
+    assert two.splitlines()[0].split()[:2] == ["candidate", "engine"]
+    assert "openvino" in two
+
+
+def test_of_many_candidates_those_that_went_far_are_listed() -> None:
+    text = show.summary(searched(40))
+    assert "*3 " in text
+    assert "rung 5 " in text
+    assert "rung 7 " not in text
+    assert "(37 more were rejected before the last race: the report lists them)" in text
+    assert "more were rejected" not in show.summary(searched(16))

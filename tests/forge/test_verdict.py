@@ -185,7 +185,7 @@ def test_the_sentence_says_what_won_by_how_much_and_whether_it_is_enough() -> No
     winner = candidate(3, 1.9, status="winner", size_mb=1.0)
     text = sentence(base, winner, around(0.002, 0.004), "test", TOP1, ())
     assert text == (
-        "c3 with 1 thread, 1.90x as fast, 4.00x smaller, top1 -0.20 points on test "
+        "c3 in onnxruntime with 1 thread, 1.90x as fast, 4.00x smaller, top1 -0.20 points on test "
         "(-0.60 points to +0.20 points): the budget is met."
     )
     unmet = sentence(base, winner, None, "test", TOP1, ("size_mb is 1, the budget is size_mb<=0.5",))

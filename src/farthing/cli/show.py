@@ -17,8 +17,10 @@ import msgspec
 from farthing.cli.interrupt import INTERRUPT
 from farthing.config import plain
 from farthing.measure import Interval, Measurement
-from farthing.recipe import Listener, Progress, Summary
+from farthing.recipe import Candidate, Listener, Progress, Summary
 
+FEW = 16
+"""Candidates that are listed one and all."""
 TEXT_ROOM = 16
 """Columns a text is left at least: before it is folded to fewer, other columns go."""
 
@@ -142,15 +144,17 @@ def measurement(found: Measurement) -> str:
 
 
 def summary(found: Summary) -> str:
-    """The table of a search and its verdict."""
+    """The table of a search and its verdict; of many candidates those that went far."""
     rows = []
-    for candidate in found.candidates:
+    shown = _went_far(found.candidates)
+    for candidate in shown:
         single = candidate.measurements.get("single_stream")
         offline = candidate.measurements.get("offline")
         rows.append(
             [
                 f"{'*' if candidate.number == found.winner else ' '}{candidate.number}",
                 candidate.name,
+                candidate.engine,
                 str(candidate.options.threads) if single else "-",
                 megabytes(candidate.figures.size_mb),
                 milliseconds(single.p50_ms if single else None),
@@ -161,9 +165,33 @@ def summary(found: Summary) -> str:
                 candidate.verdict,
             ]
         )
-    head = ["", "candidate", "threads", "size", "p50", "p90", "speed", "samples/s", found.metric, "verdict"]
-    lines = [table(head, rows, ("samples/s", "p50", "threads"), room()), "", found.sentence]
+    head = [
+        "",
+        "candidate",
+        "engine",
+        "threads",
+        "size",
+        "p50",
+        "p90",
+        "speed",
+        "samples/s",
+        found.metric,
+        "verdict",
+    ]
+    if len({candidate.engine for candidate in shown}) == 1:
+        head, rows = [*head[:2], *head[3:]], [[*row[:2], *row[3:]] for row in rows]
+    lines = [table(head, rows, ("samples/s", "p50", "threads"), room())]
+    if more := len(found.candidates) - len(shown):
+        lines.append(f"({more} more were rejected before the last race: the report lists them)")
+    lines += ["", found.sentence]
     return "\n".join([*lines, *(f"Note: {note}" for note in found.notes)])
+
+
+def _went_far(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """All of a few; of many the baselines, what ran in the last race, and what failed."""
+    if len(candidates) <= FEW:
+        return [*candidates]
+    return [c for c in candidates if c.status != "rejected" or c.over_float is not None]
 
 
 @contextmanager

@@ -112,7 +112,7 @@ class Listing:
         if not is_base and not artefact.refusal:
             candidate = self._judged(candidate, finalist)
         self.candidates.append(candidate)
-        text = f"{candidate.name}, {candidate.options}: {candidate.verdict}"
+        text = f"{candidate.name}, {candidate.engine}, {candidate.options}: {candidate.verdict}"
         listener(Progress(stage="candidate", text=text, candidate=candidate))
 
     def _node_count(self, model: Model) -> int | None:

@@ -127,7 +127,7 @@ def sentence(
     if winner.number == baseline.number or winner.status == "baseline":
         return f"Nothing tried beats the model as it is: it is returned unchanged; {end}."
     ratio = (baseline.figures.size_mb or 0) / max(winner.figures.size_mb or 1e-9, 1e-9)
-    parts = [f"{winner.name} with {winner.options}"]
+    parts = [f"{winner.name} in {winner.engine} with {winner.options}"]
     if winner.speedup:
         words = speed_words(winner.speedup)
         parts.append(f"{words} as fast" if words.endswith("x") else words)
