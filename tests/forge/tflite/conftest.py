@@ -84,7 +84,9 @@ def model(proto: onnx.ModelProto, picture: bool = False, **fields: Any) -> Model
 
 def export(source: Model, **options: Any) -> Model:
     """The pass on a model, without data."""
-    task = Task("none", {"calibration": Split({"": np.zeros((1, 1), np.float32)}, np.zeros(1, np.int64))}, "top1")
+    task = Task(
+        "none", {"calibration": Split({"": np.zeros((1, 1), np.float32)}, np.zeros(1, np.int64))}, "top1"
+    )
     return ExportTflite(**options)(source, ANY, task)
 
 
@@ -112,7 +114,9 @@ def run(made: Model, feeds: Mapping[str, Array], kernels: str = "AUTO") -> dict[
     for name, array in feeds.items():
         interpreter.set_tensor(inputs[name], np.ascontiguousarray(array))
     interpreter.invoke()
-    return {detail["name"]: interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()}
+    return {
+        detail["name"]: interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()
+    }
 
 
 def laid(made: Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -127,7 +131,9 @@ def random_feeds(source: Model, batch: int = 1, seed: int = 0) -> dict[str, Arra
     feeds = {}
     for spec in source.manifest.inputs:
         shape = spec.sized(batch)
-        values = generator.standard_normal(shape) if spec.dtype == "float32" else generator.integers(0, 2, shape)
+        values = (
+            generator.standard_normal(shape) if spec.dtype == "float32" else generator.integers(0, 2, shape)
+        )
         feeds[spec.name] = values.astype(spec.dtype)
     return feeds
 
@@ -136,6 +142,7 @@ class Lab:
     """What the tests of this directory work with."""
 
     kernels = KERNELS
+    input = Input
     network = staticmethod(network)
     model = staticmethod(model)
     export = staticmethod(export)
@@ -176,7 +183,9 @@ class Lab:
                     assert found[name].shape == want.shape, (kind, batch)
                     assert found[name].dtype == want.dtype
                     scale = max(1.0, float(np.abs(want).max(initial=0)))
-                    np.testing.assert_allclose(found[name], want, rtol=0, atol=tolerance * scale, err_msg=kind)
+                    np.testing.assert_allclose(
+                        found[name], want, rtol=0, atol=tolerance * scale, err_msg=kind
+                    )
         return codes(made)
 
 

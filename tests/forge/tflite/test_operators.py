@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case a line reads best
 """Every operator that is written: LiteRT's three sets of kernels against ONNX Runtime, and how many operators it takes."""
 
 from __future__ import annotations
@@ -37,18 +38,24 @@ class Case(NamedTuple):
     tolerance: float = 1e-5
 
 
-def conv(shape: tuple[int, ...], expect: dict[str, int], size: tuple[int | str, ...] = PICTURE, **attributes: Any) -> Case:
+def conv(
+    shape: tuple[int, ...], expect: dict[str, int], size: tuple[int | str, ...] = PICTURE, **attributes: Any
+) -> Case:
     constants = {"w": w(*shape), "b": w(shape[0])}
     return Case([op("Conv", "x", "w", "b", **attributes)], constants, size, expect=expect)
 
 
-def deconv(shape: tuple[int, ...], expect: dict[str, int], size: tuple[int | str, ...] = PICTURE, **attributes: Any) -> Case:
+def deconv(
+    shape: tuple[int, ...], expect: dict[str, int], size: tuple[int | str, ...] = PICTURE, **attributes: Any
+) -> Case:
     constants = {"w": w(*shape), "b": w(shape[1] * attributes.get("group", 1))}
     return Case([op("ConvTranspose", "x", "w", "b", **attributes)], constants, size, expect=expect)
 
 
 def resized(mode: str, coordinates: str, scale: float, nearest: str = "floor") -> Case:
-    node = op("Resize", "x", "", "s", mode=mode, coordinate_transformation_mode=coordinates, nearest_mode=nearest)
+    node = op(
+        "Resize", "x", "", "s", mode=mode, coordinate_transformation_mode=coordinates, nearest_mode=nearest
+    )
     code = "RESIZE_NEAREST_NEIGHBOR" if mode == "nearest" else "RESIZE_BILINEAR"
     return Case([node], {"s": np.float32([1, 1, scale, scale])}, expect={code: 1})
 
@@ -133,7 +140,7 @@ CASES: dict[str, Case] = {
     "log": Case([op("Exp", "x", y="a"), op("Log", "a")], expect={"EXP": 1, "LOG": 1}),
     "neg": Case([op("Neg", "x")], expect={"NEG": 1}),
     "sin cos": Case([op("Sin", "x", y="a"), op("Cos", "a")], expect={"SIN": 1, "COS": 1}),
-    "floor ceil round": Case([op("Floor", "x", y="a"), op("Ceil", "x", y="b"), op("Round", "x", y="c"), op("Sum", "a", "b", "c")][:3] + [op("Add", "a", "b", y="d"), op("Add", "d", "c")], expect=None),
+    "floor ceil round": Case([op("Floor", "x", y="a"), op("Ceil", "x", y="b"), op("Round", "x", y="c"), op("Add", "a", "b", y="d"), op("Add", "d", "c")], expect=None),
     "reciprocal": Case([op("Exp", "x", y="a"), op("Reciprocal", "a")], expect={"EXP": 1, "DIV": 1}),
     "add": Case([op("Add", "x", "w")], {"w": w(4, 1, 1)}, expect=None),
     "sub scalar": Case([op("Sub", "w", "x")], {"w": np.float32(1.5)}, expect={"SUB": 1}),
@@ -187,7 +194,11 @@ def test_it_computes_what_onnx_runtime_computes(lab: Any, name: str, picture: bo
     if picture and len(case.shape) != 4:
         pytest.skip("not a picture")
     proto = lab.network(case.nodes, {"x": case.shape}, case.constants, opset=case.opset)
-    kernels = [kind for kind in lab.kernels if not ABSENT & {node.op_type for node in case.nodes} or kind != "BUILTIN_REF"]
+    kernels = [
+        kind
+        for kind in lab.kernels
+        if not ABSENT & {node.op_type for node in case.nodes} or kind != "BUILTIN_REF"
+    ]
     front = [op("Conv", "image", "front", y="front/out"), op("Tanh", "front/out", y="x")]
     if picture:
         image = (case.shape[0], 3, *case.shape[2:])
