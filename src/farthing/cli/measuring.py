@@ -1,4 +1,4 @@
-"""``farthing bench``, ``farthing evaluate`` and ``farthing predict``."""
+"""``farthing evaluate`` and ``farthing predict``."""
 
 from __future__ import annotations
 
@@ -12,81 +12,7 @@ from farthing.options import EngineOptions, make_options
 
 
 def _engine_options(parsed: argparse.Namespace) -> EngineOptions:
-    return make_options(parsed.threads, parsed.spin, parsed.provider)
-
-
-def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``farthing bench``."""
-    parser.epilog = "example: farthing bench best --task mnist-5k --scenario offline --batch 32"
-    parser.add_argument("model", help="model directory, zip, output of a search, or ONNX file")
-    parser.add_argument(
-        "--task", metavar="T", help="run on its samples; without one on random numbers (timing only)"
-    )
-    parser.add_argument(
-        "--scenario",
-        choices=["single-stream", "offline"],
-        default="single-stream",
-        help="MLPerf scenario (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch", type=int, default=32, metavar="N", help="samples a call, offline (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--min-count", type=int, default=200, metavar="N", help="least timed calls (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="least seconds (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--no-memory", action="store_true", help="skip the child process that measures peak memory"
-    )
-    parser.add_argument(
-        "--on",
-        default="this",
-        metavar="NAME",
-        help="where: a board of `farthing target` (default: this machine)",
-    )
-    options.add_engine(parser)
-    options.add_json(parser)
-
-
-def bench(parsed: argparse.Namespace) -> int:
-    """Run ``farthing bench``."""
-    from farthing.bench import Rule
-    from farthing.bench import bench as measure
-    from farthing.bench.remote import find_machine
-    from farthing.cli.boards import tell
-    from farthing.errors import ConfigError
-    from farthing.recipe import Progress
-
-    if parsed.batch < 1 or parsed.min_count < 1 or not 0 <= parsed.seconds < 3600:
-        raise ConfigError("--batch and --min-count are at least 1, --seconds from 0 to 3600")
-    model = options.open_model(parsed.model)
-    task = options.open_task(parsed.task) if parsed.task else None
-    with (
-        find_machine(parsed.on, options.boards_directory(), tell) as machine,
-        show.progress(False, quiet=parsed.json) as listener,
-    ):
-        found = measure(
-            model,
-            scenario=parsed.scenario.replace("-", "_"),
-            engine=parsed.engine,
-            options=_engine_options(parsed),
-            task=task,
-            batch=parsed.batch,
-            rule=Rule(
-                min_count=parsed.min_count,
-                min_seconds=parsed.seconds,
-                max_seconds=max(60.0, 4 * parsed.seconds),
-            ),
-            memory=not parsed.no_memory,
-            machine=machine,
-            tick=lambda done, total: listener(Progress(stage="bench", text="timing", done=done, total=total)),
-        )
-    print(show.as_json(found) if parsed.json else show.measurement(found))
-    if task is None and not parsed.json:
-        print("inputs         random numbers: fit for timing, not for accuracy (give --task for real ones)")
-    return 0
+    return make_options(parsed.threads, parsed.spin, parsed.provider, parsed.precision)
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,15 +30,26 @@ def boards_directory() -> Path:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """``--engine``, ``--threads``, ``--spin``, ``--provider``."""
+    """``--engine``, ``--threads``, ``--spin``, ``--precision``, ``--provider``."""
     parser.add_argument(
         "--engine", default="", metavar="NAME", help="engine (default: the first that runs the format)"
     )
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="threads one inference may use (default: 1)"
     )
+    add_ways(parser)
+
+
+def add_ways(parser: argparse.ArgumentParser) -> None:
+    """``--spin``, ``--precision``, ``--provider``: how an engine runs, beside its threads."""
     parser.add_argument(
         "--spin", action="store_true", help="let idle threads spin: faster if the machine is ours alone"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="arithmetic of float operators, where the engine and the CPU can (default: %(default)s)",
     )
     parser.add_argument(
         "--provider",
@@ -47,6 +58,26 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the engine's device or delegate, best first",
     )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Thread counts separated by commas.
+
+    Raises:
+        ConfigError: no numbers, or impossible ones.
+    """
+    from farthing.errors import ConfigError
+    from farthing.options import make_options
+
+    try:
+        return tuple(make_options(int(part)).threads for part in names(text))
+    except ValueError as error:
+        raise ConfigError(f"--threads {text!r} is not a list of numbers, as in 1,2") from error
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

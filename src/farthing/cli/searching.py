@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from farthing.cli import options, show
 from farthing.plugins import BUILTIN
+
+if TYPE_CHECKING:
+    from farthing.bench.machine import Machine
+    from farthing.target import Target
 
 BUDGETS = """\
 budgets, separated by commas:
@@ -38,12 +45,21 @@ def optimize_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, metavar="DIR", help="output directory: new, empty, or an earlier result"
     )
     parser.add_argument(
-        "--target", default="this", metavar="NAME", help="this machine, or a file that describes a device"
+        "--target",
+        default="this",
+        metavar="NAME",
+        help="a board of `farthing target`, which then measures; a device of `farthing targets`; or a file that "
+        "describes one (default: this machine)",
     )
     parser.add_argument(
         "--budget", default="accuracy_drop<=0.01", metavar="LIMITS", help="see below (default: %(default)s)"
     )
-    parser.add_argument("--engine", default="onnxruntime", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument(
+        "--engine",
+        default="",
+        metavar="NAME,NAME",
+        help="engines that may run the candidates (default: all that are installed and fit the target)",
+    )
     parser.add_argument(
         "--threads", default="", metavar="N,N", help="thread counts to try (default: 1 and all cores)"
     )
@@ -64,18 +80,20 @@ def optimize(parsed: argparse.Namespace) -> int:
     if parsed.recipe:
         return _replay(parsed)
     command = shlex.join(["farthing", *sys.argv[1:]])
-    with show.progress(parsed.json) as listener:
+    model, task = options.open_model(parsed.model), options.open_task(parsed.task)
+    with _place(parsed.target) as (machine, target), show.progress(parsed.json) as listener:
         result = search(
-            options.open_model(parsed.model),
-            options.open_task(parsed.task),
-            parsed.target,
+            model,
+            task,
+            target,
             parsed.budget,
             Path(parsed.out),
-            engines=tuple(filter(None, parsed.engine.split(","))),
-            threads=_counts(parsed.threads),
+            engines=options.names(parsed.engine),
+            threads=options.counts(parsed.threads),
             allow_slower=parsed.allow_slower,
             cache=options.cache_directory(),
             measure_again=parsed.again,
+            machine=machine,
             listener=listener,
             command=command,
         )
@@ -93,14 +111,18 @@ def _plain(summary: object) -> dict[str, object]:
     return dict(plain(summary))
 
 
-def _counts(text: str) -> tuple[int, ...]:
-    from farthing.errors import ConfigError
-    from farthing.options import make_options
+@contextmanager
+def _place(name: str) -> Iterator[tuple[Machine, Target]]:
+    """Where candidates are measured and what they are for: a board measures itself, other targets are descriptions."""
+    from farthing.bench.remote import Boards, find_machine
+    from farthing.cli.boards import tell
+    from farthing.target import THIS, Target
 
-    try:
-        return tuple(make_options(int(part)).threads for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise ConfigError(f"--threads {text!r} is not a list of numbers, as in 1,2") from error
+    boards = options.boards_directory()
+    own = name in Boards(boards).names()
+    target = None if own else Target.find(name)
+    with find_machine(name if own else THIS, boards, tell) as machine:
+        yield machine, target or machine.target
 
 
 def _replay(parsed: argparse.Namespace) -> int:
