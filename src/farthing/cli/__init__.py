@@ -21,11 +21,15 @@ COMMANDS = {
     "init": ("making", "write a task and a manifest from your data and a model, asking what it cannot know"),
     "inspect": ("making", "show a model's tensors, operators, parameters, MACs, size and placement"),
     "optimize": ("searching", "find the best measured artefact for a task, a device and a budget"),
-    "bench": ("measuring", "measure latency, throughput, load time, memory and energy of a model"),
+    "bench": (
+        "benching",
+        "measure latency, throughput, load time, memory and energy; race models and engines",
+    ),
     "evaluate": ("measuring", "score a model on a split of a task"),
     "predict": ("measuring", "label pictures or arrays with a model"),
     "target": ("boards", "boards that measure for us over SSH: add, list, show, update, remove"),
     "demo": ("searching", "train a small network on real digits and optimise it for this machine"),
+    "targets": ("catalogue", "list the devices of the catalogue, or show one, or this machine"),
     "cache": ("searching", "show or clear what searches and downloads have kept"),
     "plugins": ("searching", "list the engines, passes, tasks, metrics and decoders that are known"),
 }
