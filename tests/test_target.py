@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -194,7 +195,7 @@ def test_a_target_is_read_from_a_file(tmp_path: Path) -> None:
         ("name: a", "missing required field `arch`"),
         ("name: a\narch: aarch64\ncors: 3", "unknown key 'cors'; did you mean 'cores'"),
         ("name: a\narch: aarch64\ncores: 0", "cores must be from 1, not 0"),
-        ("name: a\narch: aarch64\nmemory_mb: -5", "memory_mb must be from 1"),
+        ("name: a\narch: aarch64\nmemory_mb: -5", "memory_mb must be above 0, not -5"),
         ("name: a\narch: x86-64", "no architecture is called 'x86-64'; did you mean 'x86_64'"),
         ("name: a\narch: AMD64", "no architecture is called 'AMD64'; did you mean 'x86_64'"),
         ("name: a\narch: arm64", "no architecture is called 'arm64'; did you mean 'aarch64'"),
@@ -234,7 +235,14 @@ def test_a_machine_that_is_not_listed_is_described_all_the_same(
     assert Target.detect(machine(tmp_path)).arch == "other"
 
 
-@pytest.mark.parametrize(("name", "hint"), [("thsi", "did you mean 'this'"), ("raspberry", "Known: this")])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("thsi", "did you mean 'this'"),
+        ("raspberry-4", "did you mean 'raspberry-pi-4'"),
+        ("zx80", "Known: alif"),
+    ],
+)
 def test_an_unknown_target(name: str, hint: str) -> None:
     with pytest.raises(TargetError, match=f"no target is called '{name}'; .*{hint}.*path of a file"):
         Target.find(name)
@@ -318,3 +326,117 @@ def test_any_text_is_a_budget_or_a_config_error(text: str) -> None:
     except ConfigError:
         return
     assert all(re.fullmatch(r"\w+[<>]=\S+", part) for part in filter(None, str(budget).split(", ")))
+
+
+# --- what else a machine has
+
+
+def cache_tree(cpu: int, sizes: Mapping[tuple[int, str], str]) -> dict[str, str | int]:
+    """The files of a processor's caches: (level, type) -> size."""
+    tree: dict[str, str | int] = {}
+    for number, ((level, kind), size) in enumerate(sizes.items()):
+        place = f"sys/devices/system/cpu/cpu{cpu}/cache/index{number}"
+        tree |= {f"{place}/level": f"{level}\n", f"{place}/type": f"{kind}\n", f"{place}/size": f"{size}\n"}
+    return tree
+
+
+PI4_TREE = {
+    "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+    **cache_tree(0, {(1, "Data"): "32K", (1, "Instruction"): "48K", (2, "Unified"): "1024K"}),
+    "sys/bus/usb/devices/2-1/idVendor": "18d1\n",
+    "sys/bus/usb/devices/2-1/idProduct": "9302\n",
+    "sys/bus/usb/devices/usb1/idVendor": "1d6b\n",
+    "sys/bus/usb/devices/usb1/idProduct": "0002\n",
+}
+ORIN_TREE = {
+    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+    **cache_tree(0, {(1, "Data"): "64K", (2, "Unified"): "256K", (3, "Unified"): "2048K"}),
+    **cache_tree(5, {(1, "Data"): "64K", (2, "Unified"): "256K", (3, "Unified"): "2M"}),
+    "dev/nvhost-gpu": "",
+    "dev/nvhost-ctrl": "",
+}
+CONTAINER_TREE = {
+    **cache_tree(0, {(1, "Data"): "48K", (2, "Unified"): "2M", (3, "Unified"): "24M"}),
+    "@memory.max": 512 << 20,
+    "dev/accel/accel0": "",
+    "sys/class/accel/accel0/device/vendor": "0x8086\n",
+    "dev/dri/renderD128": "",
+    "sys/class/drm/renderD128/device/vendor": "0x8086\n",
+    "sys/bus/pci/devices/0000:00:02.0/vendor": "0x8086\n",
+    "sys/bus/pci/devices/0000:00:02.0/device": "0x7d55\n",
+    "sys/bus/pci/devices/0000:01:00.0/vendor": "0x1e60\n",
+    "sys/bus/pci/devices/0000:01:00.0/device": "0x2864\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "tree", "board", "caches", "accelerators", "memory_mb"),
+    [
+        (PI4, PI4_TREE, "Raspberry Pi 4 Model B Rev 1.4", (32, 1024), ("Coral Edge TPU (USB)",), 16000),
+        (PI5, ORIN_TREE, "NVIDIA Jetson Orin Nano Developer Kit", (64, 256, 2048), ("NVIDIA GPU",), 16000),
+        (LAPTOP, CONTAINER_TREE, "", (48, 2048, 24576), ("Intel NPU", "Intel GPU", "Hailo (no driver)"), 512),
+        (LAPTOP, {**CONTAINER_TREE, "dev/hailo0": "", "dev/apex_0": ""}, "", (48, 2048, 24576),
+         ("Coral Edge TPU", "Hailo", "Intel NPU", "Intel GPU"), 512),
+        (XEON, {"dev/nvidia0": "", "dev/nvidia1": "", "dev/nvidiactl": ""}, "", (), ("NVIDIA GPU",), 16000),
+        (XEON, {"dev/nvidiactl": "", "dev/accelerate": ""}, "", (), (), 16000),
+        (XEON, cache_tree(0, {(2, "Unified"): "1M", (3, "Unified"): "nonsense"}), "", (), (), 16000),
+        (PI4, {"sys/firmware/devicetree/base/model": "Board\x1b[31m\0"}, "Board?[31m", (), (), 16000),
+    ],
+    ids=["pi 4", "jetson", "container", "with drivers", "two GPUs", "no GPU", "no first level", "escape"],
+)  # fmt: skip
+def test_board_caches_and_accelerators(
+    tmp_path: Path,
+    cpuinfo: str,
+    tree: dict[str, str | int],
+    board: str,
+    caches: tuple[int, ...],
+    accelerators: tuple[str, ...],
+    memory_mb: int,
+) -> None:
+    found = Target.detect(machine(tmp_path, cpuinfo, tree))
+    assert found.board == board
+    assert found.caches_kb == caches
+    assert found.accelerators == accelerators
+    assert found.memory_mb == memory_mb
+
+
+def test_big_cores_have_the_larger_caches(tmp_path: Path) -> None:
+    little = cache_tree(0, {(1, "Data"): "32K", (2, "Unified"): "128K", (3, "Unified"): "3M"})
+    big = cache_tree(4, {(1, "Data"): "64K", (2, "Unified"): "512K", (3, "Unified"): "3M"})
+    assert Target.detect(machine(tmp_path, tree={**little, **big})).caches_kb == (64, 512, 3072)
+
+
+# --- the same machine, and what it holds
+
+
+def test_a_description_of_this_machine_is_this_machine(tmp_path: Path) -> None:
+    here = Target.detect(machine(tmp_path, PI4, PI4_TREE))
+    assert here.is_machine(here)
+    assert msgspec.structs.replace(here, name="door", engines=("litert",), dtypes=("int8",)).is_machine(here)
+    older = Target(
+        name="door", arch=here.arch, isa=here.isa, cores=here.cores, memory_mb=here.memory_mb, cpu=here.cpu
+    )
+    assert older.is_machine(here), "what it does not say does not differ"
+    for change in (
+        {"cores": 64},
+        {"cpu": "Z80"},
+        {"caches_kb": (16,)},
+        {"board": "another"},
+        {"memory_mb": 1},
+    ):
+        assert not msgspec.structs.replace(here, **change).is_machine(here)
+
+
+def test_files_that_do_not_fit_the_memory_do_not_fit_the_budget() -> None:
+    chip = Target(name="chip", arch="armv7e-m", memory_mb=0.25)
+    assert chip.held(Budget()).size_mb == pytest.approx(0.262144)
+    assert chip.held(Budget(size_mb=0.1, accuracy_drop=0.02)) == Budget(size_mb=0.1, accuracy_drop=0.02)
+    assert chip.held(Budget(size_mb=5)).size_mb == pytest.approx(0.262144)
+    assert Target(name="unknown", arch="x86_64").held(Budget(size_mb=5)) == Budget(size_mb=5)
+
+
+def test_memory_of_a_microcontroller_is_a_fraction_and_reads_as_it_was_written(tmp_path: Path) -> None:
+    for memory_mb in (0.25, 1024):
+        chip = Target(name="chip", arch="armv7e-m", memory_mb=memory_mb)
+        (tmp_path / "chip.yaml").write_text(to_yaml(chip))
+        assert Target.find(str(tmp_path / "chip.yaml")).digest == chip.digest

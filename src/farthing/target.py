@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
@@ -32,12 +30,9 @@ INSTRUCTION_SETS = {  # what vector and matrix kernels are chosen by, as Linux n
     **dict.fromkeys(("x86_64", "i686"), tuple(_X86.split())),
     **dict.fromkeys(("aarch64", "armv8l", "armv7l", "armv7", "armv6l"), tuple(_ARM.split())),
     **dict.fromkeys(("riscv64", "riscv32"), tuple(_RISCV.split())),
-    **dict.fromkeys(("ppc64le", "s390x", "loongarch64", "mips64", OTHER), ()),
+    **dict.fromkeys(("armv7e-m", "armv8-m", "armv8.1-m"), ("dsp", "fp", "fp64", "mve")),
+    **dict.fromkeys(("armv6-m", "xtensa", "ppc64le", "s390x", "loongarch64", "mips64", OTHER), ()),
 }
-_DETECTED = (
-    "sse4_1 avx avx2 fma f16c avx512f avx512bw avx512_vnni avx_vnni avx512_bf16 amx_int8 amx_bf16 "
-    "asimd asimddp i8mm bf16 sve sve2"
-).split()
 _ALSO_CALLED = {
     "amd64": "x86_64",
     "x64": "x86_64",
@@ -51,28 +46,6 @@ _ALSO_CALLED = {
     "vnni": "avx512_vnni",
     "rvv": "v",
 }
-_ARM_PARTS = {
-    "c07": "Cortex-A7",
-    "c0f": "Cortex-A15",
-    "d03": "Cortex-A53",
-    "d04": "Cortex-A35",
-    "d05": "Cortex-A55",
-    "d07": "Cortex-A57",
-    "d08": "Cortex-A72",
-    "d09": "Cortex-A73",
-    "d0a": "Cortex-A75",
-    "d0b": "Cortex-A76",
-    "d0c": "Neoverse-N1",
-    "d0d": "Cortex-A77",
-    "d40": "Neoverse-V1",
-    "d41": "Cortex-A78",
-    "d42": "Cortex-A78AE",
-    "d44": "Cortex-X1",
-    "d46": "Cortex-A510",
-    "d47": "Cortex-A710",
-    "d49": "Neoverse-N2",
-    "d4f": "Neoverse-V2",
-}
 
 
 class Target(Section, frozen=True, kw_only=True):
@@ -80,30 +53,37 @@ class Target(Section, frozen=True, kw_only=True):
 
     Attributes:
         name: ``this`` for the present machine, else its name.
-        arch: as ``uname -m`` says it: ``x86_64``, ``aarch64`` ...; ``other`` for one not in `INSTRUCTION_SETS`.
+        arch: as ``uname -m`` says it: ``x86_64``, ``aarch64`` ...; for microcontrollers as compilers do, ``armv7e-m``;
+            ``other`` for one not in `INSTRUCTION_SETS`.
         isa: instruction set extensions as Linux names them: ``avx2``, ``avx512_vnni``, ``asimddp`` ...; of
             those in `INSTRUCTION_SETS`, or of any name where it lists none.
         cores: processors this process may use.
-        memory_mb: memory this process may use, MiB.
+        memory_mb: memory this process may use, MiB; of a microcontroller a fraction.
         cpu: model name of the processor, as in ``Cortex-A72``.
         engines: engines the target can run; empty means any.
         dtypes: element types the target computes with; empty means any.
+        board: name of the board, as in ``Raspberry Pi 4 Model B Rev 1.4``.
+        caches_kb: data caches from the first level outwards, each the largest a core has or shares, KiB.
+        accelerators: what computes beside the processor, as in ``NVIDIA GPU`` or ``Coral Edge TPU``.
     """
 
     name: str
     arch: str
     isa: tuple[str, ...] = ()
     cores: int | None = None
-    memory_mb: int | None = None
+    memory_mb: int | float | None = None
     cpu: str = ""
     engines: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
+    board: str = ""
+    caches_kb: tuple[int, ...] = ()
+    accelerators: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("cores", "memory_mb"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be from 1, not {number}")
+        if self.cores is not None and self.cores < 1:
+            raise ValueError(f"cores must be from 1, not {self.cores}")
+        if self.memory_mb is not None and not 0 < self.memory_mb < float("inf"):
+            raise ValueError(f"memory_mb must be above 0, not {self.memory_mb}")
         if self.arch not in INSTRUCTION_SETS:
             hint = nearest(_ALSO_CALLED.get(self.arch.lower(), self.arch), INSTRUCTION_SETS)
             raise ValueError(f"no architecture is called {self.arch!r}; {hint}")
@@ -131,9 +111,31 @@ class Target(Section, frozen=True, kw_only=True):
         have = {*self.isa, *(("vnni",) if self.vnni or self.arch != "x86_64" else ())}
         return tuple(name for name in requires if name not in have)
 
+    def is_machine(self, machine: Target) -> bool:
+        """Whether it describes that machine: what decides speed is the same, and nothing else it says differs.
+
+        Its name, engines and dtypes are what somebody wants of it, and do not count.
+        """
+        for name in ("arch", "isa", "cores", "memory_mb", "cpu"):
+            if getattr(self, name) != getattr(machine, name):
+                return False
+        extra = [
+            (getattr(self, name), getattr(machine, name)) for name in ("board", "caches_kb", "accelerators")
+        ]
+        return all(not own or own == other for own, other in extra)
+
+    def held(self, budget: Budget) -> Budget:
+        """The budget with a limit on size, if it has none as tight: files larger than the memory cannot be loaded."""
+        if self.memory_mb is None:
+            return budget
+        most = self.memory_mb * 1.048576  # MiB to MB
+        return msgspec.structs.replace(
+            budget, size_mb=most if budget.size_mb is None else min(most, budget.size_mb)
+        )
+
     @classmethod
     def find(cls, name: str) -> Target:
-        """The present machine for ``this``, else the target described in a YAML, TOML or JSON file.
+        """The present machine for ``this``, a device of the catalogue, or what a YAML, TOML or JSON file describes.
 
         Raises:
             TargetError: no target of that name, or a file that does not describe one.
@@ -146,94 +148,21 @@ class Target(Section, frozen=True, kw_only=True):
                 return read(path, cls)
             except FarthingError as error:
                 raise TargetError(str(error)) from error
+        from farthing import catalogue  # makes Targets
+
+        if name in catalogue.names():
+            return catalogue.device(name).target(name)
         raise TargetError(
-            f"no target is called {name!r}; {nearest(name, [THIS])}, or the path of a file that describes one"
+            f"no target is called {name!r}; {nearest(name, [THIS, *catalogue.names()])}, or the path of a file that "
+            "describes one"
         )
 
     @classmethod
     def detect(cls, root: Path = Path("/")) -> Target:
-        """Describe the present machine from ``/proc`` and ``/sys`` below ``root``, control-group limits respected."""
-        cpuinfo = _text(root / "proc/cpuinfo")
-        of_each = [set(line.split()) for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.M)]
-        flags = set.intersection(*of_each) if of_each else set()  # a process may run on every kind of core
-        arch = platform.machine() if platform.machine() in INSTRUCTION_SETS else OTHER
-        own = flags.intersection(INSTRUCTION_SETS[arch])  # an emulator may show the flags of what it runs on
-        return cls(
-            name=THIS,
-            arch=arch,
-            isa=tuple(flag for flag in _DETECTED if flag in own),
-            cores=_cores(root),
-            memory_mb=_memory_mb(root),
-            cpu=_cpu(cpuinfo),
-        )
+        """Describe the present machine from ``/proc``, ``/sys`` and ``/dev`` below ``root`` (`farthing.detection`)."""
+        from farthing.detection import describe  # makes Targets
 
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _cpu(cpuinfo: str) -> str:
-    """The processor's name; ARM kernels give numbers (https://developer.arm.com, MIDR_EL1) of each kind of core."""
-    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.M)
-    if model:
-        return model[1].strip()
-    makers = re.findall(r"^CPU implementer\s*:\s*0x(\w+)", cpuinfo, re.M)
-    parts = re.findall(r"^CPU part\s*:\s*0x(\w+)", cpuinfo, re.M)
-    kinds = dict.fromkeys(zip(makers, parts, strict=False))  # in order, each once
-    names = [
-        _ARM_PARTS.get(part, f"ARM part {part}") if maker == "41" else f"implementer {maker} part {part}"
-        for maker, part in kinds
-    ]
-    return " + ".join(names)
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
-
-
-def _groups(root: Path, controller: str) -> list[Path]:
-    """Directories of the control groups this process is in, innermost first, of both kinds (v2 and v1).
-
-    In a container the groups are often mounted as the root, whatever ``/proc/self/cgroup`` says.
-    """
-    base = root / "sys/fs/cgroup"
-    found = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        controllers, _, inside = line.partition(":")[2].partition(":")
-        mounts = [base, base / "unified"] if not controllers else [base / controller, base / controllers]
-        if not controllers or controller in controllers.split(","):
-            own = PurePosixPath(inside.lstrip("/"))
-            found += [
-                mount / group for mount in mounts for group in (own, *own.parents) if ".." not in group.parts
-            ]
-    return [*dict.fromkeys([*found, base, base / controller])]
-
-
-def _cores(root: Path) -> int:
-    """Processors this process may use: its affinity, cut by the tightest control-group quota, rounded down."""
-    limits = [float(len(os.sched_getaffinity(0)))]
-    for group in _groups(root, "cpu"):
-        quota = re.match(r"(\d+) (\d+)", _text(group / "cpu.max"))
-        used, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
-        if quota and int(quota[2]):
-            limits.append(int(quota[1]) / int(quota[2]))
-        elif used and used > 0 and period:
-            limits.append(used / period)
-    return max(1, int(min(limits)))
-
-
-def _memory_mb(root: Path) -> int | None:
-    """Memory this process may use: the machine's, cut by the tightest control-group limit."""
-    total = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
-    limits = [int(total[1]) << 10] if total else []
-    for group in _groups(root, "memory"):
-        numbers = [_number(group / name) for name in ("memory.max", "memory.limit_in_bytes")]
-        limits += [number for number in numbers if number is not None and 0 < number < 1 << 60]
-    return max(1, min(limits) >> 20) if limits else None
+        return describe(root)
 
 
 class Budget(Section, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model
 from farthing.options import make_options
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
-from farthing.target import THIS, Budget, Target
+from farthing.target import Budget, Target
 from farthing.task import ImageFiles, Task
 
 DEFAULT_DROP = 0.01
@@ -119,11 +119,6 @@ def _checked(paths: Sequence[Path], tick: Tick) -> int:
     return len(paths)
 
 
-def _bare(target: Target) -> Target:
-    """What a target is, without its name and without what it is restricted to."""
-    return replace(target, name=THIS, engines=(), dtypes=())
-
-
 class _Search:
     def __init__(
         self,
@@ -142,8 +137,9 @@ class _Search:
         self.model, self.task, self.listener = model, task, listener
         self.target = Target.find(target) if isinstance(target, str) else target
         self.machine = machine or Here()
-        here = _bare(self.target) == _bare(self.machine.target)
+        here = self.target.is_machine(self.machine.target)
         self.budget = _with_accuracy(Budget.parse(budget) if isinstance(budget, str) else budget, task)
+        self.budget = self.budget if here else self.target.held(self.budget)
         counts = sorted({*threads} or {1, self.target.cores or 1})
         counts = [make_options(count).threads for count in counts]
         self.allow_slower = allow_slower or not here

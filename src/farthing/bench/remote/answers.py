@@ -74,6 +74,8 @@ def _named(target: Target, name: str, engines: tuple[str, ...]) -> Target:
         arch=printable(target.arch, 20),
         isa=tuple(printable(flag, 20) for flag in target.isa),
         engines=tuple(printable(engine, 40) for engine in engines),
+        board=printable(target.board, 100),
+        accelerators=tuple(printable(name, 60) for name in target.accelerators),
     )
 
 
