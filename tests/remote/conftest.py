@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -16,7 +18,9 @@ from pathlib import Path
 import pytest
 
 import farthing
+from farthing.bench.machine import Here
 from farthing.bench.remote import Board, Limits, Remote
+from farthing.errors import NotInstalled
 from farthing.links.ssh import Address
 
 SOURCES = Path(farthing.__file__).parents[1]
@@ -28,7 +32,9 @@ def program(name: str) -> str:
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path:
         return path
-    reason = f"no {name} on this machine: install your distribution's packages openssh-server and openssh-client"
+    reason = (
+        f"no {name} on this machine: install your distribution's packages openssh-server and openssh-client"
+    )
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
@@ -121,10 +127,8 @@ class Server:
 
 
 def kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def children(pid: int) -> list[int]:
@@ -178,7 +182,10 @@ def fit_out(directory: Path) -> Path:
     ours = [place for place in sys.path if place.endswith("site-packages")]
     (packages / "here.pth").write_text("\n".join([str(SOURCES), *ours]) + "\n")
     (directory / "venv").symlink_to("venvs/py-test")
-    (directory / "farthing-board.json").write_text("{}\n")
+    engines = {"fake": "1"}
+    with contextlib.suppress(NotInstalled):
+        engines["onnxruntime"] = Here().version("onnxruntime")
+    (directory / "farthing-board.json").write_text(json.dumps({"engines": engines}))
     return directory
 
 

@@ -140,15 +140,16 @@ class Worker:
         elif held(self._directory):
             by, since = holder(self._directory)
             by = by or "somebody"
+        noted = _marker(self._directory)
         return wire.Ready(
             protocol=wire.PROTOCOL,
             version=__version__,
-            stamp=_stamp(self._directory),
+            stamp=noted.stamp[:64],
             python=sys.version.split()[0],
             target=self._here.target,
             description=self._here.description,
             meter=self._here.meter,
-            engines=engines(),
+            engines=noted.engines or engines(),
             temperature=self._here.temperature(),
             holder=by,
             since=since,
@@ -274,17 +275,22 @@ def _only(tensors: Tensors, name: str) -> bytes:
     return array.tobytes()
 
 
-def _stamp(directory: Path) -> str:
-    """What was installed, as its installer noted it."""
+class Marker(msgspec.Struct, frozen=True):
+    """What an installer noted: digest of Farthing's files, and the engines with their versions."""
+
+    stamp: str = ""
+    engines: dict[str, str] = {}
+
+
+def _marker(directory: Path) -> Marker:
     try:
-        said = msgspec.json.decode((directory / MARKER).read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode((directory / MARKER).read_bytes(), type=Marker)
     except (OSError, msgspec.MsgspecError):
-        return ""
-    return str(said.get("stamp", ""))[:64]
+        return Marker()
 
 
 def engines() -> dict[str, str]:
-    """The engines that can run here: name -> version of the runtime."""
+    """The engines that can run here: name -> version of the runtime; importing them all takes its time."""
     found = {}
     for name in plugins.names("engine"):
         with contextlib.suppress(NotInstalled, PluginError):

@@ -42,7 +42,7 @@ OPTIONS = (
 MARK = b"\x1efarthing\n"  # before it comes what the login shell's start-up files say
 _CHUNK = 1 << 16
 _NOISE = 1 << 16  # most bytes before the mark
-_AHEAD = 4 << 20  # most bytes read that nobody asked for yet
+_AHEAD = 4 << 20
 _CONNECTION_LOST = 255
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F]*:[0-9a-fA-F:.]{1,45}")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}")
@@ -199,6 +199,7 @@ class Ssh:
         """
         end = time.monotonic() + seconds
         with contextlib.closing(self.start(script, arguments)) as channel:
+            channel.ahead = limit + 1
             if content is not None:
                 with contextlib.suppress(BrokenPipeError):  # it ended early, and says why
                     while piece := content.read(1 << 20):
@@ -243,6 +244,7 @@ class Channel:
             bufsize=0,
             start_new_session=True,  # Ctrl-C is ours to answer
         )
+        self.ahead = _AHEAD  # most bytes taken that nobody asked for yet
         self._out, self._err = bytearray(), bytearray()
         self._open = {self._file("stdout").fileno(), self._file("stderr").fileno()}
         for name in ("stdin", "stdout", "stderr"):
@@ -325,7 +327,7 @@ class Channel:
         """Take what has come; whether ``writing`` may be written to."""
         poll = select.poll()
         for handle in self._open:
-            if handle != self._file("stdout").fileno() or len(self._out) < _AHEAD:
+            if handle != self._file("stdout").fileno() or len(self._out) < self.ahead:
                 poll.register(handle, select.POLLIN)
         if writing is not None:
             poll.register(writing, select.POLLOUT)
@@ -392,12 +394,11 @@ def printable(text: str, most: int = 400) -> str:
 
 def explain(said: str, address: Address) -> FarthingError:
     """The error for what the client says when a connection fails: a LinkError where trying again may help."""
+    last = printable(said) or "nothing"
     for pattern, kind, advice in _REASONS:
         if re.search(pattern, said):
-            return kind(f"{address}: {advice.format(host=address.host, address=address)} (ssh says: {said})")
-    return LinkError(
-        f"{address}: the connection broke ({said or 'ssh says nothing'}): is the machine still on?"
-    )
+            return kind(f"{address}: {advice.format(host=address.host)} (ssh says: {last})")
+    return LinkError(f"{address}: the connection broke: is the machine still on? (ssh says: {last})")
 
 
 _REASONS: tuple[tuple[str, type[TargetError], str], ...] = (
@@ -414,8 +415,8 @@ _REASONS: tuple[tuple[str, type[TargetError], str], ...] = (
         r"Host key verification failed|host key is known|HOST KEY",
         TargetError,
         (
-            "its host key is not known here. Log in once by hand (`ssh {host}`), and compare the fingerprint it shows with "
-            "`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the machine itself before you accept it"
+            "its host key is not known here. Log in once by hand (`ssh {host}`), and compare the fingerprint it shows "
+            "with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the machine itself before you accept it"
         ),
     ),
     (

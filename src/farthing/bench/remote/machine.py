@@ -18,6 +18,7 @@ from farthing.bench.remote import answers, wire
 from farthing.bench.remote.boards import Board, Boards
 from farthing.bench.remote.engine import RemoteEngine, opened
 from farthing.bench.remote.talk import Limits, Talk
+from farthing.bench.remote.wheels import stamp
 from farthing.bench.server import Served
 from farthing.engines.base import Engine, Tensors
 from farthing.errors import LinkError, MeasurementError, NotInstalled
@@ -81,18 +82,18 @@ class Remote:
 
     def _meet(self, lease: float) -> Talk:
         self._hang_up()
-        self._ssh.open()
-        talk = Talk(self._ssh, self.board.directory, self.board.name, self.limits)
+        name = self.board.name
         try:
-            self._ready = answers.ready(talk, self.board.name, lease, self._say)
+            self._talk = Talk(self._ssh.open(), self.board.directory, name, self.limits)
+            self._ready = answers.ready(self._talk, name, lease, self._say)
         except BaseException:
-            talk.close()
-            self._ssh.close()
+            self._hang_up()
             raise
-        self._talk = talk
+        if self.generation == 0 and self._ready.stamp not in {"", stamp()}:
+            self._say(f"{name} has other files of Farthing than here: `farthing target update {name}`")
         self._sent = set()
         self.generation += 1
-        return talk
+        return self._talk
 
     def talk(self) -> Talk:
         """The conversation with the board's worker, begun anew if it broke."""
