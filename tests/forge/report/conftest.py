@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from farthing.anatomy import Anatomy, Cell, Layer, Matrix, Placed
 from farthing.measure import Figures, Interval, Measurement
 from farthing.options import EngineOptions
 from farthing.recipe import Candidate, Recipe, Step, Summary, TestScores
@@ -269,3 +270,99 @@ def recipe() -> Recipe:
         budget=Budget(accuracy_drop=0.01),
         versions={"farthing": "0.0"},
     )
+
+
+def several_engines() -> dict[str, Any]:
+    """What a search over three engines adds to a summary: candidates, the insides of two, and the matrix."""
+    found = []
+    for candidate in search():
+        found.append(msgspec.structs.replace(candidate, exact=candidate.name in {"baseline", "fused"}))
+    found[6] = msgspec.structs.replace(
+        found[6], over_float=interval(1.31, 0.03), over_engine=interval(1.31, 0.03)
+    )
+    found[2] = msgspec.structs.replace(
+        found[2], over_float=interval(1.0, 0.0), over_engine=interval(1.0, 0.0)
+    )
+    number = len(found)
+    for engine, speed, over in (("openvino", 0.9, 0.77), ("litert", 1.3, 1.11)):
+        exact = timed(
+            number, f"exported to {engine}", 1, speed, 0.41, 0.0, f"rejected: {speed}x", "rejected", speed
+        )
+        int8 = timed(
+            number + 1, f"int8 for {engine}", 1, 2 * speed, 0.11, 0.003, "accepted: 2x", "accepted", 2 * speed
+        )
+        found += [
+            msgspec.structs.replace(exact, engine=engine, exact=True, over_float=interval(over, 0.02)),
+            msgspec.structs.replace(
+                int8, engine=engine, over_float=interval(2 * over, 0.05), over_engine=interval(1.98, 0.04),
+                options=EngineOptions(precision="bfloat16" if engine == "openvino" else "float32"),
+            ),
+        ]  # fmt: skip
+        number += 2
+    broken = untimed(
+        number, "int8 nncf", "failed: no conversion rule for operation NonMaxSuppression", "failed", None
+    )
+    found.append(msgspec.structs.replace(broken, engine="openvino"))
+    return {"candidates": tuple(found), "anatomy": insides(), "matrix": portable()}
+
+
+def insides() -> tuple[Anatomy, ...]:
+    layers = [
+        Layer(name=f"/conv{i}/Conv", operator="Conv", bytes=40_000 // (i + 1), dtype="float32")
+        for i in range(14)
+    ]
+    small = [
+        Layer(name=f"/conv{i}/Conv", operator="Conv", bytes=10_000 // (i + 1), dtype="int8, int32")
+        for i in range(14)
+    ]
+    nodes = [
+        Placed(
+            node=f"/conv{i}/Conv_quant",
+            operator="QLinearConv" if i else "QuantizeLinear",
+            provider="CPUExecutionProvider",
+            microseconds=30.0 / (i + 1),
+            shape=(1, 16, 14, 14),
+            precision="int8" if i else "uint8",
+        )
+        for i in range(15)
+    ]
+    return (
+        Anatomy(candidate=0, format="onnx", bytes=413_000, layers=tuple(layers)),
+        Anatomy(
+            candidate=6,
+            format="onnx",
+            bytes=106_000,
+            layers=tuple(small),
+            engine="onnxruntime 0.0-test",
+            placement=tuple(nodes),
+        ),
+    )
+
+
+def portable() -> Matrix:
+    row = {"model": "example-cnn", "precision": "float32"}
+    return Matrix(
+        models=("example-cnn",),
+        engines=("onnxruntime", "openvino", "litert", "torchscript"),
+        cells=(
+            Cell(engine="onnxruntime", version="0.0-test", verdict="source", **row),
+            Cell(engine="openvino", verdict="equal", absolute=2.2e-6, relative=3.1e-7, tolerance=1e-4, **row),
+            Cell(
+                engine="litert",
+                verdict="refused",
+                via="export.tflite.v1",
+                operator="NonMaxSuppression",
+                detail="operator NonMaxSuppression (node 'nms') cannot be written as TFLite",
+                **row,
+            ),
+            Cell(engine="torchscript", verdict="not installed", detail="this needs torch", **row),
+        ),
+        inputs="8 validation samples of example-digits",
+        machine="test machine",
+    )
+
+
+@pytest.fixture
+def several(build: Build) -> Summary:
+    """A summary of a search over three engines."""
+    return build(**several_engines())

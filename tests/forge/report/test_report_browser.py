@@ -156,9 +156,9 @@ def test_dark_and_light(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(open_page: Open, scheme: str) -> None:
+def test_text_stands_out_from_its_ground(open_page: Open, several: Any, scheme: str) -> None:
     """Contrast of 4.5 to 1, WCAG 2.2 criterion 1.4.3, for every text of the page against the ground it lies on."""
-    page = open_page(color_scheme=scheme)
+    page = open_page(several, color_scheme=scheme)
     poor = page.evaluate(
         """() => {
           const channels = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -244,3 +244,70 @@ def test_printing_shows_the_whole_table_and_recipe(open_page: Open) -> None:
     assert page.evaluate(
         "[...document.querySelectorAll('pre')].every(pre => pre.scrollHeight <= pre.clientHeight + 1)"
     )
+
+
+def test_engines_have_colours_and_statuses_shapes(open_page: Open, several: Any) -> None:
+    page = open_page(several)
+    colour = "mark => getComputedStyle(mark.querySelector('.shape')).fill"
+    of = {n: page.eval_on_selector(f".plot .mark[data-n='{n}']", colour) for n in (0, 4, 6, 14, 16)}
+    assert of[0] == of[4] == of[6], "one engine, one colour"
+    assert len({of[0], of[14], of[16]}) == 3
+    swatches = page.eval_on_selector_all(
+        ".legend .swatch", "all => all.map(one => getComputedStyle(one).fill)"
+    )
+    assert swatches == [of[0], of[14], of[16]]
+    page.locator(".plot .mark[data-n='16']").focus()
+    tip = page.locator(".tip").inner_text()
+    assert "litert, 1 thread" in tip
+    assert "2.22×" in tip
+
+
+def test_columns_of_engines_sort(open_page: Open, several: Any) -> None:
+    page = open_page(several)
+    page.get_by_role("button", name="Engine", exact=True).click()
+    column = "rows => rows.map(row => row.cells[2].dataset.v.split(' ')[0])"
+    names = page.eval_on_selector_all("#all tbody tr", column)
+    assert names == sorted(names)
+    page.get_by_role("button", name="Over float", exact=True).click()
+    assert numbers(page)[0] == "13"
+
+
+def test_smaller_layers_unfold(open_page: Open, several: Any) -> None:
+    page = open_page(several)
+    hidden = page.get_by_role("rowheader", name="/conv12/Conv Conv", exact=True).first
+    assert hidden.is_hidden()
+    page.locator(".sizes summary").first.click()
+    assert hidden.is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_engines_stand_out_from_the_page(open_page: Open, several: Any, scheme: str) -> None:
+    """3 to 1 for marks, WCAG 2.2 criterion 1.4.11, for every colour an engine may have."""
+    page = open_page(several, color_scheme=scheme)
+    poor = page.evaluate(
+        """() => {
+          const light = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number).map((v) => v / 255)
+            .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+          const ground = light(getComputedStyle(document.body).backgroundColor);
+          const probe = document.createElement("i");
+          document.body.append(probe);
+          return [0, 1, 2, 3, 4, 5].filter((n) => {
+            probe.style.setProperty("color", `var(--e${n})`);
+            const pair = [light(getComputedStyle(probe).color), ground].sort((a, b) => b - a);
+            return (pair[0] + 0.05) / (pair[1] + 0.05) < 3;
+          });
+        }"""
+    )
+    assert poor == []
+
+
+@pytest.mark.parametrize("width", [320, 768])
+def test_a_narrow_page_of_several_engines_does_not_scroll_sideways(
+    open_page: Open, several: Any, width: int
+) -> None:
+    page = open_page(several, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for more in page.locator("summary").all():
+        more.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -10,11 +10,14 @@ import base64
 import hashlib
 import importlib.resources
 import re
+from collections.abc import Mapping
 
 import msgspec
 
 from farthing.config import to_yaml
+from farthing.forge.report.engines import engines
 from farthing.forge.report.findings import Findings, single
+from farthing.forge.report.inside import placement, portability, sizes
 from farthing.forge.report.plot import plot
 from farthing.forge.report.tables import budget, candidates, comparison, verdict_groups
 from farthing.forge.report.typeset import (
@@ -29,6 +32,7 @@ from farthing.forge.report.typeset import (
     ratio,
     ratio_range,
     section,
+    times,
 )
 from farthing.measure import Interval
 from farthing.recipe import Candidate, Recipe, Summary
@@ -59,15 +63,24 @@ def render(summary: Summary, recipe: Recipe) -> str:
         "hero": _hero(found),
         "budget": budget(found),
         "comparison": comparison(found),
-        "figure": _resource("figure.html") if found.timed else Html(""),
+        "engines": engines(found),
+        "figure": _figure(found),
         "candidates": candidates(found),
         "rest": _rest(found),
+        "sizes": sizes(found),
+        "placement": placement(found),
+        "portability": portability(found.summary.matrix),
         "test": _test(found),
         "notes": _notes(summary),
         "conditions": _conditions(found),
         "again": _again(summary, recipe),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _resource("page.html"))
+    return filled(_resource("page.html"), parts)
+
+
+def filled(frame: str, parts: Mapping[str, str]) -> str:
+    """A frame with its ``{{names}}`` replaced, once: what is put in is not looked at again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], frame)
 
 
 def _resource(name: str) -> str:
@@ -82,6 +95,18 @@ def _embedded(data: object) -> str:
     """JSON that may stand in a script element: no character that HTML or older JavaScript gives a meaning."""
     text = msgspec.json.encode(data).decode()
     return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _figure(found: Findings) -> Html:
+    """The plot's frame; marks have their engine's colour where several took part."""
+    several = len(found.engines) > 1
+    swatch = '<svg viewBox="-9 -9 18 18" aria-hidden="true"><circle class="swatch e{}" r="6"/></svg>'
+    shown = [
+        element("li", Html(swatch.format(place)), element("bdi", name))
+        for place, name in enumerate(found.engines if several else [])
+    ]
+    parts = {"kind": " by-engine" if several else "", "engines": joined(shown)}
+    return Html(filled(_resource("figure.html"), parts)) if found.timed else Html("")
 
 
 # Top of the page ------------------------------------------------------------------------------------------------
@@ -115,11 +140,25 @@ def _card(value: str, unit: str, label: str, detail: str) -> Html:
 def _gained(found: Findings) -> list[Child]:
     winner = found.winner
     return [
-        _speed_card(winner.speedup, "the speed, one sample at a time"),
-        _speed_card(winner.offline_speedup, f"the speed, {found.batches()}"),
+        _latency_card(found),
+        _speed_card(winner.offline_speedup, f"the speed of the model as given, {found.batches()}"),
         _size_card(found),
         _accuracy_card(found),
     ]
+
+
+def _latency_card(found: Findings) -> Child:
+    """The gain over the fastest float32 of any engine where several took part: choosing an engine is no merit."""
+    winner, own = found.winner, found.winner.over_engine
+    if winner.over_float is None or len(found.engines) < 2:
+        return _speed_card(winner.speedup, "the speed, one sample at a time")
+    spread = ratio_range(winner.over_float)
+    words = [
+        f"95 % interval {spread}" if spread else "",
+        f"{times(own.value)} over its own engine's" if own else "",
+    ]
+    label = "the speed of the fastest float32 candidate of any engine"
+    return _card(ratio(winner.over_float.value), "×", label, "; ".join(filter(None, words)))
 
 
 def _speed_card(gain: Interval | None, label: str) -> Child:

@@ -31,6 +31,7 @@ class Findings:
         metric: what the metric is called in a sentence.
         scale, time, size: how the metric, times in ms and sizes in MB are shown on this page.
         timed: candidates with a latency.
+        engines: that took part, the baseline's first.
 
     Raises:
         MeasurementError: the summary lists no candidate.
@@ -50,7 +51,12 @@ class Findings:
         self.timed = [c for c in summary.candidates if c.figures.latency_ms is not None]
         self.time = time_unit([c.figures.latency_ms for c in self.timed])
         self.size = size_unit([c.figures.size_mb for c in summary.candidates])
+        self.engines = [*dict.fromkeys(candidate.engine for candidate in summary.candidates)]
         self._differing = _differing(summary.candidates)
+
+    def candidate(self, number: int) -> Candidate:
+        """The candidate of a number; the winner if there is none."""
+        return next((c for c in self.summary.candidates if c.number == number), self.winner)
 
     def batches(self) -> str:
         """How the offline scenario fed the winner."""

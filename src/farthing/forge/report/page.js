@@ -213,7 +213,7 @@
   const drawMark = (point, x, y, layer, axes) => {
     const [cx, cy] = [x(point.x), y(point.y)];
     const said = [`${point.name}, number ${point.n}`, ...point.tip.map(([name, text]) => `${name} ${text}`), point.verdict].join("; ");
-    const node = make("g", { class: `mark ${point.status}`, transform: `translate(${cx} ${cy})`, tabindex: -1, role: "button", "aria-label": said, "data-n": point.n }, layer);
+    const node = make("g", { class: `mark ${point.status} ${data.engines > 1 ? `e${point.engine}` : ""}`, transform: `translate(${cx} ${cy})`, tabindex: -1, role: "button", "aria-label": said, "data-n": point.n }, layer);
     if (point.low !== null && point.low !== point.high) {
       const [a, b] = [y(point.low) - cy, y(point.high) - cy];
       make("path", { class: "bar", d: `M0 ${a}V${b}M-3.5 ${a}h7M-3.5 ${b}h7` }, node);

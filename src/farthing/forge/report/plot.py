@@ -7,7 +7,7 @@ from typing import Any
 
 from farthing.errors import ConfigError
 from farthing.forge.report.findings import Findings, single
-from farthing.forge.report.typeset import MISSING, capital, clean, number
+from farthing.forge.report.typeset import MISSING, capital, clean, number, times
 from farthing.measure import Interval
 from farthing.recipe import Candidate
 from farthing.target import Budget
@@ -34,6 +34,7 @@ def plot(found: Findings) -> dict[str, Any]:
             "drop": _axis("drop against the model as given", found.scale.points.strip(), "low"),
         },
         "limits": _limits(found),
+        "engines": len(found.engines),
         "points": [_point(found, candidate) for candidate in found.timed],
     }
 
@@ -69,6 +70,7 @@ def _point(found: Findings, candidate: Candidate) -> dict[str, Any]:
         "n": candidate.number,
         "name": clean(candidate.name),
         "status": "winner" if is_winner else candidate.status,
+        "engine": found.engines.index(candidate.engine),
         "latency": _scaled(figures.latency_ms, found.time.factor),
         "size": _scaled(figures.size_mb, found.size.factor),
         "throughput": _scaled(figures.throughput, 1.0),
@@ -101,6 +103,7 @@ def _tip(found: Findings, candidate: Candidate) -> list[tuple[str, str]]:
     return [
         ("runs", clean(f"{candidate.engine}, {candidate.options}")),
         ("p50", found.time(measured.p50_ms) if measured else ""),
+        ("over the best float32", times(candidate.over_float.value) if candidate.over_float else ""),
         ("p90", found.time(figures.latency_ms)),
         ("p99", found.time(measured.p99_ms) if measured else ""),
         ("throughput", "" if figures.throughput is None else f"{number(figures.throughput, 4)} samples/s"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from farthing.errors import ConfigError
 from farthing.forge.report.findings import Findings, single
 from farthing.forge.report.typeset import (
@@ -255,6 +257,7 @@ def candidates(found: Findings) -> Html:
     heads = [
         element("th", "No.", scope="col"),
         element("th", "Name and steps", scope="col", class_="text"),
+        *([element("th", "Engine", scope="col", class_="text")] if len(found.engines) > 1 else []),
         *(element("th", column.head, element("small", column.unit), scope="col") for column in columns),
         element("th", "Verdict", scope="col", class_="text"),
     ]
@@ -281,6 +284,7 @@ def _columns(found: Findings) -> list[Column]:
         Column("p50", found.time.sign, _timing("p50_ms"), found.time.of),
         Column("p90", found.time.sign, _timing("p90_ms"), found.time.of),
         Column("Faster", "×, p50", lambda c: c.speedup.value if c.speedup else None, ratio),
+        *(_over_float() if len(found.engines) > 1 else []),
         Column("Throughput", "samples/s", lambda c: c.figures.throughput, lambda value: number(value, 4)),
         Column("Accuracy", scale.unit.strip(), lambda c: c.figures.accuracy, scale.plain),
         Column(
@@ -293,16 +297,35 @@ def _columns(found: Findings) -> list[Column]:
     ]
 
 
+def _over_float() -> list[Column]:
+    """What finalists gain over the fastest float32 candidates."""
+    return [
+        Column("Over float", "×, any engine", lambda c: c.over_float.value if c.over_float else None, ratio),
+        Column("Over own", "×, same engine", lambda c: c.over_engine.value if c.over_engine else None, ratio),
+    ]
+
+
 def _candidate(found: Findings, columns: Sequence[Column], candidate: Candidate) -> Html:
     status = "winner" if candidate is found.winner and not found.unchanged else candidate.status
     title = noted(element("bdi", candidate.name), found.steps(candidate))
     name = element("th", title, scope="row", class_="text", data_v=candidate.name)
     cells = [_cell(column, candidate) for column in columns]
+    if len(found.engines) > 1:
+        cells.insert(0, _engine(found, candidate))
     verdict = element(
         "td", element("i", class_="dot", aria_hidden="true"), candidate.verdict or status, class_="text"
     )
     number_cell = element("td", str(candidate.number), data_v=candidate.number)
     return element("tr", number_cell, name, *cells, verdict, id=f"c{candidate.number}", class_=status)
+
+
+def _engine(found: Findings, candidate: Candidate) -> Html:
+    """What ran it, and what is special about how, the number of threads aside."""
+    plain = replace(candidate.options, threads=1)
+    dot = element("i", class_=f"dot e{found.engines.index(candidate.engine)}", aria_hidden="true")
+    name = joined([dot, element("bdi", candidate.engine)])
+    special = str(plain).removeprefix("1 thread").removeprefix(", ")
+    return element("td", noted(name, special), data_v=f"{candidate.engine} {special}", class_="text engine")
 
 
 def _cell(column: Column, candidate: Candidate) -> Html:
