@@ -29,6 +29,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "quantize.static.v1": "farthing.forge.quantize.static:StaticInt8",
         "quantize.dynamic.v1": "farthing.forge.quantize.dynamic:DynamicInt8",
         "quantize.float16.v1": "farthing.forge.quantize.float16:Float16",
+        "quantize.equalize.v1": "farthing.forge.quantize.equalize:Equalize",
         "quantize.nncf.v1": "farthing.forge.quantize.nncf:NncfInt8",
         "export.openvino.v1": "farthing.forge.openvino.export:ExportOpenvino",
         "export.tflite.v1": "farthing.forge.tflite.export:ExportTflite",

@@ -18,10 +18,11 @@ from farthing import bench
 from farthing.engines.base import zero_state
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import TaskError, require
+from farthing.forge.quantize.mse import least_error
 from farthing.model import Model
 from farthing.task import Split, Task
 
-Calibrator = Literal["minmax", "percentile", "entropy"]
+Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 CHUNK = 16
 _ranges: weakref.WeakKeyDictionary[Split, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
 
@@ -31,7 +32,7 @@ def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, 
 
     Args:
         calibrator: ``minmax``; ``percentile`` cuts the tails of a histogram; ``entropy`` chooses the cut of
-            least Kullback-Leibler divergence (Migacz, GTC 2017).
+            least Kullback-Leibler divergence (Migacz, GTC 2017); ``mse`` the one of least squared error.
         percentile: share kept by ``percentile``, per cent.
         samples: most calibration samples to run.
 
@@ -58,6 +59,7 @@ def _collect(model: Model, task: Task, method: Calibrator, percentile: float, sa
             "minmax": lambda: calibrate.MinMaxCalibrater(given, **options),
             "percentile": lambda: calibrate.PercentileCalibrater(given, percentile=percentile, **options),
             "entropy": lambda: calibrate.EntropyCalibrater(given, **options),
+            "mse": lambda: calibrate.PercentileCalibrater(given, **options),  # for its histograms
         }
         calibrater = kinds[method]()
         calibrater.augment_graph()
@@ -66,13 +68,23 @@ def _collect(model: Model, task: Task, method: Calibrator, percentile: float, sa
         size = bench.batch_size(model.manifest, CHUNK)
         for start in range(0, len(order), size):
             calibrater.collect_data(Once(model_feeds(model, task, order[start : start + size])))
-        found = calibrater.compute_data()
+        found = _nearest(calibrate, calibrater) if method == "mse" else calibrater.compute_data()
     for name, data in found.items():
         if not np.isfinite(np.asarray(data.range_value, np.float64)).all():
             raise TaskError(
                 f"tensor {name} of {model.manifest.name} is NaN or infinite on the calibration data"
             )
     return found
+
+
+def _nearest(calibrate: Any, calibrater: Any) -> Any:
+    """Ranges of least squared error from the histograms that a calibrator collected."""
+    data: dict[str, Any] = {}
+    for name, (counts, edges, lowest, highest, *_) in calibrater.collector.get_histogram_dict().items():
+        ends = least_error(counts, edges, float(lowest), float(highest))
+        low, high = (np.asarray(end, edges.dtype) for end in ends)
+        data[name] = calibrate.TensorData(lowest=low, highest=high)
+    return calibrate.TensorsData(calibrate.CalibrationMethod.Percentile, data)
 
 
 def _copied(model: Model, folder: Path) -> Path:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import msgspec
+import numpy as np
 
+from farthing import bench
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import UnsupportedError, require
 from farthing.forge import graph
 from farthing.forge.fuse import OPSET
-from farthing.forge.quantize.calibrate import Calibrator, quiet, ranges
+from farthing.forge.quantize.bias import SAMPLES, correct_biases
+from farthing.forge.quantize.calibrate import CHUNK, Calibrator, model_feeds, quiet, ranges
 from farthing.model import Model, Quantization, checked
 from farthing.recipe import PassSection
 from farthing.target import Target
@@ -28,13 +32,14 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
     way: ranges of both signs and of one fill all 8 bits, and a ReLU after a convolution costs nothing.
 
     Attributes:
-        calibrator: ``minmax``, ``percentile`` or ``entropy``.
+        calibrator: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
         percentile: per cent of values that ``percentile`` keeps.
         samples: most calibration samples used.
         activations, weights: ``uint8`` or ``int8``.
         per_channel: a scale for each output channel of a weight.
         reduce_range: 7-bit weights.
         exclude: names of nodes that stay float.
+        correct_biases: see `farthing.forge.quantize.bias.correct_biases`.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
@@ -47,6 +52,7 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
     per_channel: bool = True
     reduce_range: bool | None = None
     exclude: tuple[str, ...] = ()
+    correct_biases: bool = False
 
     def resolved(self, target: Target) -> StaticInt8:
         """The same pass with every option fixed for a target."""
@@ -63,6 +69,8 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
         _check_opset(source, model)
         found = ranges(model, task, self.calibrator, self.percentile, self.samples)
         quantized = _quantize(source, found, fixed)
+        if self.correct_biases:
+            correct_biases(source, quantized, _batches(model, task, self.samples))
         if not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in quantized.graph.node}:
             raise UnsupportedError(f"{model.manifest.name} has no operator that can be quantized to int8")
         manifest = checked(
@@ -79,6 +87,13 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
             requires=tuple(dict.fromkeys([*model.manifest.requires, *_requires(fixed, target)])),
         )
         return Model.create(manifest, {"model.onnx": graph.save_bytes(quantized)})
+
+
+def _batches(model: Model, task: Task, samples: int) -> Iterator[dict[str, Any]]:
+    order = np.arange(min(samples, SAMPLES, len(task.split("calibration"))))
+    size = bench.batch_size(model.manifest, CHUNK)
+    for start in range(0, len(order), size):
+        yield model_feeds(model, task, order[start : start + size])
 
 
 def _requires(fixed: StaticInt8, target: Target) -> tuple[str, ...]:
