@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import farthing
-from farthing import errors
+from farthing import catalogue, errors
 from farthing.cli import COMMANDS
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
@@ -22,7 +22,7 @@ from farthing.forge.quantize.static import StaticInt8
 from farthing.model import Manifest, Preprocess, Quantization, Resize, TensorSpec
 from farthing.plugins import BUILTIN
 from farthing.recipe import Candidate, Recipe, Step, Summary
-from farthing.target import Budget
+from farthing.target import Budget, Target
 from farthing.taskfile import Source, TaskFile
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +155,7 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/recipe.md", DynamicInt8),
         ("reference/recipe.md", Float16),
         ("reference/budget.md", Budget),
+        ("reference/targets.md", Target),
         ("how-to/read-result-json.md", Summary),
         ("how-to/read-result-json.md", Candidate),
     ],
@@ -175,6 +176,17 @@ def test_task_page_has_every_built_in_metric() -> None:
     page = (DOCS / "reference" / "task-file.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| `metric`"))
     assert set(re.findall(r"`(\w+)`", row)) == {"metric", *BUILTIN["metric"]}
+
+
+def test_tasks_page_has_every_built_in_task() -> None:
+    page = (DOCS / "reference" / "tasks.md").read_text()
+    table = page.partition("## Samples")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.M)) == set(BUILTIN["task"])
+
+
+def test_targets_page_has_every_device_of_the_catalogue() -> None:
+    page = (DOCS / "reference" / "targets.md").read_text().partition("## The catalogue")[2]
+    assert set(re.findall(r"`([\w-]+)`[,| ]", page)) >= set(catalogue.names())
 
 
 def test_glossary_is_in_order() -> None:
