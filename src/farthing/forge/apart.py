@@ -33,6 +33,7 @@ from farthing.task import Split, Task
 
 Array = NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
+PROGRAM = "from farthing.forge.apart import child; child()"
 PICTURE = (0, 2, 3, 1)  # NHWC in terms of NCHW
 
 
@@ -58,7 +59,7 @@ def in_child(model: Model, engine: str, version: str, via: str, given: Feeds, se
     path = [
         place for place in sys.path if place not in {"", "."}
     ]  # no module comes from where the user stands
-    program = f"import sys; sys.path[:] = {path!r}; from farthing.forge.apart import child; child()"
+    program = f"import sys; sys.path[:] = {path!r}; {PROGRAM}"
     failed = Answer(version=version, via=via)
     try:
         done = subprocess.run(

@@ -31,9 +31,9 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2, "int8": 5e-2}
 differ in the order of their sums, those of 8 bits by a step here and there."""
 _LACKING = (
     r"Could not find an implementation for ([\w.]+)",
-    r"([\w.]+)\(-?\d+\) is not a registered",
+    r"([\w.:]+)\(-?\d+\) is not a registered",
     r"No Op registered for ([\w.]+)",
-    r"unresolved custom op: ([\w.]+)",
+    r"unresolved custom op: (\w+)",
     r"(?:conversion rule|Unsupported operations?)[^:]*: *[`'\"]?([\w.]+)",
     r"Unknown builtin op: ([\w.:]+)",
     r"\boperator ([\w.:]+)",
@@ -169,8 +169,13 @@ class _Row:
             via=answer.via,
             precision=self._precision,
             operator=lacking(detail) if verdict == "refused" else "",
-            detail=" ".join(detail.split())[:600],
+            detail=self._without_places(detail)[:600],
         )
+
+    def _without_places(self, detail: str) -> str:
+        """A message in one line, its files by their names: most lie in temporary directories."""
+        words = " ".join(detail.split()).replace(f"{self._model.path}/", "")
+        return re.sub(r"[^\s'\"]*/farthing-\w+/model/", "", words)
 
     def _ask(self, engine: str) -> Answer:
         """Run the model in an engine, in a child process."""

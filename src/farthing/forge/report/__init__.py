@@ -6,11 +6,7 @@ their hashes: names of models and tasks come from files that others may have wri
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
 import re
-from collections.abc import Mapping
 
 import msgspec
 
@@ -18,6 +14,7 @@ from farthing.config import to_yaml
 from farthing.forge.report.engines import engines
 from farthing.forge.report.findings import Findings, single
 from farthing.forge.report.inside import placement, portability, sizes
+from farthing.forge.report.page import digest, filled, resource
 from farthing.forge.report.plot import plot
 from farthing.forge.report.tables import budget, candidates, comparison, verdict_groups
 from farthing.forge.report.typeset import (
@@ -51,9 +48,9 @@ def render(summary: Summary, recipe: Recipe) -> str:
         MeasurementError: the summary lists no candidate.
     """
     found = Findings(summary)
-    style, script = _resource("page.css"), _resource("page.js")
+    style, script = resource("page.css"), resource("page.js")
     parts: dict[str, str] = {
-        "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "policy": f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'",
         "style": style,
         "script": script,
@@ -75,20 +72,7 @@ def render(summary: Summary, recipe: Recipe) -> str:
         "conditions": _conditions(found),
         "again": _again(summary, recipe),
     }
-    return filled(_resource("page.html"), parts)
-
-
-def filled(frame: str, parts: Mapping[str, str]) -> str:
-    """A frame with its ``{{names}}`` replaced, once: what is put in is not looked at again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], frame)
-
-
-def _resource(name: str) -> str:
-    return (importlib.resources.files(__name__) / name).read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+    return filled(resource("page.html"), parts)
 
 
 def _embedded(data: object) -> str:
@@ -106,7 +90,7 @@ def _figure(found: Findings) -> Html:
         for place, name in enumerate(found.engines if several else [])
     ]
     parts = {"kind": " by-engine" if several else "", "engines": joined(shown)}
-    return Html(filled(_resource("figure.html"), parts)) if found.timed else Html("")
+    return Html(filled(resource("figure.html"), parts)) if found.timed else Html("")
 
 
 # Top of the page ------------------------------------------------------------------------------------------------
