@@ -229,18 +229,20 @@ def _maker(model: Model, data: bytes, options: EngineOptions) -> Callable[[], An
 
 def _check_library(library: str) -> None:
     try:
-        ctypes.CDLL(library)
+        loaded = ctypes.CDLL(library)
     except OSError as error:
         raise EngineError(
             f"LiteRT's delegate (provider) {library!r} does not load: {error}; give the path of a delegate's library, "
             f"or one of {', '.join(_RESOLVERS)}"
         ) from error
+    if not all(hasattr(loaded, f"tflite_plugin_{act}_delegate") for act in ("create", "destroy")):
+        raise EngineError(f"LiteRT's delegate (provider) {library!r} is a library, but none of a delegate")
 
 
 def _delegate(lite: ModuleType, library: str) -> Any:
     try:
         return lite.load_delegate(library)
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise EngineError(f"LiteRT's delegate (provider) {library!r} refuses to work: {error}") from error
 
 

@@ -8,7 +8,7 @@ names without asking whether they exist. Here every number that stands for anoth
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,6 +19,26 @@ IDENTIFIER = b"TFL3"
 MOST_PARTS = 1_000_000  # tables, as flatbuffers' own verifier allows
 _SCALES = 4096  # as many as are kept of one tensor
 _DTYPES = {"float16": "float16", "float32": "float32", "float64": "float64", "string": "str"}
+_LEFT_OUT = -1
+_OPTIONAL = {  # number of the first input that may be left out, elsewhere none
+    "FULLY_CONNECTED": 2,
+    "CONV_2D": 2,
+    "DEPTHWISE_CONV_2D": 2,
+    "CONV_3D": 2,
+    "TRANSPOSE_CONV": 3,
+    "CONV_3D_TRANSPOSE": 3,
+    "SVDF": 4,
+    "RNN": 1,
+    "LSTM": 1,
+    "UNIDIRECTIONAL_SEQUENCE_RNN": 1,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": 1,
+    "BIDIRECTIONAL_SEQUENCE_RNN": 1,
+    "BIDIRECTIONAL_SEQUENCE_LSTM": 1,
+}
+_SILENT = frozenset(
+    {"ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT", "CALL", "IF", "WHILE", "STABLEHLO_CASE"}
+)
+_VARIABLES = frozenset({"ASSIGN_VARIABLE", "READ_VARIABLE", "VAR_HANDLE"})
 _DAMAGE = (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError, KeyError)
 
 
@@ -50,6 +70,13 @@ class Content(NamedTuple):
     outputs: tuple[FileTensor, ...]
     operators: frozenset[str]
     variables: bool
+
+
+class _Code(NamedTuple):
+    """The name of an operator, as ``CONV_2D``; a foreign one (custom, or newer than we know) goes by its own."""
+
+    name: str
+    foreign: bool
 
 
 def read(data: bytes, path: Path) -> Content:
@@ -91,7 +118,7 @@ class _File:
         used: set[str] = set()
         kept = False
         for graph in graphs:
-            used |= {codes[number] for number in self._operators(graph, len(codes))}
+            used |= {codes[number].name for number in self._operators(graph, codes)}
             kept |= any(graph.Tensors(i).IsVariable() for i in self._counted(graph.TensorsLength()))
         named = self._signature(graphs[0])
         sides = (graphs[0].InputsAsNumpy, graphs[0].OutputsAsNumpy)
@@ -108,29 +135,35 @@ class _File:
             raise ModelError(f"{self._path} claims more than {MOST_PARTS:,} parts: refused")
         return range(count)
 
-    def _code(self, code: Any) -> str:
-        """The name of an operator, as ``CONV_2D``; a custom one goes by its own."""
+    def _code(self, code: Any) -> _Code:
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         known = self._names("BuiltinOperator")
         if known.get(number) == "CUSTOM":
-            return (code.CustomCode() or b"").decode(errors="replace")
-        return known.get(number, f"number {number}")
+            return _Code((code.CustomCode() or b"").decode(errors="replace"), True)
+        return _Code(known.get(number, f"number {number}"), number not in known)
 
     def _names(self, enumeration: str) -> dict[int, str]:
         values = vars(getattr(self._schema, enumeration))
         return {value: name for name, value in values.items() if isinstance(value, int)}
 
-    def _operators(self, graph: Any, codes: int) -> Iterator[int]:
+    def _operators(self, graph: Any, codes: Sequence[_Code]) -> Iterator[int]:
         """Numbers of the operators' codes; the tensors they name are checked."""
         tensors = graph.TensorsLength()
         for side in (graph.InputsAsNumpy, graph.OutputsAsNumpy):
             _within(_numbers(side), tensors, "tensor")
         for i in self._counted(graph.OperatorsLength()):
             operator = graph.Operators(i)
-            _within([operator.OpcodeIndex()], codes, "operator code")
+            _within([operator.OpcodeIndex()], len(codes), "operator code")
+            code = codes[operator.OpcodeIndex()]
             read, written = _numbers(operator.InputsAsNumpy), _numbers(operator.OutputsAsNumpy)
-            _within([number for number in read if number != -1], tensors, "tensor")  # -1: left out
+            _within([number for number in read if number != _LEFT_OUT], tensors, "tensor")
             _within(written, tensors, "tensor")
+            if not code.foreign:
+                _check_operator(code.name, read, written)
+            if code.name in _VARIABLES:
+                kind = graph.Tensors((read or written)[0]).Type()
+                if kind != self._schema.TensorType.RESOURCE:
+                    raise ValueError(f"its {code.name} has no variable")
             yield operator.OpcodeIndex()
 
     def _signature(self, graph: Any) -> tuple[dict[int, str], dict[int, str]]:
@@ -169,6 +202,14 @@ class _File:
             zeros,
             axis,
         )
+
+
+def _check_operator(name: str, read: Sequence[int], written: Sequence[int]) -> None:
+    """Refuse what LiteRT's kernels take for granted: they follow the pointers of tensors that are left out."""
+    if _LEFT_OUT in read[: _OPTIONAL.get(name, len(read))]:
+        raise ValueError(f"an input of its {name} is left out")
+    if not written and name not in _SILENT:
+        raise ValueError(f"its {name} has no output")
 
 
 def _quantization(given: Any) -> tuple[tuple[float, ...], tuple[int, ...], int]:
