@@ -27,7 +27,7 @@ from farthing.errors import (
     UnsupportedError,
 )
 from farthing.files import file_digest
-from farthing.forge import graph, output
+from farthing.forge import candidates, graph, output
 from farthing.forge.apply import replay
 from farthing.forge.cache import Cache
 from farthing.forge.fuse import Fuse
@@ -751,3 +751,14 @@ def test_a_broken_picture_of_any_split_ends_the_search_at_once(
     with pytest.raises(TaskError, match=r"7\.png is damaged"):
         search(model, pictures, listener=lambda event: seen.append(event.stage))
     assert set(seen) <= {"baseline"}
+
+
+def test_an_unmet_budget_that_a_slower_model_keeps_is_hinted_at(
+    search: Any, cnn: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "harmless", lambda speedup: False)  # every candidate counts as slower
+    result = search(cnn, budget="size_mb<=0.02")
+    assert not result.met
+    assert any("keeps the budget at" in note and "--allow-slower" in note for note in result.summary.notes)
+    met = search(cnn, budget="size_mb<=1")
+    assert not any("--allow-slower" in note for note in met.summary.notes)

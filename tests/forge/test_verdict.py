@@ -221,3 +221,11 @@ def test_where_the_baseline_misses_the_budget_only_what_is_nearer_gains() -> Non
     assert not gains(about(2.0, 400.0), base, budget)
     assert gains(about(1.0, 100.5), base, budget)
     assert gains(about(0.98, 50.0), base, budget)
+
+
+def test_what_could_not_be_measured_says_nothing_against_a_faster_candidate() -> None:
+    budget = Budget(latency_ms=5)
+    base, faster, slower = about(1.0, 1.0, number=0), about(1.4, 0.3, number=1), about(1.2, 0.3, number=2)
+    assert gains(faster, base, budget)
+    assert not gains(about(1.0, 1.0, number=3), base, budget)
+    assert choose([slower, faster], budget) is faster

@@ -12,7 +12,7 @@ from farthing import plugins
 from farthing.bench.memory import peak_memory
 from farthing.bench.racing import Rule, Tick, Timed, metered, race
 from farthing.bench.server import Served, serve
-from farthing.engines.base import Engine, Tensors, open_engine
+from farthing.engines.base import Engine, Tensors, engine_for, open_engine
 from farthing.measure import machine_name
 from farthing.meter import Rapl, find_meter, temperature
 from farthing.model import Model
@@ -111,8 +111,10 @@ class Here:
 
     def load(self, model: Model, engine: str, options: EngineOptions) -> tuple[Engine, float]:
         """See `Machine.load`."""
+        name = engine or engine_for(model.manifest.format)
+        plugins.get("engine", name).installed()  # importing the runtime is not loading the model
         begin = time.perf_counter()
-        opened = open_engine(model, engine, options)
+        opened = open_engine(model, name, options)
         return opened, (time.perf_counter() - begin) * 1000
 
     def race(self, entrants: Sequence[Entrant], rule: Rule, tick: Tick | None = None) -> list[Timed]:

@@ -19,6 +19,7 @@ from farthing.recipe import Candidate, Listener, Progress
 from farthing.target import Budget
 
 OVER = "over budget: "
+SLOWER = "on this machine"
 
 
 @dataclass
@@ -158,7 +159,7 @@ class Listing:
         if not harmless(speedup) and not self._allow_slower:
             spread = f"{speedup.low:.2f}x..{speedup.high:.2f}x"
             word = speed_words(speedup) if compare(speedup) == "worse" else f"may be slower ({spread})"
-            return replace(candidate, verdict=f"rejected: {word} on this machine")
+            return replace(candidate, verdict=f"rejected: {word} {SLOWER}")
         if not finalist:
             return replace(candidate, verdict=f"rejected: {speedup.value:.2f}x, others are faster")
         return self._against_budget(candidate)

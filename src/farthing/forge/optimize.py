@@ -25,7 +25,7 @@ from farthing.errors import ConfigError, FarthingError, StorageError, TaskError
 from farthing.forge import inside, output, rounds
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache, key_of
-from farthing.forge.candidates import Listing
+from farthing.forge.candidates import SLOWER, Listing
 from farthing.forge.climb import Artefact, Climber
 from farthing.forge.evaluate import Judge, proxy
 from farthing.forge.ladder import Rung, fitting, ladder
@@ -278,6 +278,7 @@ class _Search:
         model, metric = won.model or self.model, self.task.metric
         broken = [*violations(candidate.figures, self.budget), *self._broken_on_test(test)]
         self._caution(candidate, test)
+        self._hint(broken)
         problem = unresolved(len(self.task.split("validation")), self.budget, metric)
         if problem and candidate.status != "baseline":
             broken.append(problem)
@@ -344,6 +345,21 @@ class _Search:
         if offline and compare(offline) == "worse":
             self.notes.append(
                 f"In batches the winner is slower than the best baseline: {offline.value:.2f}x its samples a second."
+            )
+
+    def _hint(self, broken: Sequence[str]) -> None:
+        """A note on candidates that keep an unmet budget, but were rejected because they are slower."""
+        slower = [
+            other
+            for other in self.listing.candidates
+            if other.verdict.endswith(SLOWER) and not violations(other.figures, self.budget)
+        ]
+        if broken and slower:
+            best = max(slower, key=lambda other: other.speedup.value if other.speedup else 0.0)
+            speed = f"{best.speedup.value:.2f}x" if best.speedup else "less than"
+            self.notes.append(
+                f"{best.name} keeps the budget at {speed} the baseline's speed: allow a slower model "
+                "(--allow-slower) to let it win."
             )
 
     def _recipe(self, candidate: Candidate, won: Artefact) -> Recipe:

@@ -70,10 +70,11 @@ def speed_words(speedup: Interval) -> str:
 def gains(candidate: Candidate, baseline: Candidate, budget: Budget) -> bool:
     """Whether a candidate is better than the baseline in something that counts.
 
-    Nearer to the budget, if the baseline exceeds it; else surely faster, or at least one per cent smaller.
+    Nearer to the budget, if the baseline exceeds it; else, or if both are as far from it (by what could not be
+    measured, say), surely faster, or at least one per cent smaller.
     """
     ours, theirs = _distance(candidate, budget), _distance(baseline, budget)
-    if theirs > (0, 0.0):
+    if ours != theirs and theirs > (0, 0.0):
         return ours < theirs
     smaller = (candidate.figures.size_mb or 0) < 0.99 * (baseline.figures.size_mb or 0)
     faster = candidate.speedup is not None and compare(candidate.speedup) == "better"
@@ -89,11 +90,10 @@ def choose(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
     """The best of some timed candidates.
 
     Of those that keep the budget, the fastest by p50; among those within 3 % of it, the smallest, then the most
-    accurate. If none keeps it, the one that exceeds the fewest limits, and these by the least.
+    accurate. If none keeps it, the same among those that exceed the fewest limits, and these by the least.
     """
-    kept = [candidate for candidate in candidates if not violations(candidate.figures, budget)]
-    if not kept:
-        return min(candidates, key=lambda c: _distance(c, budget))
+    nearest = min(_distance(candidate, budget) for candidate in candidates)
+    kept = [candidate for candidate in candidates if _distance(candidate, budget) == nearest]
     fastest = max(_speed(candidate) for candidate in kept)
     close = [candidate for candidate in kept if _speed(candidate) >= ALIKE * fastest]
     return min(close, key=lambda c: (c.figures.size_mb or 0, c.figures.accuracy_drop or 0, -_speed(c)))
