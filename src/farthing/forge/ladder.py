@@ -41,7 +41,7 @@ class Rung:
         steps: what makes it.
         precision: arithmetic of its float operators.
         exact: whether it computes in float32 like the model as given: what the others of its engine are compared with.
-        dtypes: element types its operators read and write; ``int8`` stands for ``uint8`` too.
+        dtypes: element types its operators read and write; ``int8`` stands for ``uint8`` too; empty if not known.
     """
 
     name: str
@@ -87,10 +87,15 @@ def fitting(rungs: Sequence[Rung], target: Target) -> tuple[list[Rung], str]:
     known = {_kind(name) for name in target.dtypes}
     if not known:
         return list(rungs), ""
-    lacking = {rung: [name for name in rung.dtypes if _kind(name) not in known] for rung in rungs}
-    out = [f"{rung.name} in {rung.engine} ({', '.join(types)})" for rung, types in lacking.items() if types]
+    kept, out = [], []
+    for rung in rungs:
+        lacking = [name for name in rung.dtypes if _kind(name) not in known]
+        if lacking:
+            out.append(f"{rung.name} in {rung.engine} ({', '.join(lacking)})")
+        else:
+            kept.append(rung)
     note = f"Target {target.name} computes in {', '.join(target.dtypes)} only, so these were not tried: "
-    return [rung for rung in rungs if not lacking[rung]], f"{note}{'; '.join(out)}." if out else ""
+    return kept, f"{note}{'; '.join(out)}." if out else ""
 
 
 def _kind(dtype: str) -> str:
@@ -114,7 +119,7 @@ def target_format(engine: str) -> str:
 def _openvino(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
     export = Step(use=OPENVINO)
     if not plain:
-        return [Rung("exported", engine, (FUSE, export), exact=True)]
+        return [Rung("exported", engine, (FUSE, export), exact=True, dtypes=())]
     rungs = [Rung("float32", engine, (FUSE, export), exact=True)]
     if BF16 & {*target.isa}:
         rungs.append(Rung("bfloat16", engine, (FUSE, export), "bfloat16", dtypes=("bfloat16", "float32")))
@@ -131,7 +136,9 @@ def _tflite(engine: str, proto: object, plain: bool, target: Target) -> list[Run
     suffix, inside = (", uint8 in and out", INT8[:1]) if integer else ("", INT8)
     quantized = Step(use=TFLITE, options={"io": "uint8"} if integer else {})
     if not plain:
-        return [Rung(f"exported{suffix}", engine, (FUSE, quantized), exact=True)]
+        return [
+            Rung(f"exported{suffix}", engine, (FUSE, quantized), exact=True, dtypes=inside if integer else ())
+        ]
     stored = {
         kind: (FUSE, Step(use=TFLITE, options={"weights": kind})) for kind in ("float32", "float16", "int8")
     }
@@ -145,7 +152,7 @@ def _tflite(engine: str, proto: object, plain: bool, target: Target) -> list[Run
 
 
 def _onnx(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
-    rungs = [Rung("fused", engine, (FUSE, COMPACT), exact=True)]
+    rungs = [Rung("fused", engine, (FUSE, COMPACT), exact=True, dtypes=("float32",) if plain else ())]
     if not plain:
         return rungs
     rungs += [Rung(name, engine, (FUSE, step, COMPACT), dtypes=INT8) for name, step in _static()]
