@@ -14,12 +14,12 @@ import pytest
 from rows import BIAS, WEIGHTS, spec
 from rows.litert import Graph, affine, inner_state, linear, tflite_model
 
-pytest.importorskip("ai_edge_litert")
-
 from farthing.engines.base import open_engine
 from farthing.errors import EngineError, FeedError, ModelError, UnsupportedError
 from farthing.model import Manifest, Model
 from farthing.options import EngineOptions
+
+pytest.importorskip("ai_edge_litert")
 
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
