@@ -58,6 +58,7 @@ INTEGER: dict[str, tuple[Nodes, dict[str, Array], set[str]]] = {
     "leaky relu": ([op("LeakyRelu", "x", alpha=0.1)], {}, {"LEAKY_RELU"}),
     "sigmoid": ([op("Sigmoid", "x")], {}, {"LOGISTIC"}),
     "swish": ([op("Sigmoid", "x", y="s"), op("Mul", "x", "s")], {}, {"LOGISTIC", "MUL"}),
+    "hard swish": ([op("HardSigmoid", "x", y="s", alpha=1 / 6), op("Mul", "x", "s")], {}, {"HARD_SWISH"}),
     "softmax": ([op("Softmax", "x", axis=1)], {}, {"SOFTMAX"}),
     "gate": ([op("GlobalAveragePool", "x", y="p"), op("Conv", "p", "w", y="q"), op("Sigmoid", "q", y="s"), op("Mul", "x", "s")], {"w": w(4, 4, 1, 1)}, {"MEAN", "CONV_2D", "LOGISTIC", "MUL"}),
     "nearest": ([op("Resize", "x", "", "s", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")], {"s": np.float32([1, 1, 2, 2])}, {"RESIZE_NEAREST_NEIGHBOR"}),

@@ -16,12 +16,14 @@ from farthing.forge.tflite.scales import params_of, stored
 Array = NDArray[Any]
 FUSING = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "AveragePool", "MaxPool"}
 FUSING |= {"BatchNormalization"}
+BROADCASTING = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"}
 LIMITS = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 
 
 def simplify(net: Net) -> None:
     """Bring a net to the form that the writers of operators expect, in place; the numbers stay, to rounding."""
     drop_idle(net)
+    drop_expansions(net)
     take_stored(net)
     net.prune()
     for rewrite in (
@@ -57,6 +59,27 @@ def take_stored(net: Net) -> None:
             net.constants[node.outputs[0]] = constant
             net.shapes[node.outputs[0]] = fixed(constant.data.shape)
             net.nodes.remove(node)
+
+
+def drop_expansions(net: Net) -> None:
+    """An Expand whose readers broadcast by themselves is left out."""
+    for node in [node for node in net.nodes if node.kind == "Expand"]:
+        readers = net.readers().get(node.outputs[0], [])
+        alone = node.outputs[0] not in net.outputs.values() and node.outputs[0] in net.shapes
+        if alone and all(_broadcasts_alike(net, reader, node) for reader in readers):
+            net.rename(node.outputs[0], node.inputs[0])
+
+
+def _broadcasts_alike(net: Net, reader: Node, expand: Node) -> bool:
+    """Whether an operator gives a result of the same shape without an Expand before one of its operands."""
+    names = [expand.inputs[0] if name == expand.outputs[0] else name for name in reader.inputs]
+    known = all(name in net.shapes for name in (*names, reader.outputs[0]))
+    if not known or reader.kind not in BROADCASTING:
+        return False
+    whole = net.shapes[reader.outputs[0]]
+    both = [tuple(size[k] for size in net.shapes[name]) for k in (0, 1) for name in names]
+    halves = (both[: len(names)], both[len(names) :])
+    return all(np.broadcast_shapes(*halves[k]) == tuple(size[k] for size in whole) for k in (0, 1))
 
 
 def _scalar(net: Net, name: str) -> float | None:
@@ -113,21 +136,40 @@ def _is_gelu(net: Net, makers: dict[str, Node], factors: list[str], x: str) -> b
 
 
 def find_hard_swish(net: Net) -> None:
-    """``x * HardSigmoid(x)`` with slope 1/6 and offset 1/2 is HARD_SWISH (Howard et al. 2019)."""
+    """``x * HardSigmoid(x)`` with slope 1/6 and offset 1/2 is HARD_SWISH (Howard et al. 2019).
+
+    Where the gate passes a Q/DQ pair its rounding, half a step of 1/255 of x, is left out: that moves the int8 result
+    by one step at most.
+    """
     makers, readers = net.makers(), net.readers()
-    changed, gone = {}, []
+    changed = {}
     for node in net.nodes:
         if node.kind != "Mul":
             continue
         for gate, x in (node.inputs, node.inputs[::-1]):
-            soft = makers.get(gate)
-            if soft is None or soft.kind != "HardSigmoid" or soft.inputs[0] != x:
+            soft = _behind_pair(net, gate, makers, readers)
+            if soft is None or soft.kind != "HardSigmoid" or not _is_sixth(soft):
                 continue
-            if net.sole_reader(gate, readers) is node and _is_sixth(soft):
+            if soft.inputs[0] == x or _same_source(makers, soft.inputs[0], x):
                 changed[node.outputs[0]] = Node("HardSwish", node.name, (x,), node.outputs)
-                gone.append(soft)
                 break
-    net.replace_nodes(gone, changed)
+    net.replace_nodes([], changed)
+
+
+def _behind_pair(net: Net, name: str, makers: dict[str, Node], readers: dict[str, list[Node]]) -> Node | None:
+    """What makes a tensor, seen through a Q/DQ pair; None if others read it too."""
+    node = makers.get(name)
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        if node is not None and node.kind == kind:
+            node = makers.get(node.inputs[0])
+    return node if node is not None and net.sole_reader(node.outputs[0], readers) else None
+
+
+def _same_source(makers: dict[str, Node], first: str, second: str) -> bool:
+    """Whether two tensors are the same one, dequantized twice."""
+    nodes = [makers.get(name) for name in (first, second)]
+    found = [node.inputs for node in nodes if node is not None and node.kind == "DequantizeLinear"]
+    return len(found) == 2 and found[0] == found[1]
 
 
 def _is_sixth(node: Node) -> bool:

@@ -32,6 +32,7 @@ WRITERS: dict[str, Writer] = {
     "GlobalAveragePool": pooling.global_average_pool,
     "GlobalMaxPool": pooling.global_max_pool,
     **dict.fromkeys(reduction.CODES, reduction.reduction),
+    "ReduceL2": reduction.length,
     "Softmax": reduction.softmax,
     "LogSoftmax": reduction.softmax,
     "ArgMax": reduction.arg,

@@ -17,6 +17,7 @@ from farthing.forge.tflite.rewriting import limits, normalization
 Array = NDArray[Any]
 BINARY = {
     "Add": ("ADD", "AddOptions"),
+    "Sum": ("ADD", "AddOptions"),
     "Sub": ("SUB", "SubOptions"),
     "Mul": ("MUL", "MulOptions"),
     "Div": ("DIV", "DivOptions"),

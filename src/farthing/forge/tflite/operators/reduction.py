@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from farthing.forge.tflite.builder import Builder
@@ -33,6 +34,21 @@ def reduction(builder: Builder, node: Node) -> None:
             return
         axes = range(rank)
     reduce(builder, node, CODES[node.kind], [axis % rank for axis in axes], bool(node.get("keepdims", 1)))
+
+
+def length(builder: Builder, node: Node) -> None:
+    """ReduceL2: the root of the sum of squares."""
+    view = builder.float_view(node.inputs[0], node)
+    shape = builder.tensors[view.tensor].shape
+    names = [f"{node.outputs[0]}/{part}" for part in ("squares", "sum")]
+    inputs = [view.tensor, view.tensor]
+    squares = builder.add("MUL", inputs, shape, options="MulOptions", fusedActivationFunction="NONE")
+    builder.values[names[0]] = view._replace(tensor=squares)
+    inner = replace(node, kind="ReduceSum", inputs=(names[0], *node.inputs[1:]), outputs=(names[1],))
+    reduction(builder, inner)
+    total = builder.values[names[1]]
+    root = builder.add("SQRT", [total.tensor], builder.tensors[total.tensor].shape)
+    builder.values[node.outputs[0]] = total._replace(tensor=root)
 
 
 def reduce(builder: Builder, node: Node, code: str, axes: Iterable[int], keep: bool) -> None:
