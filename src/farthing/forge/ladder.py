@@ -123,8 +123,7 @@ def _openvino(engine: str, proto: object, plain: bool, target: Target) -> list[R
     rungs = [Rung("float32", engine, (FUSE, export), exact=True)]
     if BF16 & {*target.isa}:
         rungs.append(Rung("bfloat16", engine, (FUSE, export), "bfloat16", dtypes=("bfloat16", "float32")))
-    for calibrator in CALIBRATORS:
-        rungs.append(Rung(f"int8 {calibrator}", engine, (FUSE, int8(calibrator), export), dtypes=INT8))
+    rungs += [Rung(name, engine, (FUSE, step, export), dtypes=INT8) for name, step in _static()]
     if find_spec("nncf"):
         rungs.append(Rung("int8 nncf", engine, (FUSE, Step(use=NNCF)), dtypes=INT8))
     return rungs
@@ -142,12 +141,14 @@ def _tflite(engine: str, proto: object, plain: bool, target: Target) -> list[Run
     stored = {
         kind: (FUSE, Step(use=TFLITE, options={"weights": kind})) for kind in ("float32", "float16", "int8")
     }
-    static = [(f"int8 {calibrator}{suffix}", int8(calibrator)) for calibrator in CALIBRATORS]
     return [
         Rung("float32", engine, stored["float32"], exact=True),
         Rung("float16 weights", engine, stored["float16"]),
         Rung("int8 dynamic", engine, stored["int8"], dtypes=INT8),
-        *(Rung(name, engine, (FUSE, step, quantized), dtypes=inside) for name, step in static),
+        *(
+            Rung(f"{name}{suffix}", engine, (FUSE, step, quantized), dtypes=inside)
+            for name, step in _static()
+        ),
     ]
 
 
@@ -155,7 +156,8 @@ def _onnx(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]
     rungs = [Rung("fused", engine, (FUSE, COMPACT), exact=True, dtypes=("float32",) if plain else ())]
     if not plain:
         return rungs
-    rungs += [Rung(name, engine, (FUSE, step, COMPACT), dtypes=INT8) for name, step in _static()]
+    static = [*_static(), ("int8 per tensor", int8("minmax", per_channel=False))]
+    rungs += [Rung(name, engine, (FUSE, step, COMPACT), dtypes=INT8) for name, step in static]
     if pays(proto, DYNAMIC_SHARE):
         dynamic = (FUSE, Step(use="quantize.dynamic.v1"), COMPACT)
         rungs.append(Rung("int8 dynamic", engine, dynamic, dtypes=INT8))
@@ -164,8 +166,12 @@ def _onnx(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]
 
 
 def _static() -> list[tuple[str, Step]]:
-    named = [(f"int8 {calibrator}", int8(calibrator)) for calibrator in CALIBRATORS]
-    return [*named, ("int8 per tensor", int8("minmax", per_channel=False))]
+    plain = [(f"int8 {calibrator}", int8(calibrator)) for calibrator in CALIBRATORS]
+    mended = [
+        (f"int8 {calibrator}, biases corrected", int8(calibrator, correct_biases=True))
+        for calibrator in ("minmax", "mse")
+    ]
+    return [*plain, *mended]
 
 
 _LADDERS: dict[str, Callable[[str, object, bool, Target], list[Rung]]] = {

@@ -23,6 +23,7 @@ from farthing.model import Model
 from farthing.task import Split, Task
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
+HISTOGRAMS = {"percentile", "mse"}  # these see the same ones
 CHUNK = 16
 _ranges: weakref.WeakKeyDictionary[Split, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
 
@@ -39,48 +40,67 @@ def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, 
     Raises:
         TaskError: the task has no calibration data, or the model answers NaN to it.
     """
-    key = (model.digest, task.form, calibrator, percentile, samples)
     known = _ranges.setdefault(task.split("calibration"), {})  # the same in every view of a task
+    key = (model.digest, task.form, calibrator, percentile, samples)
     if key not in known:
-        known[key] = _collect(model, task, calibrator, percentile, samples)
+        shared = (model.digest, task.form, calibrator in HISTOGRAMS or calibrator, samples)
+        if shared not in known:
+            known[shared] = _observed(model, task, calibrator, samples)
+        known[key] = _ranges_of(known[shared], calibrator, percentile)
+        _check_finite(known[key], model)
     return known[key]
 
 
-def _collect(model: Model, task: Task, method: Calibrator, percentile: float, samples: int) -> Any:
+def _observed(model: Model, task: Task, method: Calibrator, samples: int) -> Any:
+    """One of ONNX Runtime's calibrators that has seen the calibration data."""
     runtime()
     calibrate = require("onnxruntime.quantization.calibrate", "forge")
     task.check(model.manifest)
-    split = task.split("calibration")
+    kind = "percentile" if method in HISTOGRAMS else method
+    kinds = {
+        "minmax": calibrate.MinMaxCalibrater,
+        "percentile": calibrate.PercentileCalibrater,
+        "entropy": calibrate.EntropyCalibrater,
+    }
     with tempfile.TemporaryDirectory(prefix="farthing-") as folder, quiet():
-        place = str(Path(folder) / "augmented.onnx")
         given = _copied(model, Path(folder))
-        options: dict[str, Any] = {"symmetric": False, "augmented_model_path": place}
-        kinds = {
-            "minmax": lambda: calibrate.MinMaxCalibrater(given, **options),
-            "percentile": lambda: calibrate.PercentileCalibrater(given, percentile=percentile, **options),
-            "entropy": lambda: calibrate.EntropyCalibrater(given, **options),
-            "mse": lambda: calibrate.PercentileCalibrater(given, **options),  # for its histograms
-        }
-        calibrater = kinds[method]()
+        place = str(Path(folder) / "augmented.onnx")
+        calibrater = kinds[kind](given, symmetric=False, augmented_model_path=place)
         calibrater.augment_graph()
         calibrater.create_inference_session()
-        order = np.arange(min(samples, len(split)))
+        order = np.arange(min(samples, len(task.split("calibration"))))
         size = bench.batch_size(model.manifest, CHUNK)
         for start in range(0, len(order), size):
             calibrater.collect_data(Once(model_feeds(model, task, order[start : start + size])))
-        found = _nearest(calibrate, calibrater) if method == "mse" else calibrater.compute_data()
+        return calibrater if kind == "minmax" else calibrater.collector
+
+
+def _ranges_of(seen: Any, method: Calibrator, percentile: float) -> Any:
+    """Ranges from what a calibrator has seen: itself for ``minmax``, else its histograms."""
+    calibrate = require("onnxruntime.quantization.calibrate", "forge")
+    methods = calibrate.CalibrationMethod
+    with quiet():
+        if method == "minmax":
+            return seen.compute_data()
+        if method == "mse":
+            return _nearest(calibrate, seen)
+        seen.percentile = percentile
+        kind = methods.Percentile if method == "percentile" else methods.Entropy
+        return calibrate.TensorsData(kind, seen.compute_collection_result())
+
+
+def _check_finite(found: Any, model: Model) -> None:
     for name, data in found.items():
         if not np.isfinite(np.asarray(data.range_value, np.float64)).all():
             raise TaskError(
                 f"tensor {name} of {model.manifest.name} is NaN or infinite on the calibration data"
             )
-    return found
 
 
-def _nearest(calibrate: Any, calibrater: Any) -> Any:
-    """Ranges of least squared error from the histograms that a calibrator collected."""
+def _nearest(calibrate: Any, seen: Any) -> Any:
+    """Ranges of least squared error from histograms."""
     data: dict[str, Any] = {}
-    for name, (counts, edges, lowest, highest, *_) in calibrater.collector.get_histogram_dict().items():
+    for name, (counts, edges, lowest, highest, *_) in seen.get_histogram_dict().items():
         ends = least_error(counts, edges, float(lowest), float(highest))
         low, high = (np.asarray(end, edges.dtype) for end in ends)
         data[name] = calibrate.TensorData(lowest=low, highest=high)
