@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from farthing.forge.evaluate import Score
 from farthing.measure import Figures, Interval, compare, violations, within
 from farthing.metrics import Metric
 from farthing.recipe import Candidate
 from farthing.target import BUDGET_NAMES, Budget
+
+if TYPE_CHECKING:
+    from farthing.forge.evaluate import Score
 
 HARM = 0.97
 ALIKE = 0.97

@@ -1,0 +1,182 @@
+"""The machine: cores, quota, memory, clock, room on disks, and settings of threads that fight with ours."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import farthing
+from farthing.forge.doctor.finding import Finding, ok, problem, warning
+from farthing.measure import machine_name
+from farthing.meter import find_meter, temperature
+from farthing.target import Target
+
+MB = 1 << 20
+ROOM_MB = 2048
+FREE_MB = 1024
+HOT = 80.0
+PINNING = ("KMP_AFFINITY", "GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES")
+COUNTS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OMP_THREAD_LIMIT",
+)
+
+
+def machine(environment: Mapping[str, str], cache: Path, root: Path) -> Iterator[Finding]:
+    """Findings about this machine."""
+    target = Target.detect(root)
+    python = f"Python {sys.version.split()[0]}, Farthing {farthing.__version__}"
+    yield ok("machine", "machine", f"{machine_name(target.cpu, target.cores)}; {python}")
+    yield _cores(target)
+    yield _load(target, root)
+    yield from _threads(environment, target)
+    yield _memory(root)
+    yield _clock(root)
+    yield from _senses(root)
+    yield _cache(cache)
+    yield _room("temporary files", Path(tempfile.gettempdir()), "the environment variable TMPDIR moves them")
+
+
+def _cores(target: Target) -> Finding:
+    """Whether a quota cuts the cores: it hands out slices of time, and whoever has used theirs up waits."""
+    allowed, all_of_them = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    if target.cores is not None and target.cores < allowed:
+        words = f"a control group's quota leaves {target.cores} of {allowed} cores: latencies will have a long tail"
+        return warning(
+            "machine", "cores", words, "measure without a quota: pin the container to whole cores instead"
+        )
+    if allowed < all_of_them:
+        return ok("machine", "cores", f"{allowed} of {all_of_them}, by affinity")
+    return ok("machine", "cores", f"{allowed}, no quota")
+
+
+def _load(target: Target, root: Path) -> Finding:
+    match = re.match(r"([\d.]+)", _text(root / "proc/loadavg"))
+    if match is None:
+        return ok("machine", "load", "unavailable")
+    load, cores = float(match[1]), target.cores or 1
+    if load > 0.5 * cores:
+        words = f"{load:.1f} processes wanted {cores} cores in the last minute: timings would be of the crowd"
+        return warning("machine", "load", words, "stop what else runs before anything is timed")
+    return ok("machine", "load", f"{load:.1f} in the last minute")
+
+
+def _threads(environment: Mapping[str, str], target: Target) -> Iterator[Finding]:
+    """Variables that overrule, or get in the way of, the threads that Farthing asks for."""
+    pinned = [f"{name}={environment[name]}" for name in PINNING if environment.get(name)]
+    counts = [f"{name}={environment[name]}" for name in COUNTS if environment.get(name)]
+    active = environment.get("OMP_WAIT_POLICY", "").lower() == "active"
+    if pinned or active:
+        given = [*pinned, *(["OMP_WAIT_POLICY=active"] if active else [])]
+        words = f"{', '.join(given)}: threads are bound or spin whatever Farthing asks for"
+        yield warning(
+            "machine", "threads", words, f"unset {' '.join(text.partition('=')[0] for text in given)}"
+        )
+    elif counts and (target.cores or 1) > 1:
+        words = f"{', '.join(counts)}: training and conversion keep to that; engines get the threads that are asked for"
+        yield ok("machine", "threads", words, "unset it to train with all cores")
+    else:
+        yield ok("machine", "threads", "no variable interferes")
+
+
+def _memory(root: Path) -> Finding:
+    kilobytes = {
+        name: int(value)
+        for name, value in re.findall(r"^(\w+):\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
+    }
+    if "MemAvailable" not in kilobytes:
+        return ok("machine", "memory", "unavailable")
+    free, total = kilobytes["MemAvailable"] >> 10, kilobytes.get("MemTotal", 0) >> 10
+    swapped = (kilobytes.get("SwapTotal", 0) - kilobytes.get("SwapFree", 0)) >> 10
+    words = f"{free:,} of {total:,} MiB available, {swapped:,} MiB swapped out"
+    if free < FREE_MB:
+        return warning("machine", "memory", words, "stop what takes memory: swapping spoils every timing")
+    if swapped > total // 20:
+        return warning(
+            "machine", "memory", words, "something was swapped out: stop it, or expect slow first calls"
+        )
+    return ok("machine", "memory", words)
+
+
+def _clock(root: Path) -> Finding:
+    """The governor and turbo: what makes two runs of one model differ."""
+    places = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))
+    governors = sorted({_text(place).strip() for place in places} - {""})
+    turbo = _turbo(root)
+    hint = f", turbo {turbo}" if turbo else ""
+    if not governors:
+        return ok("machine", "clock", f"unavailable: the kernel does not tell its governor{hint}")
+    if governors != ["performance"]:
+        words = f"governor {', '.join(governors)}{hint}: clocks follow the load, and timings with them"
+        return warning(
+            "machine", "clock", words, "sudo cpupower frequency-set -g performance, while measuring"
+        )
+    mend = (
+        "switch turbo off for figures that repeat; leave it on for figures as in use" if turbo == "on" else ""
+    )
+    return ok("machine", "clock", f"governor performance{hint}", mend)
+
+
+def _turbo(root: Path) -> str:
+    cpu = root / "sys/devices/system/cpu"
+    intel, other = _text(cpu / "intel_pstate/no_turbo").strip(), _text(cpu / "cpufreq/boost").strip()
+    if intel:
+        return "off" if intel == "1" else "on"
+    return {"1": "on", "0": "off"}.get(other, "")
+
+
+def _senses(root: Path) -> Iterator[Finding]:
+    """What can be read of energy and heat."""
+    heat, meter = temperature(root), find_meter(root)
+    if heat is None:
+        yield ok("machine", "temperature", "unavailable: no sensor")
+    elif heat >= HOT:
+        words = f"{heat:.0f} degrees Celsius: processors slow down there"
+        yield warning(
+            "machine", "temperature", words, "let it cool, or cool it better, before anything is timed"
+        )
+    else:
+        yield ok("machine", "temperature", f"{heat:.0f} degrees Celsius")
+    yield ok("machine", "energy", meter.source if meter else "unavailable: no meter that this user may read")
+
+
+def _cache(cache: Path) -> Finding:
+    """Whether results can be kept, and how much is."""
+    there = next((place for place in (cache, *cache.parents) if place.exists()), Path("/"))
+    mend = "give another directory in the environment variable FARTHING_CACHE, or mend its owner and mode"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return problem("machine", "cache", f"{cache} cannot be written: results would not be kept", mend)
+    try:
+        size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 1e6
+        room = shutil.disk_usage(there).free // MB
+    except OSError as error:
+        return problem("machine", "cache", f"{cache} cannot be read: {error}", mend)
+    words = f"{cache}: {size:,.0f} MB kept, {room:,} MiB of room"
+    if room < ROOM_MB:
+        return warning("machine", "cache", words, "farthing cache --clear, or make room on that disk")
+    return ok("machine", "cache", words)
+
+
+def _room(name: str, place: Path, hint: str) -> Finding:
+    try:
+        room = shutil.disk_usage(place).free // MB
+    except OSError as error:
+        return problem("machine", name, f"{place} cannot be used: {error.strerror or error}", hint)
+    if room < ROOM_MB:
+        return warning("machine", name, f"{place}: {room:,} MiB of room", f"make room there; {hint}")
+    return ok("machine", name, f"{place}: {room:,} MiB of room")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,86 @@
+"""The target: whether it is there, and whether the model suits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from farthing.engines.base import engine_for
+from farthing.errors import FarthingError, LinkError
+from farthing.forge.doctor.finding import Finding, ok, problem, warning
+from farthing.model import Model
+from farthing.target import THIS, Target
+
+
+def place(name: str, boards: Path | None, model: Model | None) -> Iterator[Finding]:
+    """Findings about a target: a board is asked over its connection, any other is looked up."""
+    board = _board(name, boards)
+    if board is not None:
+        target, finding = board
+        yield finding
+    else:
+        try:
+            target = Target.find(name)
+        except FarthingError as error:
+            yield problem(
+                "target",
+                "known",
+                str(error),
+                "see `farthing target list` and `farthing targets`",
+            )
+            return
+        if name != THIS:
+            words = f"{name}: {target.arch}, described, not connected: nothing can be measured on it"
+            yield ok("target", "known", words, "farthing target add USER@HOST, to measure there")
+    if target is not None and model is not None:
+        yield from _suits(target, model)
+
+
+def _board(name: str, boards: Path | None) -> tuple[Target | None, Finding] | None:
+    """A board of the user's, asked what it is; None if no board has the name."""
+    from farthing.bench.remote import Boards
+    from farthing.bench.remote.install import look
+
+    if name == THIS or boards is None or name not in Boards(boards).names():
+        return None
+    try:
+        found = look(Boards(boards).get(name))
+    except LinkError as error:
+        mend = "is it on, and does `ssh` reach it by hand? A new host key must be accepted there first"
+        return None, problem("target", "reachable", str(error), mend)
+    except FarthingError as error:
+        return None, problem("target", "reachable", str(error), f"farthing target update {name}")
+    engines = ", ".join(f"{engine} {version}" for engine, version in found.engines.items()) or "no engine"
+    words = f"{name} answers: {found.description}; {engines}"
+    if found.holder:
+        words = f"{words}; {found.holder} measures there since {found.since}"
+        return found.target, warning("target", "reachable", words, "wait until that is done")
+    return found.target, ok("target", "reachable", words)
+
+
+def _suits(target: Target, model: Model) -> Iterator[Finding]:
+    """Whether a model can run on a target at all."""
+    manifest = model.manifest
+    lacking = target.lacks(manifest.requires)
+    if lacking and target.name != THIS:
+        words = f"{target.name} lacks {', '.join(lacking)}, for which {manifest.name} was made"
+        yield warning("target", "instruction sets", words, f"farthing optimize --target {target.name}")
+    size = model.size_bytes / (1 << 20)
+    if target.memory_mb is not None and size > 0.5 * target.memory_mb:
+        words = f"the model takes {size:,.1f} of {target.memory_mb:,} MiB, before it computes anything"
+        yield warning("target", "memory", words, "give a budget of size_mb or peak_memory_mb")
+    elif target.memory_mb is not None:
+        yield ok("target", "memory", f"{target.memory_mb:,} MiB for a model of {size:,.1f}")
+    if target.engines:
+        try:
+            engine = engine_for(manifest.format)
+        except FarthingError:
+            engine = ""
+        if engine not in target.engines:
+            words = f"{target.name} runs {', '.join(target.engines)}; the model is {manifest.format}"
+            yield ok(
+                "target",
+                "engine",
+                words,
+                f"farthing optimize --target {target.name} exports it",
+            )
