@@ -21,6 +21,8 @@ COMMANDS = {
     "init": ("making", "write a task and a manifest from your data and a model, asking what it cannot know"),
     "inspect": ("making", "show a model's tensors, operators, parameters, MACs, size and placement"),
     "optimize": ("searching", "find the best measured artefact for a task, a device and a budget"),
+    "compare": ("compare", "lay two searches side by side: what changed, and by how much"),
+    "matrix": ("matrix", "run models in every engine: equal, or refused and by which operator"),
     "bench": (
         "benching",
         "measure latency, throughput, load time, memory and energy; race models and engines",
@@ -28,6 +30,7 @@ COMMANDS = {
     "evaluate": ("measuring", "score a model on a split of a task"),
     "predict": ("measuring", "label pictures or arrays with a model"),
     "target": ("boards", "boards that measure for us over SSH: add, list, show, update, remove"),
+    "doctor": ("doctor", "look for what stands in the way of a good run, and say how to mend it"),
     "demo": ("searching", "train a small network on real digits and optimise it for this machine"),
     "targets": ("catalogue", "list the devices of the catalogue, or show one, or this machine"),
     "cache": ("searching", "show or clear what searches and downloads have kept"),
@@ -40,7 +43,8 @@ Your own model:          farthing convert model.onnx --out model
                          farthing optimize work/model --task work/task.yaml --budget "accuracy_drop<=0.01" --out best
                          farthing predict best photo.jpg
 
-Exit codes: 0 done, 1 the budget is not met (the best found is saved), 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 not as it should be (the budget is not met, engines differ, the doctor found a problem),
+2 bad input, 130 interrupted.
 """
 
 
