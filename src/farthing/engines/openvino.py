@@ -259,6 +259,20 @@ def _check(model: Model, network: Any) -> None:
             raise UnsupportedError(f"OpenVINO takes no {one.dtype} tensors from Python: {one.name!r} is one")
 
 
+def describe(model: Model) -> tuple[list[FileTensor], list[FileTensor]]:
+    """Inputs and outputs as the file declares them, whatever the manifest says of them.
+
+    Raises:
+        ModelError: it cannot be read.
+        NotInstalled: openvino is not installed.
+    """
+    network = _read(runtime().Core(), model)
+    inputs, outputs = (
+        [_file_tensor(port, "") for port in side] for side in (network.inputs, network.outputs)
+    )
+    return inputs, outputs
+
+
 def _file_tensor(port: Any, wanted: str) -> FileTensor:
     """What a file says of an input or output, under the manifest's name if that is one of its names."""
     names = port.get_names() or {port.get_node().get_friendly_name()}

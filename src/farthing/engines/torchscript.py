@@ -30,7 +30,7 @@ Array = NDArray[Any]
 _TRIAL_SIZES = (1, 32, 224)  # for free axes other than the batch
 _SCALARS = {"int": int, "float": float, "bool": bool}
 _UNFED = frozenset({"str", "bfloat16"})
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
 _TORCH_TURN = threading.Lock()  # torch has one number of threads for the whole process
 
 
@@ -96,20 +96,14 @@ class TorchScriptEngine:
                 self._began = sizes
             try:
                 results = self._forward(self._module, self._state.joined(feeds))
-            except _FAILURES as error:
-                raise EngineError(f"TorchScript failed on {self._path}: {_last_line(error)}") from error
+            except FAILURES as error:
+                raise EngineError(f"TorchScript failed on {self._path}: {last_line(error)}") from error
             return self._state.keep(results)
 
     def _forward(self, module: Any, feeds: Tensors) -> dict[str, Array]:
-        torch = self._torch
-        inputs = [
-            torch.from_numpy(np.array(feeds[spec.name], order="C"))
-            if kind is None
-            else kind(feeds[spec.name])
-            for spec, kind in zip(self._specs, self._kinds, strict=True)
-        ]
-        with _threads(torch, self._threads), torch.inference_mode():
-            results = [_array(value) for value in _flat(module(*inputs))]
+        arrays = [feeds[spec.name] for spec in self._specs]
+        with _threads(self._torch, self._threads):
+            results = compute(module, self._kinds, arrays)
         if len(results) != len(self._given):
             raise ValueError(f"it gives {len(results)} tensors, and the manifest names {len(self._given)}")
         return dict(zip(self._given, results, strict=True))
@@ -128,12 +122,12 @@ class TorchScriptEngine:
             feeds = {spec.name: np.zeros(spec.sized(1, size), spec.dtype) for spec in self._specs}
             try:
                 return _check_results(model, self._forward(self._copy(), feeds))
-            except _FAILURES as error:
+            except FAILURES as error:
                 failure = error
         if any(spec.role == "parameter" for spec in self._specs):
             return None
         raise ModelError(
-            f"{model.file} does not run as its manifest states: {failure and _last_line(failure)}"
+            f"{model.file} does not run as its manifest states: {failure and last_line(failure)}"
         )
 
     def session(self) -> Self:
@@ -176,7 +170,7 @@ def load(model: Model) -> Any:
         return torch.jit.freeze(torch.jit.load(io.BytesIO(clean), map_location="cpu").eval())
     except OSError as error:
         raise ModelError(f"cannot read {model.file}: {error.strerror or error}") from error
-    except _FAILURES as error:
+    except FAILURES as error:
         if "Unknown builtin op" in str(error):
             raise UnsupportedError(
                 f"torch {torch.__version__} cannot run {model.file}: {_first_line(error)}"
@@ -184,6 +178,26 @@ def load(model: Model) -> Any:
         raise ModelError(
             f"{model.file} is not TorchScript that torch {torch.__version__} can load: {_first_line(error)}"
         ) from error
+
+
+def arguments(module: Any) -> list[tuple[str, type | None]]:
+    """Names of what a script takes, and the Python type of what is no tensor; those with defaults come last."""
+    schema = module.forward.schema.arguments[1:]
+    return [(argument.name, _SCALARS.get(str(argument.type))) for argument in schema]
+
+
+def compute(module: Any, kinds: Sequence[type | None], arrays: Sequence[Array]) -> list[Array]:
+    """All tensors and numbers that a script gives, in order; ``kinds`` as `arguments` has them.
+
+    Raises one of `FAILURES`.
+    """
+    torch: Any = runtime()
+    inputs = [
+        torch.from_numpy(np.array(array, order="C")) if kind is None else kind(array)
+        for array, kind in zip(arrays, kinds, strict=True)
+    ]
+    with torch.inference_mode():
+        return [_array(value) for value in _flat(module(*inputs))]
 
 
 @contextmanager
@@ -203,24 +217,22 @@ def _threads(torch: Any, count: int) -> Iterator[None]:
 
 def _check_arguments(model: Model, module: Any) -> list[type | None]:
     """What Python type each input is given as, None for a tensor; the script says how many and which kinds."""
-    arguments = module.forward.schema.arguments[1:]
+    taken = arguments(module)
+    needed = sum(not argument.has_default_value() for argument in module.forward.schema.arguments[1:])
     specs = model.manifest.inputs
-    needed = [argument for argument in arguments if not argument.has_default_value()]
-    if not len(needed) <= len(specs) <= len(arguments):
-        names = [argument.name for argument in arguments]
-        raise ModelError(
-            f"{model.path}: the manifest declares inputs {[s.name for s in specs]}, but the script takes {names}"
-        )
+    if not needed <= len(specs) <= len(taken):
+        ours, theirs = [spec.name for spec in specs], [name for name, _ in taken]
+        raise ModelError(f"{model.path}: the manifest declares inputs {ours}, but the script takes {theirs}")
     for spec in (*specs, *model.manifest.outputs):
         if spec.dtype in _UNFED:
             raise UnsupportedError(f"torch shares no {spec.dtype} tensors with numpy: {spec.name!r} is one")
-    kinds = [_SCALARS.get(str(argument.type)) for argument in arguments[: len(specs)]]
+    kinds = [kind for _, kind in taken[: len(specs)]]
     for spec, kind in zip(specs, kinds, strict=True):
         if kind is not None and spec.shape:
             raise ModelError(
                 f"{model.path}: the script takes one {kind.__name__} as {spec.name!r}, not {list(spec.shape)}"
             )
-    return list(kinds)
+    return kinds
 
 
 def _keeps_state(module: Any) -> bool:
@@ -273,7 +285,7 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """What went wrong: torch quotes the script first."""
     return next(
         (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__

@@ -157,7 +157,8 @@ def test_the_suffix_does_not_matter(programs: Path, tmp_path: Path, name: str) -
     [
         (b"", ModelError, "empty"),
         (pickle.dumps([1]), ModelError, "refused, never unpickled"),
-        (b"\x1c\x00\x00\x00TFL3 and more", UnsupportedError, "TFL3"),
+        (b"\x1c\x00\x00\x00ET12 and more", UnsupportedError, "ET12"),
+        (b"\x1c\x00\x00\x00TFL3 and more", ModelError, "damaged or not sound"),
         (b"\x89HDF\r\n\x1a\n", ModelError, "not a whole model that Keras"),
         (b"words", ModelError, "not ONNX"),
     ],

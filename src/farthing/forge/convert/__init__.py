@@ -1,4 +1,4 @@
-"""Trained networks to ONNX: torch modules and programs, TorchScript, Keras files, ONNX as it is; each one checked."""
+"""Trained networks to ONNX: torch modules, programs, TorchScript, Keras; other files as they are. All are checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Conversion:
     """A converted model and what is known about it.
 
     Attributes:
-        model: the model, in ONNX.
+        model: the model, in ONNX unless its file was taken as it is.
         checked: how it was checked, in one sentence.
         assumptions: what was taken for granted, a sentence each.
     """
@@ -47,17 +47,21 @@ def convert(
     opset: int | None = None,
     manifest: Manifest | None = None,
     path: Path | None = None,
+    keep: bool = False,
 ) -> Conversion:
     """Make an ONNX model of a trained network, and check that it computes the same.
 
-    Nothing about preprocessing, labels or the meaning of outputs is guessed: they come from ``manifest`` or stay open.
+    ONNX, TFLite and OpenVINO files are taken as they are, for the engines that run them. Nothing about preprocessing,
+    labels or the meaning of outputs is guessed: they come from ``manifest`` or stay open.
 
     Args:
         source: a ``torch.nn.Module``, script module or ``torch.export.ExportedProgram``; ``package.module:factory``
-            (runs that code); or a file, whose kind is told by its content: ONNX, TorchScript, a saved program, Keras.
+            (runs that code); or a file, whose kind is told by its content: ONNX, TFLite,
+            OpenVINO's XML, TorchScript, a saved program, Keras.
         name: of the model; by default that of the file, factory or class.
         example: what the network takes: ``"1x3x224x224"``, a shape, or arrays; several in the order of its inputs.
-        weights: a state dict for the factory's module, read with ``weights_only=True``.
+        weights: a state dict for the factory's module, read with ``weights_only=True``; or the file of weights that
+            goes with OpenVINO's XML, by default the one beside it that ends in ``.bin``.
         samples: real inputs to check on: input name -> samples along the first axis; ``""`` names the only input.
         tolerance: largest difference allowed, relative to the largest output of the source.
         opset: of the ONNX file made from torch, 7 to 23; by default 17, and 18 for programs, which need that.
@@ -65,27 +69,33 @@ def convert(
         manifest: preprocess, labels, decode, licence, task and version to take over, and of tensors of the same
             name their role, layout and batch axis.
         path: directory to write; None makes a temporary one that lives as long as the returned model.
+        keep: take a TorchScript file as it is as well, for the engine ``torchscript``.
 
     Raises:
         ModelError: not a model, damaged, refused (pickles), or it fails on the example.
         UnsupportedError: an operator or opset that cannot be handled.
         ConversionError: the result computes something else; the first differing operator is named.
         ConfigError: an example that is no shape.
-        NotInstalled: torch, onnx or onnxruntime is missing.
+        NotInstalled: torch, onnx, or the runtime of the file is missing.
         StorageError: ``path`` cannot be written.
     """
     require("onnx", "forge")
-    from farthing.forge.convert import asis, exported  # need onnx
+    from farthing.forge.convert import asis, exported, kept  # need onnx
 
     made, origin = None, ""
     if isinstance(source, str | Path):
         given = str(source)
-        source, kind, default = _opened(given, example)
+        source, kind, default = _opened(given, example, keep)
         origin = given if kind == "torch" else ""
         if kind == "onnx":
             if weights is not None:
                 raise ModelError("weights were given with an ONNX file, which holds its own: leave them out")
             made = asis.take(source, example, samples, tolerance, name or default, opset, manifest, path)
+        elif kind in kept.ENGINES and (keep or kind != "torchscript"):
+            if opset is not None:
+                raise UnsupportedError(f"{source} is taken as it is, not made ONNX: leave the opset out")
+            wanted = kept.Wanted(kind, example, weights, samples, tolerance, name or default, manifest, path)
+            made = kept.take(source, wanted)
     else:
         default = type(source).__name__.lower()
     if made is None:
@@ -107,8 +117,8 @@ def _level(opset: int | None) -> int:
     return OPSET if opset is None else opset
 
 
-def _opened(source: str, example: Any) -> tuple[Any, str, str]:
-    """What a text stands for: the thing itself (or a path, for ONNX), its kind, and a name for it."""
+def _opened(source: str, example: Any, keep: bool) -> tuple[Any, str, str]:
+    """What a text stands for: the thing itself (or a path, for what is taken as it is), its kind, and a name for it."""
     path = Path(source)
     if ":" in source and not path.exists():
         return recognise.module_of(source), "torch", source.rpartition(":")[2]
@@ -120,7 +130,7 @@ def _opened(source: str, example: Any) -> tuple[Any, str, str]:
 
     data = read(path)
     kind = recognise.kind_of(path, data)
-    if kind == "onnx":
+    if kind in {"onnx", "tflite", "openvino"} or (keep and kind == "torchscript"):
         return path, kind, path.stem
     require("torch", "forge")
     if kind == "keras":

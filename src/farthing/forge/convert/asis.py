@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -49,9 +49,11 @@ def take(
             f"{path} has opset {opset} and is taken as it is: leave the opset out, or export the model with {level}"
         )
     inputs, outputs = graph.tensor_specs(model)
-    inputs = tuple(_with_role(spec, owner) for spec in inputs)
-    example = _example(inputs, given, samples)
-    trial = _Trial(graph.Session(model), inputs, outputs, _pool(inputs, example, samples), tolerance, example)
+    inputs = tuple(with_role(spec, owner) for spec in inputs)
+    example = example_for(inputs, given, samples)
+    trial = Trial(
+        graph.Session(model), inputs, outputs, pool_for(inputs, example, samples), tolerance, example
+    )
     fed, answered = trial.specs()
     fed, layouts = with_layouts(fed, owner)
     manifest = manifest_of(name, fed, answered, f"convert.onnx.v1 opset {opset}", owner)
@@ -61,12 +63,18 @@ def take(
     return Model.create(manifest, {"model.onnx": content}, out), checked, (*trial.assumptions, *layouts)
 
 
-def _with_role(spec: TensorSpec, owner: Manifest | None) -> TensorSpec:
+def with_role(spec: TensorSpec, owner: Manifest | None) -> TensorSpec:
+    """The spec with the role that its owner's manifest gives it."""
     told = next((known for known in owner.inputs if known.name == spec.name), None) if owner else None
     return spec if told is None else msgspec.structs.replace(spec, role=told.role)
 
 
-def _example(inputs: Specs, given: Any, samples: Mapping[str, Array] | None) -> Example:
+def example_for(inputs: Specs, given: Any, samples: Mapping[str, Array] | None) -> Example:
+    """What the model is fed: what the caller gives, else zeros of the sizes that the file or the samples have.
+
+    Raises:
+        ModelError: it does not fit the inputs, or the file leaves sizes open that nobody states.
+    """
     example = example_of(given, None, np.float32)
     if example is None:
         return Example([_zeros(spec, samples or {}, len(inputs)) for spec in inputs], False)
@@ -106,7 +114,7 @@ def _zeros(spec: TensorSpec, samples: Mapping[str, Array], count: int) -> Array:
     return np.zeros((*spec.sized(1)[:1], *inner), spec.dtype)
 
 
-def _pool(inputs: Specs, example: Example, samples: Mapping[str, Array] | None) -> Pool:
+def pool_for(inputs: Specs, example: Example, samples: Mapping[str, Array] | None) -> Pool:
     """Rows for the inputs that carry the batch; one array, the same for all calls, for the others."""
     moving = _moving(inputs)
     batch = _fixed(inputs) or 1
@@ -151,17 +159,25 @@ def _fixed(inputs: Specs) -> int | None:
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
-class _Trial:
-    """An ONNX model run one by one and in a batch; what that shows.
+class Runs(Protocol):
+    """What runs a model for a trial."""
+
+    def run(self, feeds: Mapping[str, Array], /) -> Mapping[str, Array]:
+        """Outputs by name."""
+        ...
+
+
+class Trial:
+    """A model run one by one and in a batch; what that shows.
 
     Raises:
         ModelError: it gives NaN or infinity.
-        EngineError: ONNX Runtime fails on single samples.
+        EngineError: the runtime fails on single samples.
     """
 
     def __init__(
         self,
-        session: graph.Session,
+        session: Runs,
         inputs: Specs,
         outputs: Specs,
         pool: Pool,

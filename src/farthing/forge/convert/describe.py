@@ -45,6 +45,7 @@ def manifest_of(
     outputs: Sequence[TensorSpec],
     lineage: str,
     owner: Manifest | None,
+    form: str = "onnx",
 ) -> Manifest:
     """A manifest of the tensors seen, with everything else from the owner's manifest if there is one.
 
@@ -54,13 +55,13 @@ def manifest_of(
     try:
         if owner is None:
             made = Manifest(
-                name=name, format="onnx", inputs=tuple(inputs), outputs=tuple(outputs), lineage=(lineage,)
+                name=name, format=form, inputs=tuple(inputs), outputs=tuple(outputs), lineage=(lineage,)
             )
         else:
             made = msgspec.structs.replace(
                 owner,
                 name=owner.name or name,
-                format="onnx",
+                format=form,
                 files={},
                 inputs=tuple(_owned(inputs, owner.inputs)),
                 outputs=tuple(_owned(outputs, owner.outputs)),

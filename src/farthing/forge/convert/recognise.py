@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from farthing.errors import ModelError, UnsupportedError, nearest, require
 
-Kind = Literal["onnx", "torchscript", "export", "keras"]
+Kind = Literal["onnx", "torchscript", "export", "keras", "tflite", "openvino"]
 HDF5 = b"\x89HDF\r\n\x1a\n"
 NESTS = ("state_dict", "model_state_dict", "model", "weights", "ema")
 FORWARD_ERRORS = (
@@ -28,13 +28,14 @@ FORWARD_ERRORS = (
 )
 """What users' code and exporters raise when they cannot go on."""
 
+_XML = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<net\b")
 _REFUSED = {
     b"\x80": "a Python pickle: refused, never unpickled",
 }
 
 
 def kind_of(path: Path, data: bytes) -> Kind:
-    """Tell ONNX, TorchScript, Keras and ``torch.export`` files apart by their content, never by their suffix.
+    """Tell model files of all kinds apart by their content, never by their suffix.
 
     Raises:
         ModelError: empty, a pickle, or a torch archive of weights or of a pickled module.
@@ -51,7 +52,11 @@ def kind_of(path: Path, data: bytes) -> Kind:
             )
     if data.startswith(HDF5):
         return "keras"
-    if data[4:8] in {b"TFL3", b"ET12", b"ET13"}:
+    if data[4:8] == b"TFL3":
+        return "tflite"
+    if _XML.match(data[:1024]):
+        return "openvino"
+    if data[4:8] in {b"ET12", b"ET13"}:
         raise UnsupportedError(
             f"{path} is a {data[4:8].decode()} file: convert from the model it was made of"
         )
