@@ -6,7 +6,6 @@ import copy
 import io
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Self
 
@@ -95,15 +94,16 @@ class TorchScriptEngine:
                     refuse_sizes(self._began, sizes)
                 self._began = sizes
             try:
-                results = self._forward(self._module, self._state.joined(feeds))
+                if not self._state.inputs:
+                    return self._forward(self._module, feeds)
+                return self._state.keep(self._forward(self._module, self._state.joined(feeds)))
             except FAILURES as error:
                 raise EngineError(f"TorchScript failed on {self._path}: {last_line(error)}") from error
-            return self._state.keep(results)
 
     def _forward(self, module: Any, feeds: Tensors) -> dict[str, Array]:
         arrays = [feeds[spec.name] for spec in self._specs]
-        with _threads(self._torch, self._threads):
-            results = compute(module, self._kinds, arrays)
+        with _Threads(self._torch, self._threads):
+            results = compute(self._torch, module, self._kinds, arrays)
         if len(results) != len(self._given):
             raise ValueError(f"it gives {len(results)} tensors, and the manifest names {len(self._given)}")
         return dict(zip(self._given, results, strict=True))
@@ -186,12 +186,11 @@ def arguments(module: Any) -> list[tuple[str, type | None]]:
     return [(argument.name, _SCALARS.get(str(argument.type))) for argument in schema]
 
 
-def compute(module: Any, kinds: Sequence[type | None], arrays: Sequence[Array]) -> list[Array]:
+def compute(torch: Any, module: Any, kinds: Sequence[type | None], arrays: Sequence[Array]) -> list[Array]:
     """All tensors and numbers that a script gives, in order; ``kinds`` as `arguments` has them.
 
     Raises one of `FAILURES`.
     """
-    torch: Any = runtime()
     inputs = [
         torch.from_numpy(np.array(array, order="C")) if kind is None else kind(array)
         for array, kind in zip(arrays, kinds, strict=True)
@@ -200,19 +199,24 @@ def compute(module: Any, kinds: Sequence[type | None], arrays: Sequence[Array]) 
         return [_array(value) for value in _flat(module(*inputs))]
 
 
-@contextmanager
-def _threads(torch: Any, count: int) -> Iterator[None]:
+class _Threads:
     """Torch at work with so many threads; engines with other counts wait, and the caller's own count comes back."""
-    with _TORCH_TURN:
-        before = torch.get_num_threads()
-        if before == count:
-            yield
-            return
-        torch.set_num_threads(count)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+
+    def __init__(self, torch: Any, count: int) -> None:
+        self._torch = torch
+        self._count = count
+        self._before = count
+
+    def __enter__(self) -> None:
+        _TORCH_TURN.acquire()
+        self._before = self._torch.get_num_threads()
+        if self._before != self._count:
+            self._torch.set_num_threads(self._count)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._before != self._count:
+            self._torch.set_num_threads(self._before)
+        _TORCH_TURN.release()
 
 
 def _check_arguments(model: Model, module: Any) -> list[type | None]:

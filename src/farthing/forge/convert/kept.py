@@ -152,7 +152,7 @@ def _torchscript(draft: Model, wanted: Wanted) -> _Found:
         for (_, kind), array in called
     ]
     try:
-        results = torchscript.compute(module, kinds, arrays)
+        results = torchscript.compute(torchscript.runtime(), module, kinds, arrays)
     except torchscript.FAILURES as error:
         raise ModelError(f"{draft.file} fails on the example: {torchscript.last_line(error)}") from error
     inputs = [
