@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install -qq -c constraints.txt --upgrade pip
 	@$(PIP) install -qq -c constraints.txt torch
-	@$(PIP) install -qq -c constraints.txt --build-constraint constraints.txt -e '.[forge,image,onnxruntime,parquet]' --group dev
+	@$(PIP) install -qq -c constraints.txt --build-constraint constraints.txt -e '.[forge,image,keras,litert,nncf,onnxruntime,openvino,parquet]' --group dev
 	@touch $@
 	@echo "setup: ready"
 
@@ -51,6 +51,7 @@ slow: setup ## The tests that take long
 	@$(BIN)/pytest -q -m slow
 
 bench: setup ## Run every benchmark
+	@$(PIP) install -qq -c constraints.txt --group bench
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 docs: setup ## Run every Python and bash block of the README and the docs, and the examples
