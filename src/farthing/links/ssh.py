@@ -292,7 +292,7 @@ class Channel:
     def _fill(self, end: float) -> None:
         """Wait until there is output."""
         while not self._out:
-            if self._file("stdout").fileno() not in self._open:
+            if self.ended:
                 self.wait(time.monotonic() + 5)
                 raise explain(self.said, self._address)
             self._wait(end)
@@ -317,10 +317,10 @@ class Channel:
 
     def rest(self, limit: int, end: float) -> bytes:
         """All of its output up to its end."""
-        while self._file("stdout").fileno() in self._open:
+        while not self.ended and len(self._out) <= limit:
             self._wait(end)
-            if len(self._out) > limit:
-                raise LinkError(f"{self._address} sent more than {limit} bytes in answer: refused")
+        if len(self._out) > limit:
+            raise LinkError(f"{self._address} sent more than {limit} bytes in answer: refused")
         return bytes(self._out)
 
     def _wait(self, end: float, writing: int | None = None) -> bool:
@@ -366,6 +366,11 @@ class Channel:
             return self._process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             return None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its output ended."""
+        return self._file("stdout").fileno() not in self._open
 
     @property
     def code(self) -> int | None:

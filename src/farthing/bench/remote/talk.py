@@ -137,7 +137,8 @@ class Talk:
                 raise LinkError(f"{self._name} answers what was not asked: the connection is given up")
             if isinstance(answer, expected | wire.Failed):
                 return answer, arrays
-            if heard is None or not isinstance(answer, wire.Tick | wire.Busy):
+            sign = wire.Busy if expected is wire.Ready else wire.Tick
+            if heard is None or not isinstance(answer, sign):
                 raise LinkError(
                     f"{self._name} answers with {type(answer).__name__}, which makes no sense here"
                 )
@@ -149,9 +150,11 @@ class Talk:
 
     def crash(self) -> EngineError | None:
         """If the worker ended by itself: the error that says so. None if the connection broke."""
+        if not self.broken or not self._channel.ended:
+            return None
         self._channel.wait(time.monotonic() + 2)
         code = self._channel.code
-        if not self.broken or code is None:
+        if code is None:
             return None
         known = {128 + number: number.name for number in signal.Signals}
         said = printable(self._channel.said)
