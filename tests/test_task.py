@@ -171,6 +171,29 @@ def test_tasks_that_cannot_be_used(splits: Any, metric: str, more: dict[str, Any
         Task("t", splits, metric, **more)
 
 
+def test_calibration_needs_no_labels() -> None:
+    bare = Split({"": np.zeros((4, 4))})
+    task = Task("t", {"calibration": bare, "validation": split(), "test": split()}, "top1")
+    assert task.split("calibration").labels is None
+    task.check(manifest())
+
+
+def test_each_class_has_a_name_of_its_own() -> None:
+    with pytest.raises(TaskError, match="task t: `labels` names 'crane' twice"):
+        Task("t", {"test": split()}, "top1", labels=("crane", "emu", "crane"))
+
+
+def test_what_is_no_split_is_refused_with_the_right_way_to_write_it() -> None:
+    x, y = np.zeros((3, 2)), np.zeros(3, int)
+    with pytest.raises(TaskError, match=r'a ndarray was given: .* write Split\({"": array}, labels\)'):
+        Split(x, y)  # type: ignore[arg-type]
+    for wrong in (x, {"": x}, None):
+        with pytest.raises(TaskError, match=r"the train split is a .*: make a farthing\.Split of it"):
+            Task("t", {"train": wrong}, "top1")  # type: ignore[dict-item]
+    with pytest.raises(TaskError, match="input left 3, input right 2, labels 3"):
+        Split({"left": x, "right": x[:2]}, y)
+
+
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(PluginError, match="did you mean 'top1'"):
         Task("t", {"test": split()}, "topp1")
@@ -282,6 +305,7 @@ def test_tasks_are_found_by_module_and_function(tmp_path: Path, monkeypatch: pyt
         "constant = made()\nwrong = 3\n"
         "def fails():\n    raise RuntimeError('no camera')\n"
         "def empty():\n    return Task('mine', {}, 'top1')\n"
+        "def uneven():\n    return Split({'': np.zeros((2, 1))}, np.zeros(3))\n"
     )
     (tmp_path / "user_slip.py").write_text("import numpy.nowhere\n")
     (tmp_path / "user_mess.py").write_text("1 / 0\n")
@@ -289,6 +313,8 @@ def test_tasks_are_found_by_module_and_function(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(tmp_path)
     assert find_task("user_task:made").name == "mine"
     assert find_task("user_task:constant").name == "mine"
+    with pytest.raises(TaskError, match=r"there is no module 'nomod'$"):  # 'random' is another word
+        find_task("nomod:x")
     for name, message in (
         ("user_task:wrong", "gives a int, not a farthing.Task"),
         ("user_task:maed", "no task at 'user_task:maed': user_task has no 'maed'; did you mean 'made'?"),
@@ -302,7 +328,8 @@ def test_tasks_are_found_by_module_and_function(tmp_path: Path, monkeypatch: pyt
             "user_task:fails",
             "the task user_task:fails could not be made: it ended with RuntimeError: no camera",
         ),
-        ("user_task:empty", "task mine has no splits"),
+        ("user_task:empty", "user_task:empty: task mine has no splits"),
+        ("user_task:uneven", "user_task:uneven: inputs and labels of a split differ"),
         ("json:loads", "the task json:loads could not be made: it ended with TypeError: loads() missing"),
     ):
         with pytest.raises(TaskError, match=re.escape(message)):

@@ -99,6 +99,12 @@ def test_labels_that_are_no_classes_are_shared_out_too(tmp_path: Path) -> None:
         np.testing.assert_allclose(split.labels, split.inputs[""][:, 0] * 2)
 
 
+@pytest.mark.parametrize("seed", [-1, -(2**40), 0.5])
+def test_a_seed_is_a_whole_number_from_0(tmp_path: Path, seed: float) -> None:
+    with pytest.raises(TaskError, match="seed"):
+        read_task(npz_task(tmp_path, seed=seed))
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
@@ -131,6 +137,37 @@ def test_named_splits_come_from_files_of_their_own(tmp_path: Path) -> None:
         read_task(task_at(tmp_path, source, splits={"test": "absent"}))
     with pytest.raises(TaskError, match="two splits have the same name"):
         read_task(task_at(tmp_path, source, splits={"validation": "te", "test": "te"}))
+
+
+HALVES = {"calibration": "cal", "validation": "val"}
+
+
+def test_calibration_needs_no_labels_and_the_other_splits_do(tmp_path: Path) -> None:
+    """Nothing looks at them: pictures off the device will do."""
+    np.savez(tmp_path / "cal.npz", x=X[:10])
+    np.savez(tmp_path / "val.npz", x=X[10:], y=Y[10:])
+    source = {"format": "npz", "path": "{split}.npz", "labels": "y"}
+    task = read_task(task_at(tmp_path, source, splits=HALVES))
+    assert task.split("calibration").labels is None
+    assert task.split("validation").labels is not None
+    with pytest.raises(TaskError, match=r"cal\.npz has no 'y'"):
+        read_task(task_at(tmp_path, source, splits={"calibration": "val", "test": "cal"}))
+    np.savez(tmp_path / "cal.npz", x=X[:10], y=Y[:9])
+    with pytest.raises(
+        TaskError, match=r"task t, the calibration split in .*cal\.npz: .*input data 10, labels 9"
+    ):
+        read_task(task_at(tmp_path, source, splits=HALVES))
+
+
+def test_calibration_rows_need_no_column_of_labels(tmp_path: Path) -> None:
+    (tmp_path / "cal.csv").write_text("a,b\n1,2\n3,4\n")
+    (tmp_path / "val.csv").write_text("a,b,kind\n1,2,0\n3,4,1\n")
+    source = {"format": "csv", "path": "{split}.csv", "labels": "kind"}
+    task = read_task(task_at(tmp_path, source, splits=HALVES))
+    assert task.split("calibration").inputs[""].tolist() == [[1, 2], [3, 4]]
+    assert task.split("calibration").labels is None
+    with pytest.raises(TaskError, match=r"cal\.csv has no 'kind'"):
+        read_task(task_at(tmp_path, source, splits={"calibration": "val", "test": "cal"}))
 
 
 # --- npz
@@ -174,7 +211,11 @@ def test_labels_may_be_words(tmp_path: Path) -> None:
             {"source": {"shape": [2, 2]}},
             r"samples have shape \[3\], which does not make \[2, 2\]",
         ),
-        ({"x": X, "y": Y[:-1]}, {}, r"differ in their number of samples \(x 40, y 39\)"),
+        (
+            {"x": X, "y": Y[:-1]},
+            {},
+            r"task t, .*data.npz: inputs .* differ in their number of samples: input data 40, labels 39",
+        ),
         ({"x": np.float32(1), "y": Y}, {"source": {"shape": [1]}}, "'x' is no array with one entry a sample"),
         ({"x": X, "y": np.array(["a", "b", "c", "d"])[Y]}, {"labels": list("abcda")}, "names 'a' twice"),
         ({"x": X, "y": Y * 1j}, {}, r"labels are complex128 \[40\]"),
@@ -455,6 +496,19 @@ def test_the_order_of_labels_may_be_given(tmp_path: Path) -> None:
     }
     with pytest.raises(TaskError, match="has the folder 'dog', which is not a label; did you mean 'dogs'"):
         read_task(folder_task(tmp_path, labels=["dogs", "cat"]))
+
+
+def test_a_flat_folder_serves_for_calibration_alone(tmp_path: Path) -> None:
+    pictures(tmp_path, {"cal": 3, "val/cat": 2, "val/dog": 2})
+    task = read_task(folder_task(tmp_path, "{split}", splits=HALVES))
+    assert task.labels == ("cat", "dog")
+    assert task.split("calibration").labels is None
+    assert task.split("calibration").take([2])[""][0].shape == (4, 4)
+    flat = {"calibration": "val", "validation": "cal"}
+    with pytest.raises(
+        TaskError, match=r"the 3 pictures in .*cal have no labels: put each into .*\(cat, dog\)"
+    ):
+        read_task(folder_task(tmp_path, "{split}", splits=flat))
 
 
 def test_a_folder_without_pictures_is_no_class(tmp_path: Path) -> None:

@@ -119,13 +119,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{meant}{' ' if meant else ''}Known: {', '.join(names) or 'none'}"
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The nearest right name alone, where all of them are too many to list; empty if none is near.
+def suggestion(name: str, known: Iterable[str], alike: float = 0.5) -> str:
+    """The nearest right name alone, where all of them are too many to list; empty if none is ``alike`` (0 to 1) enough.
 
     >>> suggestion("tsaks", ["json", "tasks"])
     "did you mean 'tasks'?"
     """
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=alike)
     return f"did you mean {close[0]!r}?" if close else ""
 
 

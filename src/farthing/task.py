@@ -44,18 +44,24 @@ class Split:
     def __init__(
         self, inputs: Mapping[str, Array], labels: Array | None = None, groups: Array | None = None
     ) -> None:
+        if not isinstance(inputs, Mapping):
+            raise TaskError(
+                f"the inputs of a split map names to arrays, but a {type(inputs).__name__} was given: "
+                'for a model with one input write Split({"": array}, labels)'
+            )
         self.inputs = {name: np.asarray(array) for name, array in inputs.items()}
         self.labels = None if labels is None else np.asarray(labels)
         self.groups = None if groups is None else np.asarray(groups)
-        arrays = [*self.inputs.values(), *([] if self.labels is None else [self.labels])]
-        if any(array.ndim == 0 for array in arrays):
+        arrays = {f"input {name or 'data'}": array for name, array in self.inputs.items()}
+        arrays |= {} if self.labels is None else {"labels": self.labels}
+        if any(array.ndim == 0 for array in arrays.values()):
             raise TaskError("an input or the labels are a single number: they need one entry a sample")
-        sizes = {len(array) for array in arrays}
-        if len(sizes) != 1 or not self.inputs:
+        if not self.inputs or len({len(array) for array in arrays.values()}) != 1:
+            shown = ", ".join(f"{name} {len(array)}" for name, array in arrays.items() if self.inputs)
             raise TaskError(
-                f"inputs and labels differ in their number of samples: {sorted(sizes) or 'no inputs'}"
+                f"inputs and labels of a split differ in their number of samples: {shown or 'no inputs'}"
             )
-        self._size = sizes.pop()
+        self._size = len(next(iter(self.inputs.values())))
         if self.groups is not None and (
             self.groups.shape != (self._size,) or self.groups.dtype.kind not in "iu"
         ):
@@ -163,7 +169,8 @@ class Task:
         licence: of the data.
 
     Raises:
-        TaskError: a split is empty, holds NaN, or has labels that the metric or ``labels`` rule out.
+        TaskError: a split is empty, holds NaN, or has labels that the metric or ``labels`` rule out; or ``labels``
+            names a class twice. The labels of the calibration split may be missing.
         PluginError: no metric of that name.
     """
 
@@ -185,15 +192,20 @@ class Task:
         self.splits = dict(splits)
         if not self.splits:
             raise TaskError(f"task {name} has no splits; known: {', '.join(SPLITS)}")
-        for key in self.splits:
+        for key, split in self.splits.items():
             if key not in SPLITS:
                 raise TaskError(f"task {name}: no split is called {key!r}; {nearest(key, SPLITS)}")
+            if not isinstance(split, Split):
+                raise TaskError(
+                    f"task {name}: the {key} split is a {type(split).__name__}: make a farthing.Split of it"
+                )
         if "calibration" not in self.splits and "train" in self.splits:
             train = self.splits["train"]
             count = min(CALIBRATION_SAMPLES, len(train))  # spread: data are often sorted by class
             self.splits["calibration"] = train.subset((np.arange(count) * len(train)) // max(1, count))
+        _refuse_twice(self.labels, name)
         for key, split in self.splits.items():
-            self._check(split, f"task {name}: the {key} split")
+            self._check(split, key)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{key} {len(split)}" for key, split in self.splits.items())
@@ -299,7 +311,8 @@ class Task:
             "list the task's `labels` in the model's order"
         )
 
-    def _check(self, split: Split, where: str) -> None:
+    def _check(self, split: Split, key: str) -> None:
+        where = f"task {self.name}: the {key} split"
         split.check(where)
         if self.form == "image" and not isinstance(split, ImageFiles):
             for array in split.inputs.values():
@@ -312,7 +325,7 @@ class Task:
                     )
         labels = split.labels
         if labels is None:
-            if self.metric.needs == "labels":
+            if self.metric.needs == "labels" and key != "calibration":
                 raise TaskError(
                     f"{where} has no labels, which metric {self.metric.name} needs; or use 'agreement'"
                 )
@@ -329,6 +342,13 @@ class Task:
             if outside.size:
                 allowed = f"0..{highest}" if self.labels else "0 and above"
                 raise TaskError(f"{where}: label {int(outside[0])} is out of range ({allowed})")
+
+
+def _refuse_twice(labels: Sequence[str], task: str) -> None:
+    """Two classes of one name cannot be told apart by whoever reads an answer, or labels a sample."""
+    twice = next((name for place, name in enumerate(labels) if name in labels[:place]), None)
+    if twice is not None:
+        raise TaskError(f"task {task}: `labels` names {twice!r} twice: give each class a name of its own")
 
 
 def find_task(name: str, cache: Path | None = None, on_event: Callable[[str], None] | None = None) -> Task:
@@ -361,7 +381,7 @@ def _named(name: str) -> Any:
         found = importlib.import_module(module)
     except Exception as error:  # its code is run, and may do anything
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            meant = suggestion(module, (entry.name for entry in pkgutil.iter_modules()))
+            meant = suggestion(module, (entry.name for entry in pkgutil.iter_modules()), alike=0.75)
             raise TaskError(
                 f"no task at {name!r}: there is no module {error.name!r}; {meant}".rstrip("; ")
             ) from error
@@ -375,6 +395,8 @@ def _named(name: str) -> Any:
 def _as_task(made: Any, name: str) -> Task:
     try:
         task = made() if callable(made) else made
+    except TaskError as error:
+        raise TaskError(str(error) if name in str(error) else f"{name}: {error}") from error
     except FarthingError:
         raise
     except Exception as error:  # it is other people's code

@@ -45,7 +45,10 @@ class Source(Section, frozen=True, kw_only=True):
 
 
 class TaskFile(Section, frozen=True, kw_only=True):
-    """A task file. ``splits`` gives each split its share (0.6), or the word that replaces ``{split}`` in the path."""
+    """A task file. ``splits`` gives each split its share (0.6), or the word that replaces ``{split}`` in the path.
+
+    ``seed`` is a whole number from 0.
+    """
 
     name: str
     source: Source
@@ -55,6 +58,10 @@ class TaskFile(Section, frozen=True, kw_only=True):
     form: Literal["image", "tensor"] = "tensor"
     seed: int = 0
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, not {self.seed}")
 
 
 def read_task(path: Path) -> Task:
@@ -90,9 +97,9 @@ def _splits(described: TaskFile, root: Path) -> tuple[tuple[str, ...], dict[str,
                 f"task {described.name}: two splits have the same name: each needs data of its own"
             )
         labels = _class_names(described, root, list(named.values()))
-        return labels, {key: _load(described, root, name, labels) for key, name in named.items()}
+        return labels, {key: _load(described, root, name, labels, key) for key, name in named.items()}
     labels = _class_names(described, root, [""])
-    return labels, shared_out(_load(described, root, "", labels), shares, described.seed, described.name)
+    return labels, shared_out(_load(described, root, "", labels, ""), shares, described.seed, described.name)
 
 
 def _class_names(described: TaskFile, root: Path, words: list[str]) -> tuple[str, ...]:
@@ -172,20 +179,30 @@ def shared_out(split: Split, shares: Mapping[Any, float], seed: int, name: str) 
     return {key: split.subset(order[a:b]) for key, a, b in zip(shares, starts, ends, strict=True)}
 
 
-def _load(described: TaskFile, root: Path, word: str, classes: tuple[str, ...]) -> Split:
+def _load(
+    described: TaskFile, root: Path, word: str, classes: tuple[str, ...], key: SplitName | Literal[""]
+) -> Split:
+    """The samples of one split, or of all if ``key`` is empty; those of ``calibration`` may have no labels."""
     source, path = described.source, _place(described, root, word)
-    split = _folder(path, classes) if source.format == "folder" else _arrays(described, path)
-    split.check(str(path))  # here a bad sample has the number it has in the file
+    where = f"task {described.name}, {f'the {key} split in ' if key else ''}{path}"
+    bare = key == "calibration"
+    split = (
+        _folder(path, classes, bare) if source.format == "folder" else _arrays(described, path, where, bare)
+    )
+    split.check(where)  # here a bad sample has the number it has in the file
     return split
 
 
-def _arrays(described: TaskFile, path: Path) -> Split:
+def _arrays(described: TaskFile, path: Path, where: str, bare: bool) -> Split:
     source = described.source
-    loader = {"npz": _npz, "csv": _csv, "parquet": _parquet}[source.format]
-    inputs, labels = loader(path, source)
+    read = {"npz": _npz, "csv": _csv, "parquet": _parquet}[source.format]
+    inputs, labels = read(path, source, bare)
     if source.shape:
         inputs = {name: _shaped(array, source.shape, path) for name, array in inputs.items()}
-    return Split(inputs, _as_labels(labels, described, path))
+    try:
+        return Split(inputs, _as_labels(labels, described, path))
+    except TaskError as error:
+        raise TaskError(str(error) if str(path) in str(error) else f"{where}: {error}") from error
 
 
 def _shaped(array: Array, shape: tuple[int, ...], path: Path) -> Array:
@@ -196,20 +213,25 @@ def _shaped(array: Array, shape: tuple[int, ...], path: Path) -> Array:
         raise TaskError(f"{path}: samples have shape {found}, which does not make {list(shape)}") from None
 
 
-def _folder(path: Path, classes: tuple[str, ...]) -> Split:
-    if not classes:
-        return ImageFiles({"": np.array(pictures(path), dtype=str)})
+def _folder(path: Path, classes: tuple[str, ...], bare: bool) -> Split:
+    loose = pictures(path)
+    if not classes or (bare and loose and not _folders(path)):
+        return ImageFiles({"": np.array(loose, dtype=str)})
     unknown = _folders(path) - set(classes)
     if unknown:
         raise TaskError(
             f"{path} has the folder {min(unknown)!r}, which is not a label; {nearest(min(unknown), classes)}"
         )
-    _refuse_twice(classes)
     paths, numbers = [], []
     for number, name in enumerate(classes):
         found = pictures(path / name)
         paths += found
         numbers += [number] * len(found)
+    if loose and not paths:
+        raise TaskError(
+            f"the {len(loose)} pictures in {path} have no labels: put each into the folder of its class "
+            f"({', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''})"
+        )
     return ImageFiles({"": np.array(paths, dtype=str)}, np.array(numbers, dtype=np.int64))
 
 
@@ -218,7 +240,7 @@ def pictures(path: Path) -> list[str]:
     return sorted(str(entry) for entry in _entries(path) if _is_picture(entry)) if path.is_dir() else []
 
 
-def _npz(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
+def _npz(path: Path, source: Source, bare: bool) -> tuple[dict[str, Array], Array | None]:
     wanted = source.inputs or {"": "x"}
     several = [name for name, array in wanted.items() if not isinstance(array, str)]
     if several:
@@ -226,16 +248,16 @@ def _npz(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
             f"{path}: input {several[0]!r} names several arrays; in an npz file each input is one"
         )
     named = {name: str(array) for name, array in wanted.items()}
-    arrays = read_npz(path, [*named.values(), *([source.labels] if source.labels else [])])
-    if len(set(map(len, arrays.values()))) > 1:
-        shown = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
-        raise TaskError(f"{path}: inputs and labels differ in their number of samples ({shown})")
+    labels = [source.labels] if source.labels else []
+    arrays = read_npz(path, [*named.values(), *labels], optional=labels if bare else ())
     inputs = {name: arrays[array] for name, array in named.items()}
-    return inputs, arrays[source.labels] if source.labels else None
+    return inputs, arrays.get(source.labels)
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
+def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
     """Some arrays of an npz file, each with one entry a sample; the others are not looked at.
+
+    Those of ``names`` that are ``optional`` may be missing.
 
     Raises:
         TaskError: not an npz file, damaged, no such array, Python objects, a single value, or more than the memory of
@@ -247,6 +269,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
                 raise TaskError(f"{path} is not an npz file: write one with numpy.savez")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
+                names = [name for name in names if name in archive.files or name not in optional]
                 for name in names:
                     if name not in archive.files:
                         raise TaskError(f"{path} has no {name!r}; {nearest(name, archive.files)}")
@@ -289,8 +312,8 @@ def _column(columns: dict[str, Array], name: str, path: Path) -> Array:
     return columns[name]
 
 
-def _csv(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
-    return _table(read_csv(path), path, source)
+def _csv(path: Path, source: Source, bare: bool) -> tuple[dict[str, Array], Array | None]:
+    return _table(read_csv(path), path, source, bare)
 
 
 def read_csv(path: Path) -> dict[str, Array]:
@@ -334,14 +357,14 @@ def is_number(text: Any) -> bool:
     return True
 
 
-def _parquet(path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
+def _parquet(path: Path, source: Source, bare: bool) -> tuple[dict[str, Array], Array | None]:
     parquet = require("pyarrow.parquet", "parquet")
     try:
         table = parquet.read_table(path)
         columns = {name: _flat(table[name]) for name in table.column_names}
     except (OSError, ValueError, NotImplementedError) as error:
         raise TaskError(f"{path} is not a Parquet file of plain columns: {error}") from error
-    return _table(columns, path, source)
+    return _table(columns, path, source, bare)
 
 
 def _flat(column: Any) -> Array:
@@ -349,7 +372,9 @@ def _flat(column: Any) -> Array:
     return np.array(array.tolist()) if array.dtype == object else np.asarray(array)
 
 
-def _table(columns: dict[str, Array], path: Path, source: Source) -> tuple[dict[str, Array], Array | None]:
+def _table(
+    columns: dict[str, Array], path: Path, source: Source, bare: bool
+) -> tuple[dict[str, Array], Array | None]:
     rest = [name for name in columns if name != source.labels]
     inputs = {}
     for name, wanted in (source.inputs or {"": rest}).items():
@@ -360,7 +385,8 @@ def _table(columns: dict[str, Array], path: Path, source: Source) -> tuple[dict[
         except ValueError as error:
             raise TaskError(f"{path}: the columns of input {name or 'data'} do not fit: {error}") from error
         inputs[name] = stacked[..., 0] if len(picked) == 1 and stacked.ndim > 2 else stacked
-    return inputs, _column(columns, source.labels, path) if source.labels else None
+    missing = not source.labels or (bare and source.labels not in columns)
+    return inputs, None if missing else _column(columns, source.labels, path)
 
 
 def _numbers(column: Array, name: str, path: Path) -> Array:
@@ -391,7 +417,6 @@ def _as_labels(labels: Array | None, described: TaskFile, path: Path) -> Array |
             f"{path}: labels are {labels.dtype} {list(labels.shape)}, not a number or word a sample"
         )
     if names and set(labels.tolist()) <= set(names):
-        _refuse_twice(names)
         numbers = {word: number for number, word in enumerate(names)}
         return np.array([numbers[word] for word in labels.tolist()], dtype=np.int64)
     try:
@@ -412,12 +437,3 @@ def as_whole(values: Array) -> Array:
     """Numbers as int64 if all of them are whole, else as they are."""
     whole = np.isfinite(values).all() and (values == np.round(values)).all()
     return values.astype(np.int64) if whole else values
-
-
-def _refuse_twice(names: tuple[str, ...]) -> None:
-    """Two classes of one name cannot be told apart where samples are labelled by name."""
-    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    if twice is not None:
-        raise TaskError(
-            f"`labels` names {twice!r} twice, and the data are labelled by name: name each class once"
-        )
