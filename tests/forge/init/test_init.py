@@ -214,6 +214,23 @@ def test_splits_that_have_folders(model: Model, tmp_path: Path) -> None:
     assert "{split}" in (tmp_path / "work" / "task.yaml").read_text()
 
 
+def test_pictures_for_calibration_need_no_folders_of_classes(model: Model, tmp_path: Path) -> None:
+    for split in ("val", "test"):
+        paint(tmp_path / "set" / split, 3)
+    (tmp_path / "set" / "calib").mkdir()
+    for path in paint(tmp_path / "photos", 3).rglob("*.png"):
+        path.rename(tmp_path / "set" / "calib" / f"{path.parent.name}-{path.name}")
+    made = propose(tmp_path / "set", model, tmp_path / "work", ask=take_defaults)
+    assert {name: len(split) for name, split in made.task.splits.items()} == {
+        "calibration": 9,
+        "validation": 9,
+        "test": 9,
+    }
+    assert made.task.split("calibration").labels is None
+    assert any(sentence.startswith("27 pictures, 3 classes") for sentence in made.found)
+    assert any("right of 9 samples of the validation split" in sentence for sentence in made.found)
+
+
 def test_probabilities_are_recognised(photos: Path, tmp_path: Path) -> None:
     model = convert(ByColour(softmax=True), example=f"1x3x{SIDE}x{SIDE}").model
     assert (
@@ -304,6 +321,32 @@ def test_labels_that_are_words(write: Callable[..., Path], rows: tuple[Any, Any]
     made = propose(data, convert(Linear(), example="1x4").model, tmp_path / "work", ask=take_defaults)
     assert made.model.manifest.labels == ("less", "more")
     assert evaluate(made.model, made.task)[0].value == 1.0
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_the_only_column_of_words_is_taken_for_the_labels(
+    form: str, rows: tuple[Any, Any], tmp_path: Path
+) -> None:
+    x, y = rows
+    words, data = np.array(["less", "more"])[y].tolist(), tmp_path / f"d.{form}"
+    columns = {**dict(zip("abcd", x.T.tolist(), strict=True)), "outcome": words}
+
+    def made(**more: Any) -> Proposal:
+        table = {**columns, **more}
+        if form == "csv":
+            lines = [list(table), *map(list, zip(*table.values(), strict=True))]
+            data.write_text("\n".join(",".join(map(str, line)) for line in lines))
+        else:
+            pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pyarrow.table(table), data)
+        model = convert(Linear(), example="1x4").model
+        return propose(data, model, tmp_path / "work", ask=take_defaults, force=True)
+
+    taken = made()
+    assert taken.model.manifest.labels == ("less", "more")
+    assert any(sentence.startswith("labels: outcome (the only text, with") for sentence in taken.assumed)
+    for other in ({"place": ["here", "there"] * 30}, {"outcome": ["a", "b", "c"] * 20}):
+        assert made(**other).task.metric.name == "agreement"
 
 
 def test_rows_take_the_shape_of_the_input(rows: tuple[Any, Any], tmp_path: Path) -> None:

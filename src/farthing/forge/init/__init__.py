@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,13 +22,14 @@ from farthing.forge.init.labels import ask_classes, ask_metric, labels_of, value
 from farthing.forge.init.pictures import PROBE_SAMPLES, Probe, Sample, ask_preprocess
 from farthing.forge.init.question import Ask, Interview, Question, take_defaults
 from farthing.model import MANIFEST, Model, TensorSpec, checked
-from farthing.task import ImageFiles, Split, Task
+from farthing.task import ImageFiles, Split, SplitName, Task
 from farthing.taskfile import TaskFile, read_task
 
 __all__ = ["Ask", "Proposal", "Question", "propose", "take_defaults"]
 
 TASK = "task.yaml"
 MODEL = "model"
+TRIED: tuple[SplitName, ...] = ("calibration", "validation", "train")
 
 
 class Proposal:
@@ -211,12 +213,15 @@ def _picture_input(interview: Interview, inputs: tuple[TensorSpec, ...]) -> Tens
     return TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape, batch_axis=axis, layout=layout)
 
 
+def _labelled(task: Task) -> SplitName | Literal[""]:
+    """The split to try things on, never the test split: one with labels if there is one; empty if there is none."""
+    keys: list[SplitName] = [key for key in TRIED if key in task.splits]
+    return next((key for key in keys if task.splits[key].labels is not None), keys[0] if keys else "")
+
+
 def _sample(task: Task) -> Sample:
     """Some pictures of the calibration or validation split, never of the test split."""
-    split = next(
-        (task.splits[key] for key in ("calibration", "validation", "train") if key in task.splits), None
-    )
-    split = split or next(iter(task.splits.values()))
+    split = task.splits.get(_labelled(task)) or next(iter(task.splits.values()))
     picks = np.unique(np.linspace(0, len(split) - 1, min(PROBE_SAMPLES, len(split))).astype(int))
     images = next(iter(split.take(picks).values()))
     return Sample(list(images), None if split.labels is None else split.labels[picks])
@@ -239,8 +244,8 @@ def _decode(model: Model, task: Task) -> str:
 
 def _judge(interview: Interview, model: Model, task: Task) -> None:
     """Score a few samples, so that a wrong answer is seen at once."""
-    split = next((key for key in ("calibration", "validation", "train") if key in task.splits), None)
-    if split is None or task.metric.name not in {"top1", "auc", "error"}:
+    split = _labelled(task)
+    if not split or task.metric.name not in {"top1", "auc", "error"}:
         return
     data = task.splits[split]
     picks = np.unique(np.linspace(0, len(data) - 1, min(PROBE_SAMPLES, len(data))).astype(int))

@@ -123,7 +123,12 @@ def _folder(path: Path) -> DataSet:
             f"the others, or give {place} for pictures without labels"
         )
     folders = [root / name for root in roots for name in classes] if classes else roots
-    outside = sum(len(pictures(root)) for root in roots) if classes else 0
+    outside = 0
+    for root in roots if classes else ():
+        if root.name == splits.get("calibration") and not _subfolders(root):
+            folders.append(root)  # calibration needs no labels
+        else:
+            outside += len(pictures(root))
     remarks = (f"{outside} pictures beside the folders of the classes are left out",) if outside else ()
     size = sum(len(pictures(folder)) for folder in folders)
     return DataSet(path=path, format="folder", size=size, classes=classes, splits=splits, remarks=remarks)

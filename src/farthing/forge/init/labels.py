@@ -78,9 +78,20 @@ def ask_label(interview: Interview, data: DataSet, manifest: Manifest) -> str:
         return ""
     default = likely[0] if likely else NONE
     why = "named like labels" if likely else "none is named like labels"
+    if not likely and (words := _column_of_words(data, fits, manifest)):
+        default, why = words, "the only text, with as many different words as the model has outputs"
     choices = [*(column.name for column in fits), NONE]
     answer = interview("labels", "Which array or column holds the labels?", choices, default, why)
     return "" if answer == NONE else answer
+
+
+def _column_of_words(data: DataSet, fits: list[Column], manifest: Manifest) -> str:
+    """The one array or column of text, if it has a word for each output of the model; empty if not."""
+    texts = [column.name for column in fits if column.kind == "U"]
+    if len(texts) != 1:
+        return ""
+    different = {str(word) for word in as_text(_values(data, texts[0])).reshape(-1).tolist()}
+    return texts[0] if len(different) == values_a_sample(manifest) else ""
 
 
 def labels_of(data: DataSet, name: str) -> Labels:
