@@ -69,6 +69,8 @@ def _row(figure: Figure) -> list[str]:
 def _value(value: Interval | None, unit: str) -> str:
     if value is None:
         return "-"
+    if unit in {"ms", "MB"}:
+        return (show.milliseconds if unit == "ms" else show.megabytes)(value.value)
     return f"{value.value:.4f}" if unit == "share" else f"{value.value:.4g} {unit}"
 
 

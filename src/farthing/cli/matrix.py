@@ -57,7 +57,7 @@ def matrix(parsed: argparse.Namespace) -> int:
         )
     if parsed.html:
         from farthing import files
-        from farthing.forge.report.portability import render_matrix
+        from farthing.forge.report.portable import render_matrix
 
         files.write(parsed.html, render_matrix(found).encode())
     print(show.as_json(found) if parsed.json else _table(found))

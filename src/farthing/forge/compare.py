@@ -284,11 +284,19 @@ class _Pair:
             return bare
         if not self.same_data:
             return replace(bare, why="on other data")
+        if self._same_artefact() and before == after:
+            return replace(bare, change=_point(0.0), verdict="same")
         gap = after.value - before.value
         half = math.hypot(_half(before), _half(after))
         change = Interval(value=gap, low=gap - half, high=gap + half)
         sign = 1 if self.second.higher_is_better else -1
         return replace(bare, change=change, verdict=_verdict(change, 0.0, sign, SAME_SHARE))
+
+    def _same_artefact(self) -> bool:
+        """Whether both winners are one file in one engine: it answers the same to the same data."""
+        runs = [(m.engine, m.engine_version) for c in self.winners if (m := _measured(c))]
+        same = self.winners[0].model == self.winners[1].model != ""
+        return same and len(runs) == 2 and runs[0] == runs[1]
 
     def _figure(self, kind: _Kind) -> Figure:
         before, after = (kind.of(candidate) for candidate in self.winners)
@@ -305,7 +313,7 @@ class _Pair:
             value = after / before if kind.more else before / after
             change = Interval(value=value, low=value, high=value)
         if kind.timed and not (gains[0] and gains[1]):
-            return replace(bare, change=change, why="without an interval: not timed in turns")
+            return replace(bare, change=change, why="no interval")
         return replace(bare, change=change, verdict=_verdict(change, 1.0, 1, SAME_RATIO))
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from farthing.forge.compare import compared
 from farthing.forge.report import render
+from farthing.forge.report.changes import render_comparison
+from farthing.forge.report.portable import render_matrix
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Any]
@@ -311,3 +314,32 @@ def test_a_narrow_page_of_several_engines_does_not_scroll_sideways(
     for more in page.locator("summary").all():
         more.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def plain_pages(build: Any, several: Any) -> dict[str, str]:
+    second = build(winner=4, machine="another machine with a long name " * 5)
+    return {
+        "matrix": render_matrix(several.matrix),
+        "comparison": render_comparison(compared(build(), second, "monday", "tuesday")),
+    }
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize("kind", ["matrix", "comparison"])
+def test_pages_without_scripts(
+    browser: Any, build: Any, several: Any, tmp_path: Path, kind: str, width: int
+) -> None:
+    said: list[str] = []
+    (tmp_path / "page.html").write_text(plain_pages(build, several)[kind], "utf-8")
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("table").first.is_visible()
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).fontWeight") == "650", (
+        "it has its style"
+    )
+    context.close()
+    assert said == []

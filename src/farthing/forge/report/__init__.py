@@ -194,23 +194,26 @@ def _rest(found: Findings) -> Html:
     groups = verdict_groups(found)
     if not groups:
         return section("rest", "Not taken, and why", element("p", "Nothing else was tried."))
-    parts = [joined([element("h3", title), _reasons(members)]) for title, members in groups]
+    parts = [joined([element("h3", title), _reasons(found, members)]) for title, members in groups]
     return section("rest", "Not taken, and why", *parts)
 
 
-def _reasons(members: list[Candidate]) -> Html:
+def _reasons(found: Findings, members: list[Candidate]) -> Html:
     lines: dict[str, list[Candidate]] = {}
     for candidate in members:
         lines.setdefault(candidate.verdict or candidate.status, []).append(candidate)
     rows = []
     for verdict, alike in lines.items():
-        names = joined([_named(candidate) for candidate in alike], ", ")
+        names = joined([_named(found, candidate) for candidate in alike], ", ")
         rows.append(element("div", element("dt", names), element("dd", verdict)))
     return element("dl", *rows, class_="reasons")
 
 
-def _named(candidate: Candidate) -> Html:
-    runs = str(candidate.options) if candidate.figures.latency_ms is not None else ""
+def _named(found: Findings, candidate: Candidate) -> Html:
+    engine = candidate.engine if len(found.engines) > 1 else ""
+    runs = ", ".join(
+        filter(None, [engine, str(candidate.options) if candidate.figures.latency_ms is not None else ""])
+    )
     return noted(element("a", element("bdi", candidate.name), href=f"#c{candidate.number}"), runs)
 
 

@@ -56,7 +56,7 @@ def _row(found: Findings, engine: str) -> Html:
     best = fastest([candidate for candidate in mine if candidate.status in {"accepted", "winner"}])
     cells: list[Child] = [
         _timed(found, exact, against=True) if exact else _none(mine),
-        _timed(found, best) if best else "none was taken",
+        _timed(found, best) if best else _untaken(found, mine),
         _ratio(best.over_float if best else exact.over_float if exact else None),
         _ratio(best.over_engine) if best else MISSING,
         _ratio(best.offline_speedup if best else exact.offline_speedup if exact else None),
@@ -72,6 +72,18 @@ def _row(found: Findings, engine: str) -> Html:
     )
     head = element("th", name, scope="row", class_="text")
     return element("tr", head, *(element("td", cell) for cell in cells), class_="winner" if won else None)
+
+
+def _untaken(found: Findings, candidates: list[Candidate]) -> Child:
+    """That none was good enough, and what came nearest."""
+    best = fastest([candidate for candidate in candidates if not candidate.exact])
+    measured = single(best) if best else None
+    if best is None or measured is None:
+        return "none"
+    link = element("a", element("bdi", best.name), href=f"#c{best.number}")
+    return joined(
+        ["none", element("small", link, f", {best.options}: {found.time(measured.p50_ms)}, turned down")], " "
+    )
 
 
 def fastest(candidates: list[Candidate]) -> Candidate | None:
