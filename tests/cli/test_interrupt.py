@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from farthing import __version__
 from farthing.cli import interrupt
 
 PATIENCE = 60
 
 
-def start(words: Sequence[str], place: Path) -> subprocess.Popen[str]:
+def start(words: Sequence[str], place: Path, stdin: int | None = None) -> subprocess.Popen[str]:
     """A command as a terminal starts it: at the head of a process group, and with Ctrl-C not ignored."""
     for name in ("tmp", "work"):
         (place / name).mkdir(exist_ok=True)
@@ -26,6 +27,7 @@ def start(words: Sequence[str], place: Path) -> subprocess.Popen[str]:
         [sys.executable, *words],
         cwd=place / "work",
         env={**os.environ, "TMPDIR": str(place / "tmp"), "FARTHING_CACHE": str(place / "cache")},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -176,12 +178,60 @@ def test_an_import_that_is_cut_off_is_no_damaged_package(network: Path, tmp_path
 
 def test_what_is_not_an_interrupt_is_not_taken_for_one(tmp_path: Path) -> None:
     done = program("def run(): raise ZeroDivisionError('a mistake of ours')", tmp_path)
-    assert done.returncode == 1
-    assert "a mistake of ours" in done.stderr
+    assert done.returncode == 70  # 1 would say that a budget is not met
+    *traceback, last = done.stderr.splitlines()
+    assert traceback[0] == "Traceback (most recent call last):"
+    assert traceback[-1] == "ZeroDivisionError: a mistake of ours"
+    assert (
+        last
+        == f"farthing: nobody foresaw this error: please report it with the lines above (Farthing {__version__})"
+    )
+    assert list((tmp_path / "tmp").iterdir()) == []
+    done = program("def run(): sys.exit(2)", tmp_path)
+    assert (done.returncode, done.stderr) == (2, "")
     done = program("class Bad:\n    def __del__(self): 1 / 0\ndef run():\n    Bad()\n    return 0", tmp_path)
     assert done.returncode == 0
     assert "ZeroDivisionError" in done.stderr
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+LEFT = """
+from pathlib import Path
+import os, tempfile
+def run():
+    Path(tempfile.gettempdir(), "half").write_text("done")
+    print(os.environ["TMPDIR"], flush=True)
+    os.kill(os.getpid(), 9) if KILL else sys.stdin.readline()
+    return 0
+"""
+
+
+def test_what_a_killed_command_left_goes_an_hour_later(tmp_path: Path) -> None:
+    left = Path(program(f"KILL = True{LEFT}", tmp_path).stdout.strip())
+    assert (left / "half").exists()
+    others = [tmp_path / "tmp" / name for name in ("farthing-cli-mine", "farthing-abc", "abc")]
+    others[0].symlink_to(tmp_path / "work", target_is_directory=True)
+    for other in others[1:]:
+        other.mkdir()
+    assert program("def run(): return 0", tmp_path).returncode == 0
+    assert left.exists(), "it may belong to a living one"
+    for place in (left, *others[1:], tmp_path / "work"):
+        os.utime(place, (time.time() - 3700,) * 2)
+    assert program("def run(): return 0", tmp_path).returncode == 0
+    assert not left.exists()
+    assert all(other.exists() for other in others)
+
+
+def test_the_directory_of_a_long_search_is_not_swept(tmp_path: Path) -> None:
+    head = "import sys\nfrom farthing.cli.interrupt import program\nKILL = False"
+    process = start(["-c", f"{head}{LEFT}sys.exit(program(run))"], tmp_path, stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    place = Path(process.stdout.readline().strip())
+    os.utime(place, (time.time() - 86400,) * 2)
+    assert program("def run(): return 0", tmp_path).returncode == 0
+    assert (place / "half").exists()
+    assert process.communicate("\n", timeout=PATIENCE)[1] == ""
+    assert not place.exists()
 
 
 def test_a_background_job_goes_on(tmp_path: Path) -> None:

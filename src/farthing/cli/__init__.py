@@ -44,7 +44,7 @@ Your own model:          farthing convert model.onnx --out model
                          farthing predict best photo.jpg
 
 Exit codes: 0 done, 1 not as it should be (the budget is not met, engines differ, the doctor found a problem),
-2 bad input, 130 interrupted.
+2 bad input, 70 an error of our own (please report it), 130 interrupted.
 """
 
 

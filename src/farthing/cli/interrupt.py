@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a command: one line, exit code 130, nothing left behind.
+"""How a command ends: Ctrl-C at any moment gives one line, exit code 130 and nothing left behind; our mistakes give 70.
 
 Python's own way, an exception wherever the main thread happens to be, is not enough: raised in a finalizer it is
 printed and forgotten, modules that are being imported make another error of it, and raised while a temporary
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
 EXIT_CODE = 130
+MISTAKE = 70  # EX_SOFTWARE of sysexits.h
 MESSAGE = "farthing: interrupted; finished steps are kept, run the same command again to go on"
 SOON = 0.02
+PLACE = "farthing-cli-"
+LEFTOVER_SECONDS = 3600
 
 
 class Interrupt:
@@ -92,6 +95,7 @@ INTERRUPT = Interrupt()
 def program(run: Callable[[], int]) -> int:
     """Run a command that is all this process is for: Ctrl-C ends it with one line and exit code 130.
 
+    An error that nobody foresaw ends it with its traceback and exit code 70: Python's own 1 means something else here.
     What comes before the first line of this module is Python's: a Ctrl-C during its start ends it in its own way.
     """
     code, place = EXIT_CODE, ""
@@ -99,11 +103,11 @@ def program(run: Callable[[], int]) -> int:
         INTERRUPT.listen()
         place = _workplace()
         code = run()
-    except BaseException as error:  # whatever the code that was interrupted made of it
+    except BaseException as error:  # noqa: BLE001 - what Ctrl-C was made into, and what nobody foresaw
         INTERRUPT.deafen()
         INTERRUPT.came = INTERRUPT.came or isinstance(error, KeyboardInterrupt)
         if not INTERRUPT.came:
-            raise
+            code = _unforeseen(error)
     finally:
         INTERRUPT.deafen()
         _clear(place)
@@ -112,16 +116,64 @@ def program(run: Callable[[], int]) -> int:
     return code
 
 
+def _unforeseen(error: BaseException) -> int:
+    """Show an error that is none of ours to explain, ask for a report, and return the exit code for it."""
+    if isinstance(error, SystemExit):
+        raise error
+    import traceback
+
+    from farthing import __version__
+
+    traceback.print_exception(error)
+    said = (
+        f"farthing: nobody foresaw this error: please report it with the lines above (Farthing {__version__})"
+    )
+    print(said, file=sys.stderr)
+    return MISTAKE
+
+
 def _workplace() -> str:
-    """One directory for all temporary files, those of third parties and child processes too; `_clear` removes it."""
+    """One directory for all temporary files, those of third parties and child processes too; `_clear` removes it.
+
+    It is locked as long as this process lives, so that a later one can tell what a killed one left.
+    """
+    import fcntl
     import tempfile
 
     try:
-        place = tempfile.mkdtemp(prefix="farthing-")
+        place = tempfile.mkdtemp(prefix=PLACE)
     except OSError:
         return ""  # what needs one will say so
+    try:
+        fcntl.flock(os.open(place, os.O_RDONLY), fcntl.LOCK_SH)  # open until the process ends
+        _sweep(tempfile.gettempdir())
+    except OSError:  # no locks there, or nothing may be listed: then nothing is swept
+        pass
     os.environ["TMPDIR"] = tempfile.tempdir = place
     return place
+
+
+def _sweep(root: str) -> None:
+    """Remove what killed commands of this user left: older than an hour, and locked by no living one."""
+    import fcntl
+    import time
+
+    with os.scandir(root) as entries:
+        found = [entry for entry in entries if entry.name.startswith(PLACE)]
+    for entry in found:
+        handle = -1
+        try:
+            facts = entry.stat(follow_symlinks=False)
+            if facts.st_uid != os.getuid() or time.time() - facts.st_mtime < LEFTOVER_SECONDS:
+                continue
+            handle = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _clear(entry.path)
+        except OSError:  # it has an owner, is none of ours, or somebody else was quicker
+            continue
+        finally:
+            if handle >= 0:
+                os.close(handle)
 
 
 def _clear(place: str) -> None:
