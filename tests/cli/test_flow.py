@@ -119,6 +119,16 @@ def test_a_recipe_replays_to_the_same_digest(
     assert "as recorded" in capsys.readouterr().out
     assert Model.open(tmp_path / "replayed").digest == Model.open(at / "found").digest
     assert main([*words, "--out", str(tmp_path / "replayed")]) == 2  # never over an earlier one
+    capsys.readouterr()
+    for ignored in (["--budget", "size_mb<=1"], ["--threads", "2"], ["--again"], ["--allow-slower"]):
+        assert main([*words, "--out", str(tmp_path / "other"), *ignored]) == 2
+        assert f"searches nothing: leave {ignored[0]} out" in capsys.readouterr().err
+    (tmp_path / "odd.yaml").write_text(
+        Path("found/recipe.yaml").read_text().replace("engine: ", "engine: foo #", 1)
+    )
+    assert main([*words[:-1], str(tmp_path / "odd.yaml"), "--out", str(tmp_path / "other")]) == 2
+    assert "the recipe is for an engine called 'foo', which is not known" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_budget_nothing_can_meet_is_exit_code_1_and_the_best_found_is_saved(

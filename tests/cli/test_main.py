@@ -21,6 +21,9 @@ def right():
     rows = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
     return Task("right", {"validation": Split({"": rows}, np.arange(20) % 3)}, "top1")
 
+def both():
+    return Task("both", {name: right().splits["validation"] for name in ("calibration", "validation")}, "top1")
+
 def like():
     return Task("like", right().splits, "agreement")
 """
@@ -155,6 +158,32 @@ def test_a_metric_that_compares_names_the_option(at: Path, capsys: pytest.Captur
     assert "name that with --reference MODEL" in capsys.readouterr().err
     assert main(["evaluate", "model", "--task", "own_tasks:like", "--reference", "model"]) == 0
     assert capsys.readouterr().out.startswith("agreement 1.0000")
+
+
+def test_more_threads_than_processors_are_remarked_once(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["evaluate", "model", "--task", "own_tasks:right"], ["bench", "model", "--seconds", "0"]):
+        assert main([*words, "--threads", "999"]) in {0, 2}
+        assert capsys.readouterr().err.count("note: 999 threads on ") == 1
+        assert main(words) == 0
+        assert "threads on" not in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable_that_moves_it(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (at / "file").write_text("no directory")
+    monkeypatch.setenv("FARTHING_CACHE", str(at / "file" / "cache"))
+    words = ["optimize", "model", "--task", "own_tasks:both", "--threads", "1", "--out", "out"]
+    assert main(words) == 2
+    assert "(this is the cache: the environment variable FARTHING_CACHE moves it)" in capsys.readouterr().err
+    monkeypatch.setenv("FARTHING_CACHE", str(at / "cache"))
+    assert main([*words[:-1], str(at / "file" / "out")]) == 2
+    assert "FARTHING_CACHE" not in capsys.readouterr().err
+
+
+def test_the_seed_of_the_demo_is_from_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--seed", "-1"]) == 2
+    assert "--seed is a whole number from 0, not -1" in capsys.readouterr().err
 
 
 def test_plugins_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,22 @@ def test_only_a_terminal_limits_the_width(monkeypatch: pytest.MonkeyPatch) -> No
     assert show.room() == 33
 
 
+def test_sentences_below_a_table_keep_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"/a/{'long-' * 12}path"
+    found = Summary(
+        model_name="m", task_name="t", metric="top1", sentence=f"It is {'much ' * 20}smaller, see {path} for more.",
+        met=True, violations=(), notes=("few " * 30,), budget="", winner=0,
+        candidates=(Candidate(name="as given", number=0, steps=(), engine="fake", options=EngineOptions()),),
+    )  # fmt: skip
+    assert found.sentence in show.summary(found)
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    sentences = show.summary(found).partition("It is")[2].splitlines()
+    assert max(len(line) for line in sentences if path not in line) <= 50
+    assert len(sentences) > 5
+    assert any(path in line for line in sentences)
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(None, "-"), (0.0042, "4.2 us"), (0.5, "500.0 us"), (1.0, "1.00 ms"), (1234.5, "1234.50 ms")],

@@ -76,12 +76,21 @@ def _run(words: list[str]) -> int:
         code: int = parsed.run(parsed)
     except FarthingError as error:
         INTERRUPT.check()  # an import that was cut off says that a package is damaged
-        print(f"farthing: {error}", file=sys.stderr)
+        print(f"farthing: {error}{_about_the_cache(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     return code
+
+
+def _about_the_cache(error: Exception) -> str:
+    """How to move the cache, for an error that is about a place in it."""
+    from farthing.cli.options import cache_directory
+    from farthing.errors import StorageError
+
+    about = isinstance(error, StorageError) and str(cache_directory()) in str(error)
+    return " (this is the cache: the environment variable FARTHING_CACHE moves it)" if about else ""
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:

@@ -139,10 +139,12 @@ def _entrants(parsed: argparse.Namespace, models: Sequence[Model]) -> list[tuple
     """Every model in every engine named, with every thread count."""
     from farthing.options import make_options
 
-    engines = options.names(parsed.engine) or ("",)
+    engines, counts = options.names(parsed.engine) or ("",), options.counts(parsed.threads) or (1,)
+    if parsed.on == "this":
+        options.mind_cores(counts)
     return [
         (model, engine, make_options(threads, parsed.spin, parsed.provider, parsed.precision))
-        for model, engine, threads in product(models, engines, options.counts(parsed.threads) or (1,))
+        for model, engine, threads in product(models, engines, counts)
     ]
 
 

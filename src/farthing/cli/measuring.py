@@ -12,6 +12,7 @@ from farthing.options import EngineOptions, make_options
 
 
 def _engine_options(parsed: argparse.Namespace) -> EngineOptions:
+    options.mind_cores([parsed.threads])
     return make_options(parsed.threads, parsed.spin, parsed.provider, parsed.precision)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from farthing.assets import default_cache
@@ -78,6 +79,17 @@ def counts(text: str) -> tuple[int, ...]:
         return tuple(make_options(int(part)).threads for part in names(text))
     except ValueError as error:
         raise ConfigError(f"--threads {text!r} is not a list of numbers, as in 1,2") from error
+
+
+def mind_cores(threads: Sequence[int]) -> None:
+    """Say on standard error if more threads are asked for than this machine has processors for them."""
+    from farthing.target import Target
+
+    most = max(threads, default=1)
+    cores = (Target.detect().cores or most) if most > 1 else most
+    if most > cores:
+        few = f"{cores} processor{'s' * (cores > 1)}"
+        print(f"note: {most} threads on {few}: they take turns, which is slower than fewer", file=sys.stderr)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from farthing.bench.machine import Machine
     from farthing.target import Target
 
+BUDGET = "accuracy_drop<=0.01"
 BUDGETS = """\
 budgets, separated by commas:
   accuracy_drop<=0.01    most the task's metric may lose (0.01 is one point); assumed if no accuracy limit is given
@@ -32,6 +33,11 @@ Interrupted? Run the same command again: what was done is kept. The same search 
 
 example: farthing optimize work/model --task work/task.yaml --budget "accuracy_drop<=0.01, size_mb<=1" --out best
 """
+
+SEARCHING = {
+    "budget": None, "target": "this", "engine": "", "threads": "", "allow_slower": False, "again": False
+}  # fmt: skip
+"""What only a search heeds, with what it is if it is not given."""
 
 
 def optimize_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +57,7 @@ def optimize_arguments(parser: argparse.ArgumentParser) -> None:
         help="a board of `farthing target`, which then measures; a device of `farthing targets`; or a file that "
         "describes one (default: this machine)",
     )
-    parser.add_argument(
-        "--budget", default="accuracy_drop<=0.01", metavar="LIMITS", help="see below (default: %(default)s)"
-    )
+    parser.add_argument("--budget", metavar="LIMITS", help=f"see below (default: {BUDGET})")
     parser.add_argument(
         "--engine",
         default="",
@@ -68,7 +72,10 @@ def optimize_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--again", action="store_true", help="measure again, even what is cached")
     parser.add_argument(
-        "--recipe", metavar="FILE", help="make the artefact of a recipe.yaml again; measures nothing"
+        "--recipe",
+        metavar="FILE",
+        help="make the artefact of a recipe.yaml again; measures nothing, so takes none of the options above but "
+        "--task and --out",
     )
     options.add_json(parser)
 
@@ -81,15 +88,16 @@ def optimize(parsed: argparse.Namespace) -> int:
         return _replay(parsed)
     command = shlex.join(["farthing", *sys.argv[1:]])
     model, task = options.open_model(parsed.model), options.open_task(parsed.task)
-    with _place(parsed.target) as (machine, target), show.progress(parsed.json) as listener:
+    counts = options.counts(parsed.threads)
+    with _place(parsed.target, counts) as (machine, target), show.progress(parsed.json) as listener:
         result = search(
             model,
             task,
             target,
-            parsed.budget,
+            BUDGET if parsed.budget is None else parsed.budget,
             Path(parsed.out),
             engines=options.names(parsed.engine),
-            threads=options.counts(parsed.threads),
+            threads=counts,
             allow_slower=parsed.allow_slower,
             cache=options.cache_directory(),
             measure_again=parsed.again,
@@ -112,7 +120,7 @@ def _plain(summary: object) -> dict[str, object]:
 
 
 @contextmanager
-def _place(name: str) -> Iterator[tuple[Machine, Target]]:
+def _place(name: str, threads: Sequence[int]) -> Iterator[tuple[Machine, Target]]:
     """Where candidates are measured and what they are for: a board measures itself, other targets are descriptions."""
     from farthing.bench.remote import Boards, find_machine
     from farthing.cli.boards import tell
@@ -121,17 +129,25 @@ def _place(name: str) -> Iterator[tuple[Machine, Target]]:
     boards = options.boards_directory()
     own = name in Boards(boards).names()
     target = None if own else Target.find(name)
+    if not own:
+        options.mind_cores(threads)
     with find_machine(name if own else THIS, boards, tell) as machine:
         yield machine, target or machine.target
 
 
 def _replay(parsed: argparse.Namespace) -> int:
     from farthing.config import read
-    from farthing.errors import StorageError
+    from farthing.errors import ConfigError, StorageError
     from farthing.forge.apply import replay
     from farthing.forge.cache import Cache
     from farthing.recipe import Recipe
 
+    for name, empty in SEARCHING.items():
+        if getattr(parsed, name) != empty:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"--recipe makes an artefact as recorded, and searches nothing: leave {option} out"
+            )
     out = Path(parsed.out)
     if out.exists() and any(out.iterdir()):
         raise StorageError(f"{out} is not empty: a replay writes a model into a new directory")
@@ -161,7 +177,10 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 def demo(parsed: argparse.Namespace) -> int:
     """Run ``farthing demo``."""
     from farthing.apps.demo import run
+    from farthing.errors import ConfigError
 
+    if parsed.seed < 0:
+        raise ConfigError(f"--seed is a whole number from 0, not {parsed.seed}")
     with show.progress(parsed.json) as listener:
         shown = run(Path(parsed.out), cache=options.cache_directory(), seed=parsed.seed, listener=listener)
     if parsed.json:

@@ -183,8 +183,14 @@ def summary(found: Summary) -> str:
     lines = [table(head, rows, ("samples/s", "p50", "threads"), room())]
     if more := len(found.candidates) - len(shown):
         lines.append(f"({more} more were rejected before the last race: the report lists them)")
-    lines += ["", found.sentence]
-    return "\n".join([*lines, *(f"Note: {note}" for note in found.notes)])
+    sentences = [found.sentence, *(f"Note: {note}" for note in found.notes)]
+    return "\n".join([*lines, "", *map(_fitted, sentences)])
+
+
+def _fitted(text: str) -> str:
+    """A sentence in lines that the terminal does not break inside a word; paths stay whole."""
+    width = room()
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) if width else text
 
 
 def _went_far(candidates: Sequence[Candidate]) -> list[Candidate]:

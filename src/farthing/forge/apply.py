@@ -206,8 +206,14 @@ def replay(recipe: Recipe, model: Model, task: Task, cache: Cache) -> Model:
     Raises:
         ModelError: another input model, or a result that differs from the recorded artefact.
         TaskError: another task's data.
+        PluginError: an engine or a pass that is not known.
         FarthingError: what a pass raised.
     """
+    if recipe.engine and recipe.engine not in plugins.names("engine"):
+        raise PluginError(
+            f"the recipe is for an engine called {recipe.engine!r}, which is not known; "
+            f"{nearest(recipe.engine, plugins.names('engine'))}"
+        )
     if recipe.model != model.digest:
         raise ModelError(
             f"the recipe is for model {recipe.model[:12]}, not {model.digest[:12]}: "
