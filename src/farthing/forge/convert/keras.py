@@ -113,7 +113,7 @@ def _inputs(model: Any, path: Path, example: Any) -> dict[str, Array]:
         wanted = ", ".join("x".join(str(size or "?") for size in tensor.shape) for tensor in model.inputs)
         raise ModelError(f"{path} takes {wanted}: say the open sizes, as in --example 1x224x224x3")
     generator = np.random.default_rng(0)
-    named = {}
+    named: dict[str, Array] = {}
     for tensor, shape in zip(model.inputs, shapes, strict=True):
         dtype = np.dtype(tensor.dtype)
         values = generator.standard_normal((TRIAL, *shape)) if dtype.kind == "f" else np.ones((TRIAL, *shape))
