@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from farthing.errors import ModelError, NotInstalled, UnsupportedError
+from farthing.errors import FarthingError, ModelError, NotInstalled, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.tflite import export as module
 from farthing.model import Model, TensorSpec, checked
@@ -266,6 +268,35 @@ def test_shapes_that_do_not_fit_are_a_typed_error(lab: Any) -> None:
     proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
     with pytest.raises(ModelError):
         lab.export(lab.model(proto))
+
+
+BREAKS: dict[str, Any] = {
+    "pads": [1, 1], "kernel_shape": [0, 3], "strides": [0, 0], "dilations": [-1, 1], "group": 0, "auto_pad": "WRONG",
+    "axis": 9, "perm": [0, 0], "epsilon": float("nan"), "alpha": float("inf"), "keepdims": 7, "blocksize": 0,
+}  # fmt: skip
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_broken_graphs_are_typed_errors_or_whole_files(lab: Any, data: st.DataObject) -> None:
+    proto = classifier(lab)
+    node = data.draw(st.sampled_from(list(proto.graph.node)))
+    if data.draw(st.booleans()):
+        name = data.draw(st.sampled_from(sorted(BREAKS)))
+        kept = [attribute for attribute in node.attribute if attribute.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, BREAKS[name])])
+    else:
+        names = [tensor.name for tensor in proto.graph.initializer]
+        node.input[data.draw(st.integers(0, len(node.input) - 1))] = data.draw(
+            st.sampled_from(["", *names, "image"])
+        )
+    source = lab.model(proto, picture=True)
+    try:
+        made = lab.export(source)
+    except FarthingError:
+        return
+    assert opened(made).subgraphs
 
 
 def test_another_format_is_refused(lab: Any) -> None:

@@ -176,6 +176,8 @@ class Net:
             node.refuse(
                 f"the shape of {name!r} is only known when it runs; export the model with fixed shapes"
             )
+        if any(size.first == 0 or size.second == 0 for size in self.shapes[name]):
+            node.refuse(f"{name!r} {describe(self.shapes[name])} is empty")
         return self.shapes[name]
 
     def sizes(self, name: str, node: Node, axes: Iterable[int] | None = None) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from farthing.errors import ModelError
 from farthing.forge.tflite.layout import fixed
 from farthing.forge.tflite.net import Constant, Net, Node
 from farthing.forge.tflite.scales import params_of, stored
@@ -21,21 +22,21 @@ LIMITS = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO
 
 
 def simplify(net: Net) -> None:
-    """Bring a net to the form that the writers of operators expect, in place; the numbers stay, to rounding."""
-    drop_idle(net)
-    drop_expansions(net)
-    take_stored(net)
-    net.prune()
-    for rewrite in (
-        find_gelu,
-        find_hard_swish,
-        fold_normalization,
-        fuse_padding,
-        fuse_bias,
-        fuse_activations,
-    ):
-        rewrite(net)
-        net.prune()
+    """Bring a net to the form that the writers of operators expect, in place; the numbers stay, to rounding.
+
+    Raises:
+        ModelError: inputs or attributes that are not what ONNX says.
+        UnsupportedError: as the writers of operators raise it.
+    """
+    steps = (drop_idle, drop_expansions, take_stored, find_gelu, find_hard_swish, fold_normalization)
+    try:
+        for rewrite in (*steps, fuse_padding, fuse_bias, fuse_activations):
+            rewrite(net)
+            net.prune()
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"inputs or attributes of the graph break the rules of ONNX ({type(error).__name__}: {error})"
+        ) from error
 
 
 def drop_idle(net: Net) -> None:

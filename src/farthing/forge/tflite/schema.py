@@ -180,7 +180,12 @@ def _names(taken: set[str]) -> Iterator[str]:
 def _packed(model: Any, size: int) -> bytes:
     flatbuffers = require("flatbuffers", "litert")
     builder = _aligned(flatbuffers)(size + 65536)
-    builder.Finish(model.Pack(builder), IDENTIFIER)
+    try:
+        builder.Finish(model.Pack(builder), IDENTIFIER)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnsupportedError(
+            f"a number of the graph does not fit the 32 bits TFLite has for it: {error}"
+        ) from error
     return bytes(builder.Output())
 
 

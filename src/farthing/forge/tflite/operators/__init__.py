@@ -82,4 +82,7 @@ def write(builder: Builder, node: Node) -> None:
     """
     if node.kind not in WRITERS:
         node.refuse(UNKNOWN.get(node.kind, "TFLite has no such operator, or this writer does not know it"))
-    WRITERS[node.kind](builder, node)
+    try:
+        WRITERS[node.kind](builder, node)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        node.refuse(f"its inputs or attributes break the rules of ONNX ({type(error).__name__}: {error})")

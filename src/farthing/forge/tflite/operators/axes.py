@@ -39,13 +39,8 @@ def concat(builder: Builder, node: Node) -> None:
     """CONCATENATION in the layout of the largest part. Int8 parts are brought to the result's scale first."""
     shape = builder.net.shape(node.outputs[0], node)
     axis = int(node.attributes["axis"]) % len(shape)
-    names = [
-        name
-        for name in node.inputs
-        if any(size != Size(0, 0) for size in builder.shape(name, node)[axis : axis + 1])
-    ]
-    asked = _common(builder, node, names)
-    views = [_at(builder, name, node, asked) for name in names]
+    asked = _common(builder, node, node.inputs)
+    views = [_at(builder, name, node, asked) for name in node.inputs]
     lead = max(views, key=lambda view: (builder.tensors[view.tensor].data is None, not view.straight))
     order = lead.simple()
     tensors = [builder.place(view, [[i] for i in order]) for view in views]
@@ -128,6 +123,8 @@ def slices(builder: Builder, node: Node) -> None:
                 node.refuse("it cuts a free axis; fix the inputs' sizes")
             continue
         first, last, stride[place] = slice(start, stop, step).indices(view.shape[axis % len(order)].first)
+        if not range(first, last, step):
+            node.refuse("it leaves nothing")
         begin[place], end[place] = first, last
         untouched.discard(place)
         if last < 0:  # down to the very first: no index says that, the mask does

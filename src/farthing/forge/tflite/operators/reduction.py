@@ -33,7 +33,7 @@ def reduction(builder: Builder, node: Node) -> None:
             builder.values[node.outputs[0]] = builder.view(node.inputs[0], node)
             return
         axes = range(rank)
-    reduce(builder, node, CODES[node.kind], [axis % rank for axis in axes], bool(node.get("keepdims", 1)))
+    reduce(builder, node, CODES[node.kind], [axis % rank for axis in axes], node.get("keepdims", 1) == 1)
 
 
 def length(builder: Builder, node: Node) -> None:

@@ -65,9 +65,14 @@ def _pads(
         return [0] * 2 * len(kernel)
     sizes = builder.net.sizes(node.inputs[0], node, range(2, 2 + len(kernel)))
     totals = [
-        max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        (math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size
         for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
     ]
+    if min(totals) < -1:
+        node.refuse(
+            f"{auto} where strides {list(strides)} pass over the picture's border is not well defined"
+        )
+    totals = [max(total, 0) for total in totals]
     before = [(total + (auto == "SAME_LOWER")) // 2 for total in totals]
     return [*before, *(total - first for total, first in zip(totals, before, strict=True))]
 
@@ -95,7 +100,13 @@ def axes(builder: Builder, node: Node, sliding: Window) -> list[tuple[Axis, Size
     """The window of a node along height (pictures only) and width, with the sizes before and after."""
     before, after = builder.shape(node.inputs[0], node), builder.net.shape(node.outputs[0], node)
     width = [(sliding.width, before[-1], after[-1])]
-    return [(sliding.height, before[2], after[2]), *width] if len(before) == 4 else width
+    found = [(sliding.height, before[2], after[2]), *width] if len(before) == 4 else width
+    for axis, size, result in found:
+        if not size.free and (result.first - 1) * axis.stride - axis.before >= size.first:
+            node.refuse("its last window lies outside the picture; runtimes differ there")
+        if not size.free and axis.extent > size.first + axis.before + axis.after:
+            node.refuse("its window is larger than the padded picture")
+    return found
 
 
 def scheme(builder: Builder, node: Node, sliding: Window) -> str:
