@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -230,6 +233,33 @@ def test_an_array_that_does_not_fit_is_refused(tmp_path: Path, bad: Any) -> None
         predictor(bad)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_and_infinity_are_refused(tmp_path: Path, value: float, dtype: Any) -> None:
+    with np.errstate(over="ignore"):
+        sample = np.array([1, value]).astype(dtype)
+    np.save(tmp_path / "bad.npy", sample)
+    with load(fake_model(tmp_path / "m")) as predictor:
+        for given in (sample, sample[None], tmp_path / "bad.npy", [np.ones(2), sample]):
+            with pytest.raises(
+                FeedError, match=r"input 'x' holds NaN, infinity or a number too large .* at \[1\]"
+            ):
+                predictor(given)
+
+
+def test_nan_is_refused_for_a_quantized_input_too(tmp_path: Path) -> None:
+    """Its cast to an integer would be a number like any other."""
+    spec = TensorSpec(name="x", dtype="int8", shape=("n", 7), batch_axis=0, scale=0.5, zero_point=3)
+    manifest = Manifest(name="m", format="onnx", inputs=(spec,), outputs=(spec,))
+    nodes = [helper.make_node("Identity", ["x"], ["x2"])]
+    content = onnx_bytes(nodes, {"x": (TensorProto.INT8, ["n", 7])}, {"x2": (TensorProto.INT8, ["n", 7])})
+    manifest = replace(manifest, outputs=(replace(spec, name="x2"),))
+    with load(Model.create(manifest, {"m.onnx": content})) as predictor:
+        assert predictor(np.full(7, 1.5))["x2"].tolist() == [1.5] * 7
+        with pytest.raises(FeedError, match="holds NaN"):
+            predictor(np.full(7, np.nan))
+
+
 def test_a_stateful_model_takes_a_list_as_a_stream(tmp_path: Path) -> None:
     with load(fake_model(tmp_path / "m", decay=0.5, decode="")) as predictor:
         answers = predictor([np.array([1.0, 0.0])] * 3)
@@ -334,6 +364,43 @@ def test_a_decoder_of_ones_own_reads_the_outputs(tmp_path: Path, monkeypatch: py
 def test_what_is_not_a_picture(directory: Path, bad: Any, error: type[Exception], message: str) -> None:
     with load(directory) as predictor, pytest.raises(error, match=message):
         predictor(bad)
+
+
+@given(st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_junk_is_not_an_array(tmp_path: Path, data: st.DataObject) -> None:
+    """In its header numpy meets anything from an unclosed bracket to a petabyte."""
+    np.save(tmp_path / "x.npy", np.ones(2, np.float32))
+    content = bytearray((tmp_path / "x.npy").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "x.npy").write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    if not (tmp_path / "m").exists():
+        fake_model(tmp_path / "m")
+    with load(tmp_path / "m") as predictor, contextlib.suppress(TaskError, FeedError):
+        assert len(predictor(tmp_path / "x.npy").labels) == 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"PK\x03\x04text", b"\x80\x04\x95", b"\x93NUMPY\x01\x00\x08\x00{'a': ("]
+)
+def test_what_is_no_array_file_is_said_without_advice_to_unpickle(
+    directory: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with (
+        load(directory) as predictor,
+        pytest.raises(TaskError, match=r"x\.npy is not an array file") as error,
+    ):
+        predictor(tmp_path / "x.npy")
+    assert "allow_pickle" not in str(error.value)
+
+
+def test_several_arrays_are_not_one(directory: Path, tmp_path: Path) -> None:
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.savez(file, a=np.ones(2))
+    with load(directory) as predictor, pytest.raises(TaskError, match=r"holds several arrays"):
+        predictor(tmp_path / "x.npy")
 
 
 def test_a_pickle_is_not_an_array(directory: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Self, overload
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,17 @@ Answer = Prediction | Detections | dict[str, NDArray[Any]]
 """What a Predictor gives for one sample: as the manifest's ``decode`` says; raw outputs where it is empty."""
 
 _MOST_AT_ONCE = 32
+_UNREADABLE = (
+    ValueError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    TokenError,
+    BadZipFile,
+)
+"""What numpy raises over files that are no arrays."""
 
 
 def load(
@@ -136,7 +149,7 @@ class Predictor:
 
         Raises:
             TaskError: a file that is not a picture or array.
-            FeedError: something that does not fit the input.
+            FeedError: something that does not fit the input, or holds NaN or infinity.
             ModelError: a picture for a model whose manifest has no ``preprocess``, or outputs that are not what
                 ``decode`` says.
             EngineError: the runtime failed, or the predictor is closed.
@@ -173,11 +186,14 @@ class Predictor:
             self._check_takes_pictures(str(path))
             return picture.load(path)
         try:
-            array: NDArray[Any] = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                array: NDArray[Any] = np.load(file, allow_pickle=False)
         except OSError as error:
             raise TaskError(f"cannot read {path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise TaskError(f"{path} is not an array file (.npy; pickles are refused): {error}") from error
+        except _UNREADABLE as error:
+            raise TaskError(f"{path} is not an array file (.npy; pickles are refused)") from error
+        if not isinstance(array, np.ndarray):
+            raise TaskError(f"{path} holds several arrays (.npz): save the one to feed with numpy.save")
         return array
 
     def _check_takes_pictures(self, what: str) -> None:
@@ -198,6 +214,7 @@ class Predictor:
         ):
             array = np.squeeze(array, spec.batch_axis)
         if spec.scale is not None and array.dtype.kind == "f":
+            _check_finite(array, spec)
             array = stored(array, spec)
         fits = array.ndim == len(shape) and all(
             isinstance(want, str) or size == want for size, want in zip(array.shape, shape, strict=True)
@@ -207,7 +224,10 @@ class Predictor:
                 f"{array.dtype} {list(array.shape)} does not fit input {spec.name!r}: one sample is "
                 f"{spec.dtype} {shape}; give several as a list"
             )
-        return array.astype(spec.dtype, copy=False)
+        with np.errstate(over="ignore"):  # what is too large for the type is infinite in it
+            array = array.astype(spec.dtype, copy=False)
+        _check_finite(array, spec)
+        return array
 
     def _prepared(self, samples: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Samples as one array for the engine; a model of fixed batch gets the last one repeated."""
@@ -262,6 +282,16 @@ class Predictor:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _check_finite(array: NDArray[Any], spec: TensorSpec) -> None:
+    """Refuse NaN and infinity: a network answers them with numbers that mean nothing. Some 0.4 ns a value."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        place = [int(index) for index in np.argwhere(~np.isfinite(array))[0]]
+        raise FeedError(
+            f"the sample for input {spec.name!r} holds NaN, infinity or a number too large for {spec.dtype} "
+            f"at {place}: clean the data"
+        )
 
 
 def _samples_first(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
