@@ -50,9 +50,8 @@ def settled(*layers: nn.Module, seed: int = 0) -> nn.Module:
     net = nn.Sequential(*layers)
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter *= torch.exp(torch.randn(len(parameter)).mul(1.5)).reshape(
-                -1, *[1] * (parameter.ndim - 1)
-            )
+            factors = torch.exp(1.5 * torch.randn(len(parameter)))
+            parameter.mul_(factors.reshape(-1, *[1] * (parameter.ndim - 1)))
     return net
 
 
@@ -170,8 +169,9 @@ def test_dead_channels_do_not_blow_up(
 ) -> None:
     net = copy.deepcopy(cnn_net)
     with torch.no_grad():
-        net[3].weight[:, 3] = 0
-        net[1].weight[2] = 0
+        layers = dict(net.named_parameters())
+        layers["3.weight"][:, 3] = 0
+        layers["1.weight"][2] = 0
     model = Fuse()(make_model(net), VNNI, digits_task)
     equal = Equalize()(model, VNNI, digits_task)
     assert all(np.isfinite(array).all() for array in weights(equal))

@@ -147,7 +147,7 @@ def one_node(node: onnx.NodeProto, weights: dict[str, Array] | None = None) -> M
         opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)],
         ir_version=8,
     )
-    spec = {"dtype": "float32", "shape": ("n", 4), "batch_axis": 0}
+    spec: dict[str, Any] = {"dtype": "float32", "shape": ("n", 4), "batch_axis": 0}
     manifest = Manifest(
         name="one",
         format="onnx",

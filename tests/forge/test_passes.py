@@ -21,6 +21,7 @@ from farthing.files import file_digest
 from farthing.forge import graph
 from farthing.forge.fuse import Compact, Fuse
 from farthing.forge.quantize.dynamic import DynamicInt8
+from farthing.forge.quantize.equalize import Equalize
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
 from farthing.model import Manifest, Model, TensorSpec
@@ -29,7 +30,7 @@ from farthing.target import Target
 from farthing.task import Task
 
 VNNI = Target(name="vnni", arch="x86_64", isa=("avx512_vnni",))
-ALL_PASSES = [Fuse(), Compact(), StaticInt8(), DynamicInt8(), Float16()]
+ALL_PASSES = [Fuse(), Compact(), StaticInt8(), DynamicInt8(), Float16(), Equalize(clips=True)]
 
 
 def count(model: Model) -> Counter[str]:
@@ -314,7 +315,7 @@ def test_constants_of_every_type_survive(dtypes: list[str], value: int) -> None:
 def test_a_pass_leaves_its_input_alone_and_repeats_itself(
     made: PassSection, cnn: Model, mlp: Model, digits_task: Task
 ) -> None:
-    model = mlp if isinstance(made, DynamicInt8) else cnn
+    model = mlp if isinstance(made, DynamicInt8 | Equalize) else cnn
     before = tree(model.path)
     first, second = made(model, VNNI, digits_task), made(model, VNNI, digits_task)
     assert tree(model.path) == before
@@ -334,15 +335,25 @@ from farthing.task import Split, Task
 from pathlib import Path
 data = np.load(sys.argv[2])
 task = Task("digits", {"calibration": Split({"": data["x"]}, data["y"])}, "top1")
-use = ["graph.fuse.v1", "quantize.static.v1", "graph.compact.v1"]
-steps = [Step(use=name, options={"calibrator": "entropy"} if "static" in name else {}) for name in use]
+options = {"quantize.static.v1": {"calibrator": sys.argv[4], "correct_biases": sys.argv[4] == "mse"}}
+steps = [Step(use=name, options=options.get(name, {})) for name in sys.argv[5:]]
 target = Target(name="vnni", arch="x86_64", isa=("avx512_vnni",))
 print(apply(steps, Model.open(sys.argv[1]), target, task, Cache(Path(sys.argv[3])))[0].digest)
 """
 
 
-def test_two_processes_make_the_same_artefact(tmp_path: Path, cnn: Model, digits: Any) -> None:
+CHAINS = {
+    "compact": ("entropy", "graph.fuse.v1", "quantize.static.v1", "graph.compact.v1"),
+    "openvino": ("mse", "graph.fuse.v1", "quantize.equalize.v1", "quantize.static.v1", "export.openvino.v1"),
+    "nncf": ("", "graph.fuse.v1", "quantize.nncf.v1"),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_two_processes_make_the_same_artefact(chain: str, tmp_path: Path, cnn: Model, digits: Any) -> None:
     """Whatever differs between processes (hash seeds, temporary names, times) does not get into the file."""
+    if chain != "compact":
+        pytest.importorskip(chain)
     np.savez(tmp_path / "d.npz", x=digits[0][:64], y=digits[1][:64])
     found = set()
     for seed in ("0", "1"):
@@ -354,6 +365,7 @@ def test_two_processes_make_the_same_artefact(tmp_path: Path, cnn: Model, digits
                 cnn.path,
                 tmp_path / "d.npz",
                 tmp_path / f"cache{seed}",
+                *CHAINS[chain],
             ],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
             capture_output=True,
