@@ -176,3 +176,25 @@ def test_constants_are_folded_and_the_numbers_stay() -> None:
     x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
     with open_engine(Model.create(manifest, {"m.pt": content.getvalue()})) as engine, torch.no_grad():
         np.testing.assert_allclose(engine.run({"x": x})["y"], module(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+def test_an_error_in_a_script_leaves_the_process_alive() -> None:
+    """An error inside a function that freezing inlined: its name is looked for in order to quote it."""
+    code = """
+def inner(self, x: Tensor, step: int) -> Tensor:
+    if step < 1:
+        return x[:, ::step]
+    return x
+
+def forward(self, x: Tensor, step: int) -> Tensor:
+    return self.inner(x, step) + self.inner(x * 2, step)
+"""
+    inputs = [*ONE_IN, spec("step", dtype="int64", batch_axis=None, role="parameter")]
+    model, other = script(code, inputs, ONE_OUT), affine("batch")
+    for _ in range(3):
+        with open_engine(other) as before, open_engine(model) as engine:
+            before.run({"x": X})
+            for _ in range(3):
+                with pytest.raises(EngineError, match="slice step must be positive"):
+                    engine.run({"x": X, "step": np.array(0)})
+            np.testing.assert_allclose(engine.run({"x": X, "step": np.array(1)})["y"], 3 * X)

@@ -167,7 +167,8 @@ def load(model: Model) -> Any:
     torch = runtime()
     try:
         clean = checked_script(model.file, model.file.read_bytes())
-        return torch.jit.freeze(torch.jit.load(io.BytesIO(clean), map_location="cpu").eval())
+        frozen = torch.jit.freeze(torch.jit.load(io.BytesIO(clean), map_location="cpu").eval())
+        return _written_anew(torch, frozen)
     except OSError as error:
         raise ModelError(f"cannot read {model.file}: {error.strerror or error}") from error
     except FAILURES as error:
@@ -178,6 +179,17 @@ def load(model: Model) -> Any:
         raise ModelError(
             f"{model.file} is not TorchScript that torch {torch.__version__} can load: {_first_line(error)}"
         ) from error
+
+
+def _written_anew(torch: Any, frozen: Any) -> Any:
+    """A frozen module saved and loaded: its operators remember functions that are gone, and errors look for them.
+
+    Without this an error in the script ends the process (torch 2.13, ``InterpreterStateImpl::callstack``).
+    """
+    content = io.BytesIO()
+    torch.jit.save(frozen, content)
+    content.seek(0)
+    return torch.jit.load(content, map_location="cpu")
 
 
 def arguments(module: Any) -> list[tuple[str, type | None]]:
