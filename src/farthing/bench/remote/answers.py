@@ -47,7 +47,7 @@ def ready(talk: Talk, name: str, lease: float, say: Callable[[str], object]) -> 
             say(f"{told[0]}{since}: waiting up to {lease:.0f} s")
 
     hello = wire.Hello(protocol=wire.PROTOCOL, who=whoami(), wait=lease)
-    said, _ = talk.ask(hello, wire.Ready, None, max(0.0, lease) + talk.limits.request, heard)
+    said, _ = talk.ask(hello, wire.Ready, None, max(0.0, lease) + talk.limits.request, heard, wire.Busy)
     if said.protocol != wire.PROTOCOL or said.version != __version__:
         raise TargetError(
             f"{name} has Farthing {printable(said.version, 40)}, here it is {__version__}: "

@@ -94,6 +94,7 @@ class Talk:
         tensors: Tensors | None = None,
         seconds: float | None = None,
         heard: Callable[[wire.Answer], object] | None = None,
+        sign: type[wire.Tick | wire.Busy] = wire.Tick,
     ) -> tuple[AnswerT, dict[str, Array]]:
         """One question, one answer.
 
@@ -103,6 +104,7 @@ class Talk:
             tensors: what goes with it.
             seconds: most time it may take; `Limits.request` if None.
             heard: told of signs of life meanwhile; without it none are allowed.
+            sign: the kind of them.
 
         Raises:
             LinkError: no sensible answer came, or none in time; the conversation is over.
@@ -119,16 +121,20 @@ class Talk:
             try:
                 for piece in pieces:
                     self._channel.write(piece, last)
-                answer, arrays = self._answer(expected, last, heard)
+                answer, arrays = self._answer(expected, last, heard, sign)
             except BrokenPipeError:
-                answer, arrays = self._answer(expected, last, heard)  # it may have said why
+                answer, arrays = self._answer(expected, last, heard, sign)  # it may have said why
             self.broken = False
         if isinstance(answer, wire.Failed):
             raise self._failure(answer)
         return answer, arrays
 
     def _answer(
-        self, expected: type[AnswerT], last: float, heard: Callable[[wire.Answer], object] | None
+        self,
+        expected: type[AnswerT],
+        last: float,
+        heard: Callable[[wire.Answer], object] | None,
+        sign: type[wire.Tick | wire.Busy],
     ) -> tuple[AnswerT | wire.Failed, dict[str, Array]]:
         while True:
             end = min(last, time.monotonic() + self.limits.silence)
@@ -137,7 +143,6 @@ class Talk:
                 raise LinkError(f"{self._name} answers what was not asked: the connection is given up")
             if isinstance(answer, expected | wire.Failed):
                 return answer, arrays
-            sign = wire.Busy if expected is wire.Ready else wire.Tick
             if heard is None or not isinstance(answer, sign):
                 raise LinkError(
                     f"{self._name} answers with {type(answer).__name__}, which makes no sense here"
