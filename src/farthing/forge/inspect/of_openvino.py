@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from farthing.anatomy import Placed
 from farthing.engines.openvino import CPU, PRECISIONS, runtime
@@ -91,7 +92,7 @@ def _look(openvino: Any, model: Any, subject: Subject) -> Inspection:
     if reason:
         return msgspec.structs.replace(found, notes=(f"not run: {reason}",))
     try:
-        arrays = [fed[spec.name] for spec in inputs]
+        arrays = [fed.get(spec.name, np.zeros(spec.sized(1), spec.dtype)) for spec in inputs]
         placement = _placed(core, model, arrays, subject.options)
         work, reason = _macs(model, arrays)
     except (RuntimeError, TypeError, ValueError) as error:
