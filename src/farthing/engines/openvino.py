@@ -43,6 +43,7 @@ _DTYPES = {
 }
 _UNSUPPORTED = (
     "No conversion rule found",
+    "does not support the following ONNX operations",  # 2025.0
     "doesn't contain the operation",
     "from unsupported opset",
     "Unsupported operation",
