@@ -85,6 +85,17 @@ def test_tflite(tflite: Model) -> None:
     assert "times of single nodes" in found.notes[0]
 
 
+def test_weights_of_8_bits_show_in_the_precision(digits: Model) -> None:
+    pytest.importorskip("ai_edge_litert")
+    from farthing.forge.tflite.export import ExportTflite
+
+    made = ExportTflite(weights="int8")(digits, Target.detect(), None)  # type: ignore[arg-type]
+    found = inspect(made)
+    assert found.macs == DIGITS_MACS
+    assert "float32 with int8 weights" in {placed.precision for placed in found.placement}
+    assert found.weights[0].dtype == "int8"
+
+
 def test_what_a_delegate_leaves_is_the_runtimes_own(tflite: Model) -> None:
     """LiteRT lists one more node for a delegate, which reads and makes what lies at the edges of its part."""
     schema = pytest.importorskip("ai_edge_litert.schema_py_generated")

@@ -162,6 +162,18 @@ class _Net:
         name = (graph.tensors[made[0]].name or b"").decode(errors="replace") if made else ""
         return name or f"operator {list(graph.operators).index(operator)}"
 
+    def precision(self, operator: Any) -> str:
+        """The type of what an operator makes, and of its weights where that is another."""
+        made = [self.dtype(self.main.tensors[i]) for i in _given(operator.outputs)[:1]]
+        read = [self.main.tensors[i] for i in _given(operator.inputs)[1:2]]
+        held = {self.dtype(tensor) for tensor in read if self._holds(tensor)} - {*made, "int32", "int64"}
+        return " with ".join([*made, *(f"{dtype} weights" for dtype in held)])
+
+    def _holds(self, tensor: Any) -> bool:
+        """Whether a tensor has numbers of its own in the file."""
+        buffer = self._model.buffers[tensor.buffer] if tensor.buffer else None
+        return buffer is not None and bool(buffer.size or (buffer.data is not None and len(buffer.data)))
+
     def macs(self) -> tuple[int | None, str]:
         """Multiply-accumulates of one run at the shapes in the file, or why they cannot be counted."""
         total = 0
@@ -259,7 +271,7 @@ def _partition(net: _Net, details: Sequence[Any]) -> tuple[Placed, ...]:
             operator=net.kind(op),
             provider="delegate (XNNPACK)" if number in delegated else "built-in kernel",
             shape=net.shape(tensors[op.outputs[0]]) if _given(op.outputs) else (),
-            precision=net.dtype(tensors[op.outputs[0]]) if _given(op.outputs) else "",
+            precision=net.precision(op),
         )
         for number, op in enumerate(net.main.operators)
     )

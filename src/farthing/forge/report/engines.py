@@ -52,8 +52,13 @@ def engines(found: Findings) -> Html:
 
 def _row(found: Findings, engine: str) -> Html:
     mine = [candidate for candidate in found.summary.candidates if candidate.engine == engine]
-    exact = fastest([candidate for candidate in mine if candidate.exact])
-    best = fastest([candidate for candidate in mine if candidate.status in {"accepted", "winner"}])
+    won = found.winner in mine and not found.unchanged
+    floats = [candidate for candidate in mine if candidate.exact]
+    exact = fastest([c for c in floats if c.over_float]) or fastest(
+        floats
+    )  # finalists were timed in one race
+    taken = [candidate for candidate in mine if candidate.status in {"accepted", "winner"}]
+    best = found.winner if won else fastest(taken)
     cells: list[Child] = [
         _timed(found, exact, against=True) if exact else _none(mine),
         _timed(found, best) if best else _untaken(found, mine),
@@ -63,7 +68,6 @@ def _row(found: Findings, engine: str) -> Html:
         found.size(best.figures.size_mb if best else exact.figures.size_mb if exact else None),
         _change(found, best),
     ]
-    won = any(candidate is found.winner for candidate in mine) and not found.unchanged
     name = joined(
         [
             element("i", class_=f"dot e{found.engines.index(engine)}", aria_hidden="true"),
