@@ -43,7 +43,7 @@ def test_accuracy_is_kept_and_weights_are_8_bits(cnn: Model, quantized: Model, d
     assert sizes[0] < 0.35 * sizes[1]
     assert quantized.manifest.requires == ("vnni",)
     assert quantized.manifest.quantization is not None
-    assert quantized.manifest.quantization.calibrator == "nncf mixed"
+    assert quantized.manifest.quantization.calibrator == "nncf performance"
     assert quantized.manifest.inputs == cnn.manifest.inputs
 
 
