@@ -54,7 +54,9 @@ class TensorSpec(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.scale is not None and not (0 < self.scale < math.inf and "int" in self.dtype):
-            raise ValueError(f"tensor {self.name}: a scale is above 0 and belongs to integers, not {self.dtype}")
+            raise ValueError(
+                f"tensor {self.name}: a scale is above 0 and belongs to integers, not {self.dtype}"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"tensor {self.name}: no dtype is called {self.dtype!r}; {nearest(self.dtype, DTYPES)}"

@@ -28,7 +28,9 @@ def targets_arguments(parser: argparse.ArgumentParser) -> None:
         help="show one device with the sources of its figures; `this`: this machine",
     )
     add_json(parser)
-    parser.epilog = "`farthing optimize --target NAME` keeps to what a device can run, and to what fits its memory."
+    parser.epilog = (
+        "`farthing optimize --target NAME` keeps to what a device can run, and to what fits its memory."
+    )
 
 
 def targets(parsed: argparse.Namespace) -> int:

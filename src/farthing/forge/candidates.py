@@ -19,7 +19,6 @@ from farthing.recipe import Candidate, Listener, Progress
 from farthing.target import Budget
 
 OVER = "over budget: "
-SLOWER = "on this machine"
 
 
 @dataclass
@@ -54,6 +53,7 @@ class Listing:
         allow_slower: a slower candidate is not rejected for it.
         here: whether the target is this machine, so that what is measured here counts for the budget.
         energy_rule: how long to measure energy, if the budget limits it.
+        where: the machine that measures, in words: ``on this machine``.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class Listing:
         allow_slower: bool,
         here: bool,
         energy_rule: Rule,
+        where: str = "on this machine",
     ) -> None:
         self._budget = budget
         self._clock = clock
         self._allow_slower = allow_slower
         self._here = here
         self._energy_rule = energy_rule
+        self.where = where
         self._nodes: dict[str, int | None] = {}
         self.candidates: list[Candidate] = []
         self.notes: list[str] = []
@@ -159,7 +161,7 @@ class Listing:
         if not harmless(speedup) and not self._allow_slower:
             spread = f"{speedup.low:.2f}x..{speedup.high:.2f}x"
             word = speed_words(speedup) if compare(speedup) == "worse" else f"may be slower ({spread})"
-            return replace(candidate, verdict=f"rejected: {word} {SLOWER}")
+            return replace(candidate, verdict=f"rejected: {word} {self.where}")
         if not finalist:
             return replace(candidate, verdict=f"rejected: {speedup.value:.2f}x, others are faster")
         return self._against_budget(candidate)

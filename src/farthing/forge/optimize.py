@@ -25,7 +25,7 @@ from farthing.errors import ConfigError, FarthingError, StorageError, TaskError
 from farthing.forge import inside, output, rounds
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache, key_of
-from farthing.forge.candidates import SLOWER, Listing
+from farthing.forge.candidates import Listing
 from farthing.forge.climb import Artefact, Climber
 from farthing.forge.evaluate import Judge, proxy
 from farthing.forge.ladder import Rung, fitting, ladder
@@ -37,7 +37,7 @@ from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model
 from farthing.options import make_options
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
-from farthing.target import Budget, Target
+from farthing.target import THIS, Budget, Target
 from farthing.task import ImageFiles, Task
 
 DEFAULT_DROP = 0.01
@@ -152,7 +152,12 @@ class _Search:
             model, task, self.target, self.budget, self.cache, self.judge, self.runtimes, listener
         )
         self.rounds = Rounds(self.clock, self.budget, counts, self.allow_slower, self._ticker)
-        self.listing = Listing(self.budget, self.clock, self.allow_slower, here, rounds.FINAL)
+        where = (
+            "on this machine"
+            if machine is None or machine.target.name == THIS
+            else f"on {machine.target.name}"
+        )
+        self.listing = Listing(self.budget, self.clock, self.allow_slower, here, rounds.FINAL, where)
         self.notes: list[str] = []
         if not here:
             self.notes.append(
@@ -352,7 +357,7 @@ class _Search:
         slower = [
             other
             for other in self.listing.candidates
-            if other.verdict.endswith(SLOWER) and not violations(other.figures, self.budget)
+            if other.verdict.endswith(self.listing.where) and not violations(other.figures, self.budget)
         ]
         if broken and slower:
             best = max(slower, key=lambda other: other.speedup.value if other.speedup else 0.0)
