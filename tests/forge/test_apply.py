@@ -423,8 +423,8 @@ def test_calibration_is_shared_by_the_views_of_a_task(
     cnn: Model, digits_task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
-    collect = calibrate._collect
-    monkeypatch.setattr(calibrate, "_collect", lambda *given: ran.append("") or collect(*given))
+    collect = calibrate._observed
+    monkeypatch.setattr(calibrate, "_observed", lambda *given: ran.append("") or collect(*given))
     task = Task("d", {"calibration": digits_task.split("calibration").subset(range(8))}, "top1")
     first, second = (
         calibrate.ranges(cnn, task.only(names), "minmax", 99.99, 8)
