@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -15,16 +16,24 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image as Pillow
 from sklearn.datasets import load_sample_images
 
 from farthing.device.predict import load
-from farthing.errors import ModelError, UnsupportedError
+from farthing.errors import FarthingError, ModelError, UnsupportedError
+from farthing.forge.openvino.export import ExportOpenvino
+from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.script import standalone
+from farthing.forge.tflite.export import ExportTflite
 from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
 from farthing.options import EngineOptions
+from farthing.recipe import PassSection
+from farthing.target import Target
+from farthing.task import Split, Task
 
+SPEC = TensorSpec(name="x", dtype="float32", shape=("n", 7), batch_axis=0)
 CHINA, FLOWER = load_sample_images().images
 CLASSES = 6
 KINDS = {
@@ -138,6 +147,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 sys.exit("farthing was imported" if any(name.split(".")[0] == "farthing" for name in sys.modules) else 0)
 """
 
+
+def run_alone(script: Path, files: list[Path]) -> subprocess.CompletedProcess[str]:
+    """As a user runs it, in a Python that must not import Farthing."""
+    return subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", WITHOUT_FARTHING, script, *files],
+        cwd=script.parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
 IMAGENET = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -182,25 +204,241 @@ def test_the_script_runs_without_farthing_and_scores_the_same(
     tmp_path: Path, pictures: list[Path], preprocess: Preprocess, layout: str, dtype: str
 ) -> None:
     model = make(tmp_path / "model", picture_spec(preprocess, layout, dtype), preprocess)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-W",
-            "error",
-            "-c",
-            WITHOUT_FARTHING,
-            tmp_path / "model/predict.py",
-            *pictures,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_alone(tmp_path / "model/predict.py", pictures)
+    assert (done.returncode, done.stderr) == (0, "")
     assert_same(done.stdout, model, pictures)
+
+
+SMALL = Preprocess(
+    colour="RGB",
+    resize=Resize(height=20, width=24, filter="bilinear", antialias=True),
+    **IMAGENET,  # type: ignore[arg-type]
+)
+ANY = Target(name="any", arch="x86_64", isa=("avx2",))
+PHOTOS = Task(
+    "photos",
+    {"calibration": Split({"": np.stack([photo[:400, :600] for photo in (CHINA, FLOWER)])})},
+    "agreement",
+    form="image",
+)
+
+
+def written(
+    steps: list[PassSection], path: Path, preprocess: Preprocess | None = SMALL, **changes: Any
+) -> Model:
+    """The model of `make` after some passes, saved with its script."""
+    spec = picture_spec(preprocess) if preprocess else SPEC
+    model = make(path / "float", spec, preprocess, **changes)
+    if preprocess:
+        model = Model.create(model.manifest, {"net.onnx": convolution(spec)})
+    for step in steps:
+        model = step(model, ANY, PHOTOS)
+    model = model.save(path / "model")
+    (path / "model/predict.py").write_text(standalone(model.manifest), encoding="utf-8")
+    return model
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([ExportOpenvino()], id="openvino"),
+        pytest.param([StaticInt8(), ExportOpenvino()], id="openvino int8"),
+        pytest.param([ExportTflite()], id="tflite"),
+        pytest.param([StaticInt8(), ExportTflite(io="int8")], id="tflite int8"),
+        pytest.param([StaticInt8(), ExportTflite(io="uint8")], id="tflite uint8"),
+    ],
+)
+def test_scripts_for_other_engines_score_the_same(
+    tmp_path: Path, pictures: list[Path], steps: list[PassSection]
+) -> None:
+    model = written(steps, tmp_path)
+    package = {"openvino": "openvino", "tflite": "ai_edge_litert"}[model.manifest.format]
+    pytest.importorskip(package)
+    done = run_alone(tmp_path / "model/predict.py", pictures)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert_same(done.stdout, model, pictures)
+
+
+@pytest.mark.parametrize("steps", [[ExportOpenvino()], [ExportTflite()]], ids=["openvino", "tflite"])
+def test_arrays_and_raw_outputs_in_other_engines(tmp_path: Path, steps: list[PassSection]) -> None:
+    model = written(steps, tmp_path, None, decode="", labels=())
+    np.save(tmp_path / "a.npy", np.linspace(-1, 1, 7))
+    done = run_alone(tmp_path / "model/predict.py", [tmp_path / "a.npy"])
+    assert done.returncode == 0, done.stderr
+    file, output = done.stdout.splitlines()
+    with load(model) as predictor:
+        expected = predictor(tmp_path / "a.npy")["y"]
+    assert file == str(tmp_path / "a.npy")
+    np.testing.assert_allclose(
+        np.array(ast.literal_eval(output.split(maxsplit=1)[1]))[0], expected, rtol=1e-5
+    )
+
+
+@given(
+    dtype=st.sampled_from(["int8", "uint8"]),
+    scale=st.floats(1e-3, 3),
+    zero=st.integers(-20, 60),
+    colour=st.sampled_from(["RGB", "BGR", "GRAY"]),
+    layout=st.sampled_from(["NCHW", "NHWC"]),
+)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_quantized_input_is_fed_with_what_its_numbers_stand_for(
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    pictures: list[Path],
+    dtype: str,
+    scale: float,
+    zero: int,
+    colour: Any,
+    layout: str,
+) -> None:
+    shift: Any = {"scale": 1 / 255, "mean": (0.45,), "std": (0.25,)} if colour == "GRAY" else IMAGENET
+    preprocess = Preprocess(colour=colour, resize=SMALL.resize, **shift)
+    spec = replace(picture_spec(preprocess, layout, dtype), scale=scale, zero_point=zero)
+    path = tmp_path_factory.mktemp("model") / "model"
+    model = make(path, spec, preprocess)
+    assert_same(run_inside(path / "predict.py", pictures, capsys), model, pictures)
+
+
+@pytest.mark.parametrize("decode", ["", "logits", "probabilities"])
+def test_quantized_arrays_and_outputs(tmp_path: Path, capsys: Any, decode: str) -> None:
+    spec = TensorSpec(name="x", dtype="int8", shape=("n", 7), batch_axis=0, scale=0.05, zero_point=-7)
+    out = TensorSpec(name="y", dtype="uint8", shape=("n", 7), batch_axis=0, scale=0.125, zero_point=9)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["c"], to=TensorProto.INT32),
+        helper.make_node("Add", ["c", "k"], ["s"]),
+        helper.make_node("Cast", ["s"], ["y"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT8, ["n", 7])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, ["n", 7])],
+        [numpy_helper.from_array(np.array(100, np.int32), "k")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "model"
+    described = Manifest(name="q", format="onnx", inputs=(spec,), outputs=(out,), decode=decode)
+    model = Model.create(described, {"net.onnx": proto.SerializeToString()}, path)
+    (path / "predict.py").write_text(standalone(model.manifest))
+    real, integers = tmp_path / "real.npy", tmp_path / "integers.npy"
+    np.save(real, np.linspace(-6, 3, 7))
+    np.save(integers, np.arange(7, dtype=np.int8))
+    printed = run_inside(path / "predict.py", [real, integers], capsys)
+    if decode:
+        assert_same(printed, model, [real, integers])
+        return
+    values = [ast.literal_eval(line.split(maxsplit=1)[1])[0] for line in printed.splitlines()[1::2]]
+    with load(model) as predictor:
+        assert values == [answer["y"].tolist() for answer in predictor([real, integers])]
+    np.save(real, np.full(7, np.nan))
+    with pytest.raises(SystemExit, match="holds NaN"):
+        run_inside(path / "predict.py", [real], capsys)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((3, 7)), r"float64 [3, 7] does not fit: one sample is float32 [7]"),
+        (np.zeros(8), r"float64 [8] does not fit: one sample is float32 [7]"),
+        (np.zeros(()), r"float64 [] does not fit"),
+        (np.zeros((1, 1, 7)), r"float64 [1, 1, 7] does not fit"),
+        (np.zeros(7, np.complex64), r"complex64 [7] does not fit"),
+        (np.array(list("abcdefg")), r"<U1 [7] does not fit"),
+        (np.array([1, 2, np.nan, 4, 5, 6, 7]), "holds NaN or infinity: clean the data"),
+        (np.array([1, 2, np.inf, 4, 5, 6, 7]), "holds NaN or infinity: clean the data"),
+        (b"junk", "not an array file (.npy)"),
+        (b"", "not an array file (.npy)"),
+        (b"PK\x03\x04junk", "not an array file (.npy)"),
+        (np.array([{}], object), "not an array file (.npy)"),
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_are_one_line(tmp_path: Path, capsys: Any, array: Any, said: str) -> None:
+    make(tmp_path / "model", SPEC, None)
+    sample = tmp_path / "sample.npy"
+    if isinstance(array, bytes):
+        sample.write_bytes(array)
+    else:
+        np.save(sample, array, allow_pickle=True)
+    with pytest.raises(SystemExit, match=re.escape(said)) as stopped:
+        run_inside(tmp_path / "model/predict.py", [sample], capsys)
+    assert str(stopped.value).count("\n") == 0
+    assert "pickle" not in str(stopped.value)
+    with load(Model.open(tmp_path / "model")) as predictor, pytest.raises(FarthingError):
+        predictor(sample)
+
+
+@pytest.mark.parametrize("crop", [None, (32, 40)])
+@pytest.mark.parametrize("free", [False, True])
+def test_pictures_of_a_wrong_size_are_one_line(
+    tmp_path: Path, capsys: Any, crop: tuple[int, int] | None, free: bool
+) -> None:
+    preprocess = Preprocess(colour="RGB", scale=1 / 255, crop=crop)
+    sides: tuple[Any, Any] = ("h", "w") if free and crop else (32, "w") if free else (32, 40)
+    spec = TensorSpec(name="x", dtype="float32", shape=("n", 3, *sides), batch_axis=0, layout="NCHW")
+    content = onnx_mean(spec)
+    Model.create(
+        Manifest(
+            name="m", format="onnx", inputs=(spec,), preprocess=preprocess,
+            outputs=(TensorSpec(name="y", dtype="float32", shape=("n", 1), batch_axis=0),),
+        ),
+        {"net.onnx": content},
+        tmp_path / "model",
+    )  # fmt: skip
+    script = tmp_path / "model/predict.py"
+    script.write_text(standalone(Model.open(tmp_path / "model").manifest))
+    for size, fits in (((32, 40), True), ((31, 40), False), ((40, 39), False), ((60, 70), crop is not None)):
+        picture = tmp_path / "p.png"
+        Pillow.fromarray(CHINA[: size[0], : size[1]]).save(picture)
+        if fits:
+            assert run_inside(script, [picture], capsys).startswith(str(picture))
+        elif free and not crop and size[0] == 32:
+            continue
+        else:
+            with pytest.raises(SystemExit, match=r"p\.png gives \d+ x \d+ but the model takes 32 x (40|any)"):
+                run_inside(script, [picture], capsys)
+
+
+def convolution(spec: TensorSpec) -> bytes:
+    """A small network of the kind that is quantized: a convolution, a pooling, a product."""
+    numbers = np.random.default_rng(0)
+    weights = numbers.normal(size=(8, 3, 3, 3)).astype(np.float32)
+    product = numbers.normal(size=(8, CLASSES)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", [spec.name, "k"], ["c"], name="conv", strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("MatMul", ["f", "w"], ["y"], name="product"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, spec.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CLASSES])],
+        [numpy_helper.from_array(weights, "k"), numpy_helper.from_array(product, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(proto.SerializeToString())
+
+
+def onnx_mean(spec: TensorSpec) -> bytes:
+    """A model that answers the mean of its input."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Reshape", ["m", "s"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, spec.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        [numpy_helper.from_array(np.array([-1, 1], np.int64), "s")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(proto.SerializeToString())
 
 
 @given(
@@ -322,9 +560,6 @@ def test_a_wrong_call_and_a_wrong_file_are_one_line(tmp_path: Path) -> None:
     assert said.count("\n") == 1
 
 
-SPEC = TensorSpec(name="x", dtype="float32", shape=("n", 7), batch_axis=0)
-
-
 STATE = TensorSpec(name="s", dtype="float32", shape=(1,), role="state")
 
 
@@ -386,6 +621,7 @@ def test_no_name_can_become_code(text: str) -> None:
             UnsupportedError,
             r"keeps no state, but m has \['s'\]",
         ),
+        ({"inputs": (replace(SPEC, dtype="str"),)}, UnsupportedError, "numbers that numpy knows, not str"),
         ({"decode": "detections"}, UnsupportedError, "does not decode 'detections'"),
         ({"preprocess": Preprocess(colour="RGB", scale=1.0)}, ModelError, "pictures go into NCHW or NHWC"),
     ],

@@ -58,6 +58,11 @@ def _the_input(manifest: Manifest) -> TensorSpec:
             f"a stand-alone script feeds one input and keeps no state, but {manifest.name} has "
             f"{[spec.name for spec in manifest.inputs]}: use farthing.open_engine"
         )
+    if manifest.inputs[0].dtype in {"str", "bfloat16"}:
+        raise UnsupportedError(
+            f"a stand-alone script feeds numbers that numpy knows, not {manifest.inputs[0].dtype}: "
+            "use farthing.open_engine"
+        )
     if manifest.decode not in {"", "logits", "probabilities"}:
         raise UnsupportedError(
             f"a stand-alone script does not decode {manifest.decode!r}: use `farthing predict`"
@@ -89,7 +94,7 @@ def _head(manifest: Manifest, options: EngineOptions) -> list[str]:
         f'    print("usage: python predict.py {argument}", file=sys.stderr)',
         "    sys.exit(2)",
     ]
-    if manifest.decode:
+    if manifest.decode and manifest.labels:
         lines += _wrapped("LABELS = ", manifest.labels)
     return [
         *lines,
@@ -138,11 +143,42 @@ def _prepare(preprocess: Preprocess | None, spec: TensorSpec) -> list[str]:
 
 
 def _sample(spec: TensorSpec) -> list[str]:
-    lines = [f"x = np.load(path, allow_pickle=False).astype({spec.dtype!r})"]
-    if spec.batch_axis is None:
-        return [*lines, "return x"]
-    lines.append(f"x = x if x.ndim == {len(spec.shape)} else np.expand_dims(x, {spec.batch_axis})")
-    return [*lines, f"return {_repeated('x', spec)}"]
+    """Lines that read one sample and hold it against the input, as `farthing.device.predict` does."""
+    axis = spec.batch_axis
+    sizes = [size for place, size in enumerate(spec.shape) if place != axis]
+    fixed = {place: size for place, size in enumerate(sizes) if isinstance(size, int)}
+    misfit = f"x.ndim != {len(sizes)}"
+    if len(fixed) == len(sizes):
+        misfit = f"x.shape != {tuple(sizes)}"
+    elif fixed:
+        misfit += f" or [x.shape[i] for i in {list(fixed)}] != {list(fixed.values())}"
+    shown = ", ".join(str(size) if isinstance(size, int) else "any" for size in sizes)
+    said = f"does not fit: one sample is {spec.dtype} [{shown}]"
+    batched = f"x.ndim == {len(spec.shape)} and x.shape[{axis}] == 1"
+    return [
+        'with open(path, "rb") as file:',
+        "    x = np.load(file, allow_pickle=False)",
+        *([] if axis is None else [f"x = x.squeeze({axis}) if {batched} else x"]),
+        *(_stored(spec) if spec.scale is not None else []),
+        f'if {misfit} or not np.can_cast(x.dtype, {spec.dtype!r}, "same_kind"):',
+        f'    sys.exit(f"{{path}}: {{x.dtype}} {{list(x.shape)}} {said}")',
+        f"x = x.astype({spec.dtype!r})",
+        *(_FINITE if spec.dtype.startswith("float") else []),
+        f"return {'x' if axis is None else _repeated(f'np.expand_dims(x, {axis})', spec)}",
+    ]
+
+
+_FINITE = ["if not np.isfinite(x).all():", '    sys.exit(f"{path} holds NaN or infinity: clean the data")']
+
+
+def _stored(spec: TensorSpec) -> list[str]:
+    """Lines that make the integers of a quantized input from real numbers, as `farthing.ops.scale.stored` does."""
+    shifted = f"np.rint(x.astype(np.float32) / np.float32({spec.scale!r})) + {spec.zero_point}"
+    return [
+        'if x.dtype.kind == "f":',
+        *(f"    {line}" for line in _FINITE),
+        f"    x = ({shifted}).clip(np.iinfo({spec.dtype!r}).min, np.iinfo({spec.dtype!r}).max).astype({spec.dtype!r})",
+    ]
 
 
 def _repeated(value: str, spec: TensorSpec) -> str:
@@ -161,6 +197,7 @@ def _picture(preprocess: Preprocess, spec: TensorSpec) -> list[str]:
         f'image = image.convert("RGB"){colour}',
         *(_resized(preprocess.resize) if preprocess.resize else ["pixels = np.asarray(image)"]),
         *_cropped(preprocess),
+        *_sized(preprocess, spec),
         *_normalised(preprocess, spec),
     ]
 
@@ -224,17 +261,42 @@ def _cropped(preprocess: Preprocess) -> list[str]:
     ]
 
 
+def _sized(preprocess: Preprocess, spec: TensorSpec) -> list[str]:
+    """Lines that stop at pixels of another size than the input takes, where resize and crop do not see to it."""
+    how, crop = preprocess.resize, preprocess.crop
+    sides = spec.shape[2:] if spec.layout == "NCHW" else spec.shape[1:3]
+    wanted = [
+        side if isinstance(side, int) else cut for side, cut in zip(sides, crop or (None, None), strict=True)
+    ]
+    made: Sequence[int | None] = (None, None)
+    if how and crop and crop[0] <= how.height and crop[1] <= how.width:
+        made = crop
+    elif how and not crop and how.mode != "cover":
+        made = (how.height, how.width)
+    misfits = [
+        f"pixels.shape[{axis}] != {want}"
+        for axis, (want, have) in enumerate(zip(wanted, made, strict=True))
+        if want not in {None, have}
+    ]
+    takes = " x ".join("any" if want is None else str(want) for want in wanted)
+    said = f"' x '.join(map(str, pixels.shape[:2])), 'but the model takes {takes} (height x width)'"
+    return (
+        [f"if {' or '.join(misfits)}:", f"    sys.exit(' '.join([path, 'gives', {said}]))"] if misfits else []
+    )
+
+
 def _normalised(preprocess: Preprocess, spec: TensorSpec) -> list[str]:
     """Lines from ``pixels`` to the model's input, in float32 as `farthing.ops.image` computes it."""
     channels = {"RGB": "", "BGR": "[..., ::-1]", "GRAY": ""}[preprocess.colour]
     shape = "(*pixels.shape[:2], -1)"
     lines = [f"x = pixels.reshape({shape}){channels}.astype(np.float32)"]
+    mean, std = _shift(preprocess, spec)
     if preprocess.scale != 1:
         lines.append(f"x *= np.float32({preprocess.scale!r})")
-    if any(preprocess.mean):
-        lines.append(f"x -= np.array({list(preprocess.mean)!r}, np.float32)")
-    if any(value != 1 for value in preprocess.std):
-        lines.append(f"x /= np.array({list(preprocess.std)!r}, np.float32)")
+    if any(mean):
+        lines.append(f"x -= np.array({mean!r}, np.float32)")
+    if any(value != 1 for value in std):
+        lines.append(f"x /= np.array({std!r}, np.float32)")
     if spec.dtype.startswith(("int", "uint")):
         lines.append(f"x = np.rint(x).clip(np.iinfo({spec.dtype!r}).min, np.iinfo({spec.dtype!r}).max)")
     order = ".transpose(2, 0, 1)" * (spec.layout == "NCHW")
@@ -242,29 +304,56 @@ def _normalised(preprocess: Preprocess, spec: TensorSpec) -> list[str]:
     return [*lines, f"return {_repeated(f'x{order}[None]{cast}', spec)}"]
 
 
+def _shift(preprocess: Preprocess, spec: TensorSpec) -> tuple[list[float], list[float]]:
+    """Mean and std a channel; for a quantized input with its scale and zero point in them."""
+    if spec.scale is None:
+        return list(preprocess.mean), list(preprocess.std)
+    channels = range(1 if preprocess.colour == "GRAY" else 3)
+    std = [preprocess.std[channel % len(preprocess.std)] * spec.scale for channel in channels]
+    mean = [preprocess.mean[channel % len(preprocess.mean)] for channel in channels]
+    return [value - spec.zero_point * step for value, step in zip(mean, std, strict=True)], std
+
+
 def _loop(manifest: Manifest, spec: TensorSpec) -> list[str]:
     outputs = manifest.outputs[:1] if manifest.decode else manifest.outputs
     names = [output.name for output in outputs]
     run = STARTS[manifest.format].run(names, spec.name)
+    wrong = "error" if manifest.preprocess else "'not an array file (.npy)'"
     lines = [
         "for path in sys.argv[1:]:",
         "    try:",
         "        x = prepare(path)",
-        "    except (OSError, ValueError) as error:",
-        "        sys.exit(f\"{path}: {getattr(error, 'strerror', None) or error}\")",
+        "    except Exception as error:",
+        f"        sys.exit(f\"{{path}}: {{getattr(error, 'strerror', None) or {wrong}}}\")",
         "    print(path)",
     ]
     if not manifest.decode:
-        return [
-            *lines,
-            f"    for name, value in zip({names!r}, {run}):",
-            "        print(name, value.tolist())",
-        ]
+        return [*lines, *_raw(outputs, run)]
     pick = "" if outputs[0].batch_axis is None else f".take(0, {outputs[0].batch_axis})"
-    lines.append(f"    scores = {run}[0]{pick}.reshape(-1).astype(np.float64)")
+    scores = _real(f"{run}[0]{pick}", outputs[0])
+    lines.append(f"    scores = {scores}.reshape(-1).astype(np.float64)")
     lines.append('    order = np.argsort(-scores, kind="stable")[:5]')
     if manifest.decode == "logits":
         lines.append("    scores = np.exp(scores - scores.max())")
         lines.append("    scores /= scores.sum()")
     label = "LABELS[index]" if manifest.labels else "index"
     return [*lines, "    for index in order:", f'        print(f"  {{scores[index]:.7f}}  {{{label}}}")']
+
+
+def _raw(outputs: Sequence[TensorSpec], run: str) -> list[str]:
+    names = [output.name for output in outputs]
+    if all(output.scale is None for output in outputs):
+        return [f"    for name, value in zip({names!r}, {run}):", "        print(name, value.tolist())"]
+    return [
+        f"    values = {run}",
+        *(f"    values[{i}] = {_real(f'values[{i}]', one)}" for i, one in enumerate(outputs) if one.scale),
+        f"    for name, value in zip({names!r}, values):",
+        "        print(name, value.tolist())",
+    ]
+
+
+def _real(value: str, spec: TensorSpec) -> str:
+    """What an output holds as real numbers, as `farthing.ops.scale.real` computes it."""
+    if spec.scale is None:
+        return value
+    return f"(({value}.astype(np.float32) - np.float32({spec.zero_point})) * np.float32({spec.scale!r}))"

@@ -18,7 +18,7 @@ class Start(NamedTuple):
         before: lines before numpy is imported.
         imports: lines after that.
         load: lines that load the file at ``path``.
-        run: an expression: the outputs of those names, in order, for the input ``x`` of that name.
+        run: an expression: the outputs of those names, the first or all in order, for the input ``x`` of that name.
     """
 
     package: str
@@ -37,7 +37,19 @@ def _onnx(options: EngineOptions) -> list[str]:
 
 
 def _tflite(options: EngineOptions) -> list[str]:
-    return [f"model = Interpreter(path, num_threads={options.threads}).get_signature_runner()"]
+    """By the order of the file's tensors, which a manifest keeps: not every file names them in a signature."""
+    return [
+        f"model = Interpreter(path, num_threads={options.threads})",
+        "",
+        "",
+        "def run(x):",
+        '    place = model.get_input_details()[0]["index"]',
+        "    model.resize_tensor_input(place, x.shape)",
+        "    model.allocate_tensors()",
+        "    model.set_tensor(place, x)",
+        "    model.invoke()",
+        '    return [model.get_tensor(output["index"]) for output in model.get_output_details()]',
+    ]
 
 
 def _openvino(options: EngineOptions) -> list[str]:
@@ -71,6 +83,6 @@ STARTS = {
         before=(),
         imports=("from ai_edge_litert.interpreter import Interpreter",),
         load=_tflite,
-        run=lambda names, name: f"list(map(model(**{{{name!r}: x}}).__getitem__, {names!r}))",
+        run=lambda names, name: "run(x)",
     ),
 }
