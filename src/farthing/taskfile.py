@@ -82,7 +82,9 @@ def read_task(path: Path) -> Task:
 
 def _splits(described: TaskFile, root: Path) -> tuple[tuple[str, ...], dict[str, Split]]:
     shares = {key: value for key, value in described.splits.items() if not isinstance(value, str)}
-    named = {key: value for key, value in described.splits.items() if isinstance(value, str)}
+    named: dict[SplitName, str] = {
+        key: value for key, value in described.splits.items() if isinstance(value, str)
+    }
     if shares and named:
         raise TaskError(f"task {described.name}: give every split a share, or every split a name, not both")
     if not shares and not named:

@@ -172,7 +172,13 @@ def search(tmp_path: Path, cache_root: Path, digits_task: Task, monkeypatch: pyt
     monkeypatch.setattr(rounds, "FINALISTS", 2)
 
     def run(model: Model, task: Task = digits_task, **options: Any) -> Result:
-        options = {"out": tmp_path / "out", "cache": cache_root, "threads": (1,), **options}
+        options = {
+            "out": tmp_path / "out",
+            "cache": cache_root,
+            "engines": ("onnxruntime",),
+            "threads": (1,),
+            **options,
+        }
         return optimize.optimize(model, task, **options)
 
     return run

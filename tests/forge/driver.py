@@ -57,6 +57,7 @@ def search(order: dict[str, Any], listener: Any) -> None:
         Task("digits", splits, "top1"),
         out=Path(order["out"]),
         cache=Path(order["cache"]),
+        engines=("onnxruntime",),
         threads=(1,),
         listener=listener,
     )

@@ -45,12 +45,20 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing convert``."""
     parser.epilog = CONVERT
     parser.add_argument(
-        "source", nargs="?", help="an ONNX, TorchScript or torch.export file; told by its content"
+        "source",
+        nargs="?",
+        help="an ONNX, TorchScript, torch.export or Keras file, or one of TFLite or OpenVINO, which is taken as it is; "
+        "told by its content",
     )
     parser.add_argument(
         "--model", metavar="MODULE:FACTORY", help="Python that makes the torch module (its code is run)"
     )
-    parser.add_argument("--weights", metavar="FILE", help="state dict for it, loaded with weights_only=True")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="state dict for it, loaded with weights_only=True; or the .bin of an OpenVINO file",
+    )
+    parser.add_argument("--keep", action="store_true", help="take a TorchScript file as it is, not as ONNX")
     parser.add_argument(
         "--example", metavar="SHAPE", help="what it takes, as in 1x3x224x224; several parted by commas"
     )
@@ -86,6 +94,7 @@ def convert(parsed: argparse.Namespace) -> int:
         tolerance=parsed.tolerance,
         opset=parsed.opset,
         manifest=facts,
+        keep=parsed.keep,
         path=out,
     )
     for assumption in made.assumptions:

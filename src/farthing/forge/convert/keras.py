@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
 from farthing.errors import ConversionError, ModelError, UnsupportedError, require
 from farthing.forge.convert.example import parse
@@ -45,7 +46,7 @@ def load(path: Path, example: Any) -> torch.export.ExportedProgram:
         with torch.no_grad():
             program = torch.export.export(wrapped, tensors, dynamic_shapes=_free(tensors))
             _compare(path, wrapped(*tensors), program.module()(*tensors))
-    except (*FORWARD_ERRORS, torch._dynamo.exc.TorchDynamoException) as error:
+    except FORWARD_ERRORS as error:
         raise UnsupportedError(f"torch cannot export the Keras model {path}: {first_line(error)}") from error
     return program
 
@@ -132,7 +133,7 @@ def _free(tensors: tuple[torch.Tensor, ...]) -> Any:
 
 
 def _compare(path: Path, wanted: Any, found: Any) -> None:
-    pairs = zip(torch.utils._pytree.tree_leaves(wanted), torch.utils._pytree.tree_leaves(found), strict=True)
+    pairs = zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=True)
     for first, second in pairs:
         if not torch.allclose(first, second, rtol=1e-4, atol=1e-5):
             raise ConversionError(f"the program exported from {path} answers otherwise than Keras does")

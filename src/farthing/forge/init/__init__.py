@@ -216,7 +216,10 @@ def _picture_input(interview: Interview, inputs: tuple[TensorSpec, ...]) -> Tens
 def _labelled(task: Task) -> SplitName | Literal[""]:
     """The split to try things on, never the test split: one with labels if there is one; empty if there is none."""
     keys: list[SplitName] = [key for key in TRIED if key in task.splits]
-    return next((key for key in keys if task.splits[key].labels is not None), keys[0] if keys else "")
+    for key in keys:
+        if task.splits[key].labels is not None:
+            return key
+    return keys[0] if keys else ""
 
 
 def _sample(task: Task) -> Sample:
