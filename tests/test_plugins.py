@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -45,6 +46,20 @@ def test_the_nearest_name_is_suggested_and_all_are_listed() -> None:
         PluginError, match=r"no metric is called 'tpo1'; did you mean 'top1'\? Known: .*macro_f1"
     ):
         get("metric", "tpo1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("engin", "mine", "no kind of part is called 'engin'; did you mean 'engine'?"),
+        (None, "mine", "no kind of part is called None; Known: "),
+        ("engine", "", "the name of the engine is ''"),
+        ("engine", 3, "the name of the engine is 3"),
+    ],
+)
+def test_what_is_registered_has_a_kind_and_a_name(kind: Any, name: Any, message: str) -> None:
+    with pytest.raises(PluginError, match=re.escape(message)):
+        register(kind, name, object())
 
 
 def test_a_registered_part_is_found_by_name() -> None:

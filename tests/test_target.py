@@ -5,14 +5,16 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.config import to_yaml
+from farthing.config import Section, convert, to_yaml
 from farthing.errors import ConfigError, TargetError
+from farthing.options import EngineOptions
 from farthing.target import BUDGET_NAMES, Budget, Target
 
 XEON = """processor\t: 0
@@ -440,3 +442,32 @@ def test_memory_of_a_microcontroller_is_a_fraction_and_reads_as_it_was_written(t
         chip = Target(name="chip", arch="armv7e-m", memory_mb=memory_mb)
         (tmp_path / "chip.yaml").write_text(to_yaml(chip))
         assert Target.find(str(tmp_path / "chip.yaml")).digest == chip.digest
+
+
+@pytest.mark.parametrize("limits", [{"size_mb": -1}, {"latency_ms": float("nan")}, {"accuracy_drop": "1%"}])
+def test_impossible_limits_are_a_config_error_in_python_too(limits: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(limits))} must be a number from 0, not "):
+        Budget(**limits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": -1}, "threads must be from 1 to 1024, not -1"),
+        ({"threads": "two"}, "not 'two'"),
+        ({"precision": "float31"}, "did you mean 'float32'"),
+        ({"providers": "CUDA"}, r"providers are a tuple of names, as in \('CUDA',\)"),
+    ],
+)
+def test_impossible_options_are_a_config_error_in_python_too(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineOptions(**options)
+
+
+class Holder(Section, frozen=True, kw_only=True):
+    budget: Budget
+
+
+def test_a_file_with_impossible_limits_is_named_with_the_place_in_it() -> None:
+    with pytest.raises(ConfigError, match=r"recipe.yaml: size_mb must be .*, not -1(\.0)? - at `budget`"):
+        convert({"budget": {"size_mb": -1}}, Holder, "recipe.yaml")

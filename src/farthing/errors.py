@@ -52,8 +52,11 @@ class FarthingError(Exception):
     """Root of the tree: catch this to catch everything Farthing raises on purpose."""
 
 
-class ConfigError(FarthingError):
-    """A setting, budget, recipe or configuration file cannot be understood."""
+class ConfigError(FarthingError, ValueError):
+    """A setting, budget, recipe or configuration file cannot be understood.
+
+    It is a ValueError as well, and so keeps its place in a file when it is raised while that is read.
+    """
 
 
 class PluginError(FarthingError):

@@ -387,6 +387,21 @@ def _unpacked(archive: Path) -> tuple[Path, files.Scratch]:
     return path, keep
 
 
+def as_model(given: object) -> Model:
+    """A model as it is, or the one at a path (see `Model.open`).
+
+    Raises:
+        ModelError: neither.
+    """
+    if isinstance(given, Model):
+        return given
+    if isinstance(given, str | Path):
+        return Model.open(given)
+    raise ModelError(
+        f"a model is a farthing.Model or the path of one, not {type(given).__name__}: farthing.convert makes one"
+    )
+
+
 def checked(manifest: Manifest, **changes: object) -> Manifest:
     """A copy of a manifest with some fields replaced, its rules checked again."""
     return msgspec.structs.replace(manifest, **changes)

@@ -28,10 +28,14 @@ class EngineOptions(Section, frozen=True, kw_only=True):
     providers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.threads <= 1024:
-            raise ValueError(f"threads must be from 1 to 1024, not {self.threads}")
+        threads: object = self.threads  # Python checks no types
+        if not (isinstance(threads, int) and 1 <= threads <= 1024):
+            raise ConfigError(f"threads must be from 1 to 1024, not {threads!r}")
+        providers: object = self.providers
+        if isinstance(providers, str):
+            raise ConfigError(f"providers are a tuple of names, as in ({providers!r},)")
         if self.precision not in get_args(Precision):
-            raise ValueError(
+            raise ConfigError(
                 f"no precision is called {self.precision!r}; {nearest(self.precision, get_args(Precision))}"
             )
 
@@ -50,9 +54,6 @@ def make_options(
     threads: int = 1, spin: bool = False, providers: Sequence[str] = (), precision: str = "float32"
 ) -> EngineOptions:
     """EngineOptions from a caller's values, with a ConfigError for impossible ones."""
-    try:
-        return EngineOptions(
-            threads=threads, spin=spin, precision=cast(Precision, precision), providers=tuple(providers)
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return EngineOptions(
+        threads=threads, spin=spin, precision=cast(Precision, precision), providers=tuple(providers)
+    )

@@ -71,8 +71,13 @@ def register(kind: Kind, name: str, part: Any) -> None:
             a decoder (`farthing.ops.decode.Decoder`).
 
     Raises:
-        PluginError: the name is already taken by another part.
+        PluginError: no such kind, no name, or one that is already taken by another part.
     """
+    if kind not in BUILTIN:
+        raise PluginError(f"no kind of part is called {kind!r}; {nearest(str(kind), BUILTIN)}")
+    text: object = name  # Python checks no types
+    if not (isinstance(text, str) and text):
+        raise PluginError(f"the name of the {kind} is {text!r}: give it some text to be found by")
     if name in BUILTIN[kind] or _registered.get((kind, name), part) is not part:
         raise PluginError(f"the {kind} name {name!r} is already taken: choose another")
     _registered[kind, name] = part

@@ -81,17 +81,17 @@ class Target(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.cores is not None and self.cores < 1:
-            raise ValueError(f"cores must be from 1, not {self.cores}")
+            raise ConfigError(f"cores must be from 1, not {self.cores}")
         if self.memory_mb is not None and not 0 < self.memory_mb < float("inf"):
-            raise ValueError(f"memory_mb must be above 0, not {self.memory_mb}")
+            raise ConfigError(f"memory_mb must be above 0, not {self.memory_mb}")
         if self.arch not in INSTRUCTION_SETS:
             hint = nearest(_ALSO_CALLED.get(self.arch.lower(), self.arch), INSTRUCTION_SETS)
-            raise ValueError(f"no architecture is called {self.arch!r}; {hint}")
+            raise ConfigError(f"no architecture is called {self.arch!r}; {hint}")
         known = INSTRUCTION_SETS[self.arch]
         unknown = [name for name in self.isa if known and name not in known]
         if unknown:
             hint = nearest(_ALSO_CALLED.get(unknown[0].lower(), unknown[0]), known)
-            raise ValueError(f"no instruction set of {self.arch} is called {unknown[0]!r}; {hint}")
+            raise ConfigError(f"no instruction set of {self.arch} is called {unknown[0]!r}; {hint}")
 
     @property
     def digest(self) -> str:
@@ -189,8 +189,8 @@ class Budget(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in BUDGET_NAMES:
             limit = getattr(self, name)
-            if limit is not None and not (0 <= limit < float("inf")):
-                raise ValueError(f"{name} must be a number from 0, not {limit}")
+            if limit is not None and not (isinstance(limit, int | float) and 0 <= limit < float("inf")):
+                raise ConfigError(f"{name} must be a number from 0, not {limit!r}")
 
     def of_share(self, metric: str) -> Budget:
         """The same budget, for a metric that is a share of 1.
@@ -240,7 +240,7 @@ class Budget(Section, frozen=True, kw_only=True):
             limits[name] = _parse_number(name, number)
         try:
             return cls(**limits)
-        except ValueError as error:
+        except ConfigError as error:
             raise ConfigError(f"budget: {error}") from error
 
 

@@ -374,6 +374,21 @@ def find_task(name: str, cache: Path | None = None, on_event: Callable[[str], No
         raise TaskError(f"{error}; or give the path of a task file (.yaml), or module:function") from error
 
 
+def as_task(given: object, cache: Path | None = None) -> Task:
+    """A task as it is, or the one that `find_task` finds by a name or path.
+
+    Raises:
+        TaskError: neither.
+    """
+    if isinstance(given, Task):
+        return given
+    if isinstance(given, str | Path):
+        return find_task(str(given), cache)
+    raise TaskError(
+        f"a task is a farthing.Task, the path of a task file or a name, not {type(given).__name__}"
+    )
+
+
 def _named(name: str) -> Any:
     """What ``module:function`` names."""
     module, _, attribute = name.partition(":")

@@ -27,16 +27,18 @@ from farthing.errors import (
     UnsupportedError,
 )
 from farthing.files import file_digest
-from farthing.forge import candidates, graph, output
+from farthing.forge import arguments, candidates, graph, output
 from farthing.forge.apply import replay
 from farthing.forge.cache import Cache
 from farthing.forge.fuse import Fuse
+from farthing.forge.optimize import optimize
 from farthing.forge.quantize.float16 import Float16
 from farthing.metrics import Metric
 from farthing.model import Manifest, Model, Preprocess, TensorSpec, checked
 from farthing.recipe import Candidate, Progress, Recipe, Result
 from farthing.target import Budget, Target
 from farthing.task import ImageFiles, Split, Task
+from farthing.taskfile import read_task
 
 STATIC = "quantize.static.v1"
 
@@ -116,11 +118,13 @@ def test_every_candidate_has_figures_and_a_verdict(search: Any, cnn: Model, digi
         "int8 minmax",
         "int8 percentile",
         "int8 entropy",
+        "int8 minmax, biases corrected",
+        "int8 mse, biases corrected",
         "int8 per tensor",
         "float16",
     ]
     assert [candidate.name for candidate in result.candidates] == names
-    assert [candidate.number for candidate in result.candidates] == list(range(7))
+    assert [candidate.number for candidate in result.candidates] == list(range(9))
     assert result.candidates[0].status == "baseline"
     assert result.candidates[0].drop is not None
     assert result.candidates[0].drop.value == 0
@@ -683,6 +687,47 @@ def test_bad_input_is_refused_before_anything_is_written(
             call()
         assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp-")] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": None}, ModelError, "a model is a farthing.Model or the path of one, not NoneType"),
+        ({"model": "nowhere"}, ModelError, "nowhere is not a model"),
+        ({"task": 3}, TaskError, "a task is a farthing.Task, the path of a task file or a name, not int"),
+        ({"task": "nowhere.yaml"}, TaskError, "cannot read nowhere.yaml"),
+        ({"budget": 3}, ConfigError, "a budget is a farthing.Budget or text as in .*, not 3"),
+        ({"target": 3}, TargetError, "a target is a farthing.Target or a name, not 3"),
+        ({"threads": ["a"]}, ConfigError, "threads must be from 1 to 1024, not 'a'"),
+        ({"threads": 2}, ConfigError, r"`threads` is a list of counts, as in \[1, 2\], not 2"),
+        ({"engines": "onnxruntime"}, ConfigError, "`engines` is a list of names, .*, not 'onnxruntime'"),
+        ({"out": None}, ConfigError, "`out` is the path of a directory, not None"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused_in_words(
+    cnn: Model, digits_task: Task, tmp_path: Path, changes: Any, error: type[Exception], message: str
+) -> None:
+    given = {"model": cnn, "task": digits_task, "out": tmp_path / "out", "cache": tmp_path, **changes}
+    with pytest.raises(error, match=message):
+        optimize(**given)
+
+
+def test_paths_are_opened(cnn: Model, digits: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "digits.npz", x=digits[0], y=digits[1])
+    place = tmp_path / "task.yaml"
+    place.write_text(
+        "name: d\nsource: {format: npz, path: digits.npz, labels: y}\nmetric: top1\nlabels: ["
+        + ", ".join(f"'{label}'" for label in range(10))
+        + "]\n"
+    )
+    model = cnn.save(tmp_path / "model").path
+    for given in (place, str(place)):
+        assert arguments.opened(str(model), given, None)[1].name == "d"
+    score = evaluate(model, place, "validation")[0]
+    assert score == evaluate(cnn, read_task(place), "validation")[0]
+    quick = bench.Rule(warmup=1, min_count=3, min_seconds=0.0)
+    assert bench.bench(str(model), task=place, rule=quick, memory=False).model == cnn.digest
 
 
 def test_a_model_that_computes_nan_is_refused(search: Any, cnn: Model, digits_task: Task) -> None:

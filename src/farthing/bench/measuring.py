@@ -12,6 +12,7 @@ import datetime
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 from msgspec.structs import replace
@@ -36,21 +37,21 @@ from farthing.measure import (
     ratio_of_medians,
 )
 from farthing.metrics import Outputs
-from farthing.model import Manifest, Model
+from farthing.model import Manifest, Model, as_model
 from farthing.options import EngineOptions
-from farthing.task import SplitName, Task
+from farthing.task import SplitName, Task, as_task
 
 STREAMS = 8
 LEAST_QUERIES = 500
 
 
 def bench(
-    model: Model,
+    model: Model | Path | str,
     *,
     scenario: Scenario = "single_stream",
     engine: str = "",
     options: EngineOptions | None = None,
-    task: Task | None = None,
+    task: Task | Path | str | None = None,
     batch: int = OFFLINE_BATCH,
     rule: Rule | None = None,
     memory: bool = True,
@@ -60,11 +61,12 @@ def bench(
     """Measure one model in one engine under one scenario.
 
     Args:
-        model: the model.
+        model: the model, or its path.
         scenario: ``single_stream`` (batch 1), ``multi_stream`` (queries of eight samples) or ``offline`` (``batch``
             samples a call); for ``server`` see `bench_server`.
         engine, options: what runs it.
-        task: real samples to run on; without one, random numbers serve, which is fit for timing only.
+        task: real samples to run on, or what `farthing.find_task` finds them by; without one, random numbers serve,
+            which is fit for timing only.
         batch: samples a call in ``offline``; a model with a fixed batch keeps its own.
         rule: how long to measure.
         memory: also measure peak memory, in a child process.
@@ -78,6 +80,7 @@ def bench(
     """
     if scenario == "server":
         raise ConfigError("the server scenario has a rate or a bound on p99: call bench_server")
+    model, task = as_model(model), None if task is None else as_task(task)
     options, machine = options or EngineOptions(), machine or Here()
     opened, load_ms = machine.load(model, engine, options)
     with opened:
@@ -270,24 +273,28 @@ def _reference(model: Model, engine: str, options: EngineOptions | None) -> Engi
 
 
 def evaluate(
-    model: Model,
-    task: Task,
+    model: Model | Path | str,
+    task: Task | Path | str,
     split: SplitName = "test",
     *,
     engine: str = "",
     options: EngineOptions | None = None,
-    reference: Model | None = None,
+    reference: Model | Path | str | None = None,
     tick: Tick | None = None,
 ) -> tuple[Interval, Outputs]:
     """Score a model on a split of a task: the metric with its interval, and the outputs it comes from.
 
     Args:
+        model: the model, or its path.
+        task: the task, or what `farthing.find_task` finds it by.
         reference: the float model, for metrics that compare with one (``agreement``, ``cosine``).
 
     Raises:
         TaskError: the task does not fit the model, or needs a reference that is not given.
         EngineError: the model does not load or run.
     """
+    model, task = as_model(model), as_task(task)
+    reference = None if reference is None else as_model(reference)
     task.check(model.manifest)
     data = task.split(split)
     truth = None

@@ -76,9 +76,10 @@ def counts(text: str) -> tuple[int, ...]:
     from farthing.options import make_options
 
     try:
-        return tuple(make_options(int(part)).threads for part in names(text))
+        given = [int(part) for part in names(text)]
     except ValueError as error:
         raise ConfigError(f"--threads {text!r} is not a list of numbers, as in 1,2") from error
+    return tuple(make_options(count).threads for count in given)
 
 
 def mind_cores(threads: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from farthing.assets import default_cache
 from farthing.bench import Tick
 from farthing.bench.machine import Here, Machine
 from farthing.errors import ConfigError, FarthingError, StorageError, TaskError
-from farthing.forge import inside, output, rounds
+from farthing.forge import arguments, inside, output, rounds
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.candidates import Listing
@@ -44,8 +44,8 @@ DEFAULT_DROP = 0.01
 
 
 def optimize(
-    model: Model,
-    task: Task,
+    model: Model | Path | str,
+    task: Task | Path | str,
     target: Target | str = "this",
     budget: Budget | str = f"accuracy_drop<={DEFAULT_DROP}",
     out: Path | str = "optimized",
@@ -62,8 +62,9 @@ def optimize(
     """Search for the best artefact of a model under a budget, and save it with its recipe and report.
 
     Args:
-        model: the trained model, candidate 0.
-        task: data and metric; search looks at its validation split, the test split is scored once.
+        model: the trained model, candidate 0, or its path.
+        task: data and metric, or what `farthing.find_task` finds them by; search looks at its validation split, the
+            test split is scored once.
         target: the device; unless ``machine`` is one, only accuracy and size are held to the budget.
         budget: limits; without one on accuracy, ``accuracy_drop<=0.01`` is added.
         out: output directory: absent, empty or an earlier result, which is replaced once all is done.
@@ -83,6 +84,8 @@ def optimize(
     Raises:
         FarthingError: bad input (see `farthing.errors`); nothing is left half-written.
     """
+    arguments.check(target, budget, out, engines, threads)
+    model, task = arguments.opened(model, task, cache)
     search = _Search(
         model, task, target, budget, engines, threads, allow_slower, cache, measure_again, machine, listener
     )
