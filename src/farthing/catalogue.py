@@ -1,4 +1,4 @@
-"""The catalogue of devices: what their makers say of them, each figure with its source. None of it was measured."""
+"""The catalogue of devices: what is published of them, each figure with its source. None of it was measured."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ FIGURES = {
     "accelerator": Meaning(about="what computes beside the processor", kind="text"),
     "accelerator_dtypes": Meaning(about="element types it computes with", kind="names"),
     "tops": Meaning(unit="TOPS", about="10^12 operations a second, as the maker counts them"),
-    "power_w": Meaning(unit="W", about="power, as the maker states it"),
+    "power_w": Meaning(unit="W", about="power, as the source states it"),
 }
 
 
 class Source(Section, frozen=True, kw_only=True):
-    """A document of the device's maker, or of the maker of a part of it.
+    """A page that states the figure: the maker's where it could be read, else another that was.
 
     Attributes:
-        title: of the document; url: where it is published.
+        title: of the page; url: where it is published.
     """
 
     title: str
@@ -72,7 +72,7 @@ class Figure(Section, frozen=True, kw_only=True):
 
 
 class Device(Section, frozen=True, kw_only=True):
-    """A device as its maker describes it.
+    """A device as published pages describe it.
 
     Attributes:
         title: its full name.
@@ -80,7 +80,7 @@ class Device(Section, frozen=True, kw_only=True):
         arch: as `Target.arch`.
         engines, dtypes: as `Target` has them: what there is for it, and what it computes with without emulation.
         figures: name, of those in `FIGURES`, -> value and source.
-        sources: key -> document.
+        sources: key -> page.
     """
 
     title: str

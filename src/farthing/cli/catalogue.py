@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from farthing.target import Target
 
 NOT_MEASURED = (
-    "Figures are the makers' own; none was measured, and no speed is derived from them: measure on the device, with "
-    "`farthing target add` and `farthing bench --on`."
+    "Figures are as their sources state them; none was measured, and no speed is derived from them: measure on the "
+    "device, with `farthing target add` and `farthing bench --on`."
 )
 
 
