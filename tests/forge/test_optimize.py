@@ -174,7 +174,7 @@ def test_every_thread_count_is_a_candidate_of_its_own(search: Any, cnn: Model) -
 
 def test_a_model_with_a_fixed_batch_is_searched_too(search: Any, cnn_net: Any, make_model: Any) -> None:
     result = search(make_model(cnn_net, batch=3))
-    assert len([c for c in result.candidates if c.status != "failed"]) == 7
+    assert len([c for c in result.candidates if c.status != "failed"]) == 9
     assert result.candidates[0].measurements["single_stream"].batch == 3
     assert result.winner.manifest.inputs[0].shape[0] == 3
 
@@ -539,7 +539,7 @@ def test_a_pass_that_fails_is_a_candidate_that_failed(
     assert candidate.status == "failed"
     assert candidate.verdict.startswith(verdict)
     assert result.met
-    assert len(result.candidates) == 8
+    assert len(result.candidates) == 10
     assert output.read_summary(tmp_path / "out").candidates == result.candidates
 
 
