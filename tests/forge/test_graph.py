@@ -149,6 +149,15 @@ def test_opset_newer_than_the_runtime_knows() -> None:
         graph.Session(affine(opset=onnx.defs.onnx_opset_version() + 1))
 
 
+def test_an_opset_too_old_for_the_runtime_is_said_with_what_to_do() -> None:
+    old = helper.make_node("Relu", ["x"], ["y"], consumed_inputs=[0])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    made = helper.make_graph([old], "g", values[:1], values[1:])
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 1)], ir_version=3)
+    with pytest.raises(UnsupportedError, match=r"has opset 1, of which .*: export it with opset 7 or above"):
+        graph.Session(proto)
+
+
 def test_broken_rules_are_model_errors(tmp_path: Path) -> None:
     model = affine(helper.make_node("Relu", ["nowhere"], ["z"]))
     with pytest.raises(ModelError, match="rules of ONNX"):

@@ -110,6 +110,20 @@ def _complete(model: onnx.ModelProto) -> None:
             value.CopyFrom(known[value.name])
 
 
+OLDEST = 7  # that ONNX Runtime promises to run whole; of older ones it runs some operators
+
+
+def _refuse_old(data: bytes, version: str, said: str) -> None:
+    """Say what to do about a model that ONNX Runtime does not load, and that is older than what it promises to run."""
+    model = onnx.load_model_from_string(data)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in OFFICIAL[:2]), 1)
+    if opset < OLDEST:
+        raise UnsupportedError(
+            f"the model has opset {opset}, of which ONNX Runtime {version} runs a part only ({said}): export it with "
+            f"opset {OLDEST} or above (17 is usual), or try onnx.version_converter.convert_version on it"
+        )
+
+
 def _check_operators(model: onnx.ModelProto, where: str) -> None:
     newest = onnx.defs.onnx_opset_version()
     versions = {entry.domain: entry.version for entry in model.opset_import}
@@ -325,6 +339,7 @@ class Session:
                 "No Op registered",
             )
             kind = UnsupportedError if any(mark in str(error) for mark in unsupported) else ModelError
+            _refuse_old(data, self._ort.__version__, text)
             raise kind(f"ONNX Runtime {self._ort.__version__} cannot load the model: {text}") from error
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
