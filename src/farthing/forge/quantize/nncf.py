@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.engines.openvino import runtime
-from farthing.errors import UnsupportedError, require
+from farthing.errors import ConfigError, UnsupportedError, require
 from farthing.forge.openvino import graph
 from farthing.forge.quantize.calibrate import model_feeds
 from farthing.forge.quantize.static import VNNI
@@ -50,6 +50,10 @@ class NncfInt8(PassSection, frozen=True, kw_only=True):
     samples: int = 300
     fast_bias_correction: bool = True
     max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"samples is a whole number from 1, not {self.samples}")
 
     def __call__(self, model: Model, target: Target, task: Task) -> Model:
         """Raises UnsupportedError for what OpenVINO or NNCF cannot take, TaskError for unusable data."""

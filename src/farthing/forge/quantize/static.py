@@ -10,7 +10,7 @@ import numpy as np
 
 from farthing import bench
 from farthing.engines.onnxruntime import runtime
-from farthing.errors import UnsupportedError, require
+from farthing.errors import ConfigError, UnsupportedError, require
 from farthing.forge import graph
 from farthing.forge.fuse import OPSET
 from farthing.forge.quantize.bias import SAMPLES, correct_biases
@@ -53,6 +53,12 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
     reduce_range: bool | None = None
     exclude: tuple[str, ...] = ()
     correct_biases: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"samples is a whole number from 1, not {self.samples}")
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(f"percentile is above 50 and at most 100, not {self.percentile}")
 
     def resolved(self, target: Target) -> StaticInt8:
         """The same pass with every option fixed for a target."""
