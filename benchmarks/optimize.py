@@ -200,6 +200,7 @@ def importing(setting: Setting) -> list[Row]:
     taken = overhead.starts(programs, setting.processes)
     pair = overhead.Pair(taken["import"], taken["bare"])
     used = overhead.Pair(taken["used"], taken["bare"])
+    files, bytecode = overhead.installed_mb()
     return [
         Row(
             case="import",
@@ -214,10 +215,10 @@ def importing(setting: Setting) -> list[Row]:
         ),
         Row(
             case="import size",
-            ours=overhead.installed_mb(),
+            ours=files,
             unit="MB",
             bar=Bar(figure="ours", sign="<=", value=3),
-            note="the package's files, and the bytecode pip makes of them",
+            note=f"the package's files; the bytecode that Python keeps of them is another {bytecode:.2f} MB",
         ),
     ]
 

@@ -99,12 +99,12 @@ def starts(programs: Mapping[str, str], count: int) -> dict[str, list[float]]:
     return dict(zip(programs, taken, strict=True))
 
 
-def installed_mb() -> float:
-    """Size of the package as pip leaves it: its files, and the bytecode pip compiles of each module."""
-    total = 0
+def installed_mb() -> tuple[float, float]:
+    """Size of the package's files as a wheel brings them, and of the bytecode that Python makes of them beside it."""
+    files = cache = 0
     for path in Path(farthing.__file__).parent.rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
-            total += path.stat().st_size
+            files += path.stat().st_size
             if path.suffix == ".py":
-                total += PYC_HEADER + len(marshal.dumps(compile(path.read_bytes(), str(path), "exec")))
-    return total / 1e6
+                cache += PYC_HEADER + len(marshal.dumps(compile(path.read_bytes(), str(path), "exec")))
+    return files / 1e6, cache / 1e6
