@@ -106,7 +106,8 @@ def _shuttle(task: Task) -> Model:
 
 
 def _converted(net: nn.Module, name: str, example: np.ndarray[Any, Any], task: Task) -> Model:
-    blank = Manifest(name=name, format="onnx", inputs=(), outputs=(), task=task.name, labels=task.labels)
+    labels = task.labels if task.metric.name == "top1" else ()
+    blank = Manifest(name=name, format="onnx", inputs=(), outputs=(), task=task.name, labels=labels)
     return convert(net, name=name, example=example, manifest=blank).model
 
 

@@ -17,6 +17,7 @@ from farthing.bench import evaluate
 from farthing.errors import NotInstalled, TaskError, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.fuse import Compact, Fuse
+from farthing.forge.quantize import calibrate
 from farthing.forge.quantize.dynamic import DynamicInt8, pays
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
@@ -339,3 +340,19 @@ def test_quantized_and_compacted_on_every_target(any_target: Target, cnn: Model,
     assert isinstance(graph.load(model.file), onnx.ModelProto)
     assert model.size_bytes < 0.31 * cnn.size_bytes
     assert accuracy(model, digits_task) > accuracy(cnn, digits_task) - 0.01
+
+
+@pytest.mark.parametrize("half", [64, 1024, 1025, 5000, 40_001])
+def test_a_fine_histogram_is_made_coarse_without_losing_a_count(half: int) -> None:
+    generator = np.random.default_rng(half)
+    counts = generator.integers(0, 50, 2 * half)
+    edges = np.linspace(-3.0, 3.0, 2 * half + 1, dtype=np.float32)
+    found, ends, low, high, limit = calibrate.coarse((counts, edges, -2.0, 3.0, 3.0))
+    assert len(found) <= 2 * calibrate.BINS
+    assert len(found) % 2 == 0
+    assert found.sum() == counts.sum()
+    assert found[: len(found) // 2].sum() == counts[:half].sum(), "zero stays between the same bins"
+    assert len(ends) == len(found) + 1
+    np.testing.assert_allclose(ends, -ends[::-1], rtol=1e-4, atol=1e-4)
+    assert ends[0] <= -2.9999
+    assert (low, high, limit) == (-2.0, 3.0, 3.0)
