@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 import pkgutil
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
@@ -396,7 +397,9 @@ def _named(name: str) -> Any:
         found = importlib.import_module(module)
     except Exception as error:  # its code is run, and may do anything
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            meant = suggestion(module, (entry.name for entry in pkgutil.iter_modules()), alike=0.75)
+            places = [place or str(Path.cwd()) for place in sys.path]  # Python remembers where "" first was
+            known = (entry.name for entry in pkgutil.iter_modules(places))
+            meant = suggestion(module, known, alike=0.75)
             raise TaskError(
                 f"no task at {name!r}: there is no module {error.name!r}; {meant}".rstrip("; ")
             ) from error
