@@ -170,8 +170,8 @@ class Task:
         licence: of the data.
 
     Raises:
-        TaskError: a split is empty, holds NaN, or has labels that the metric or ``labels`` rule out; or ``labels``
-            names a class twice. The labels of the calibration split may be missing.
+        TaskError: a split is empty, holds NaN, or has labels that the metric or ``labels`` rule out. The labels of
+            the calibration split may be missing.
         PluginError: no metric of that name.
     """
 
@@ -204,7 +204,6 @@ class Task:
             train = self.splits["train"]
             count = min(CALIBRATION_SAMPLES, len(train))  # spread: data are often sorted by class
             self.splits["calibration"] = train.subset((np.arange(count) * len(train)) // max(1, count))
-        _refuse_twice(self.labels, name)
         for key, split in self.splits.items():
             self._check(split, key)
 
@@ -343,13 +342,6 @@ class Task:
             if outside.size:
                 allowed = f"0..{highest}" if self.labels else "0 and above"
                 raise TaskError(f"{where}: label {int(outside[0])} is out of range ({allowed})")
-
-
-def _refuse_twice(labels: Sequence[str], task: str) -> None:
-    """Two classes of one name cannot be told apart by whoever reads an answer, or labels a sample."""
-    twice = next((name for place, name in enumerate(labels) if name in labels[:place]), None)
-    if twice is not None:
-        raise TaskError(f"task {task}: `labels` names {twice!r} twice: give each class a name of its own")
 
 
 def find_task(name: str, cache: Path | None = None, on_event: Callable[[str], None] | None = None) -> Task:

@@ -219,6 +219,7 @@ def _folder(path: Path, classes: tuple[str, ...], bare: bool) -> Split:
     loose = pictures(path)
     if not classes or (bare and loose and not _folders(path)):
         return ImageFiles({"": np.array(loose, dtype=str)})
+    _refuse_twice(classes, path)
     unknown = _folders(path) - set(classes)
     if unknown:
         raise TaskError(
@@ -419,6 +420,7 @@ def _as_labels(labels: Array | None, described: TaskFile, path: Path) -> Array |
             f"{path}: labels are {labels.dtype} {list(labels.shape)}, not a number or word a sample"
         )
     if names and set(labels.tolist()) <= set(names):
+        _refuse_twice(names, path)
         numbers = {word: number for number, word in enumerate(names)}
         return np.array([numbers[word] for word in labels.tolist()], dtype=np.int64)
     try:
@@ -428,6 +430,13 @@ def _as_labels(labels: Array | None, described: TaskFile, path: Path) -> Array |
         raise TaskError(
             f"{path}: label {wrong!r} is none of the task's `labels`; {nearest(wrong, names)}"
         ) from None
+
+
+def _refuse_twice(names: Sequence[str], path: Path) -> None:
+    """Where words stand for classes, each class needs a word of its own; numbered classes may share a name."""
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise TaskError(f"{path}: `labels` names {twice!r} twice: give each class a name of its own")
 
 
 def as_text(values: Any) -> Array:

@@ -464,5 +464,5 @@ def test_finding_machines(board: Board, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_a_board(board: Board, name: str, directory: str) -> None:
     with pytest.raises(ValueError, match=r"name of a target|absolute path"):
-        replace(board, name=name, directory=directory)
+        Board(name=name, address=board.address, directory=directory)
     assert plain(board)["name"] == "bench-board"
