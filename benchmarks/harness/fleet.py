@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from farthing import bench, tasks
@@ -280,7 +281,28 @@ def ai_edge_quantizer(found: Searched) -> Model:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "model.tflite"
         tool.quantize(tool.calibrate(calibration)).export_model(str(place))
-        return Model.create(given.manifest, {"model.tflite": place})
+        data = place.read_bytes()
+    return Model.create(_integers(given.manifest, data), {"model.tflite": data})
+
+
+def _integers(manifest: Manifest, data: bytes) -> Manifest:
+    """A manifest with the element types and scales of a file's inputs and outputs."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    reader = Interpreter(model_content=data)
+
+    def spec(old: TensorSpec, detail: Any) -> TensorSpec:
+        dtype = np.dtype(detail["dtype"]).name
+        scale, zero = detail["quantization"]
+        if not dtype.startswith(("int", "uint")):
+            return old
+        return replace(old, dtype=dtype, scale=float(scale), zero_point=int(zero))
+
+    return checked(
+        manifest,
+        inputs=(spec(manifest.inputs[0], reader.get_input_details()[0]),),
+        outputs=(spec(manifest.outputs[0], reader.get_output_details()[0]),),
+    )
 
 
 def _samples(found: Searched, model: Model) -> list[Any]:
