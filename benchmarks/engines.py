@@ -36,7 +36,7 @@ from farthing.model import Manifest, Model, Preprocess
 from farthing.options import EngineOptions
 from farthing.recipe import Candidate
 from farthing.target import Target
-from harness import artefacts, fleet, table
+from harness import artefacts, fleet, remeasure, table
 from harness.artefacts import Setting
 from harness.fleet import Searched
 from harness.table import Bar, Row
@@ -97,11 +97,13 @@ def faster(setting: Setting, found: Searched, bar: float, remark: str = "") -> R
     names = list(floats)
     entrants = [(floats[name], name, ONE) for name in names]
     won = found.winner
-    timed = fleet.race(found.task, [*entrants, (found.result.winner, won.engine, won.options)], setting.rule)
+    timed = remeasure.race(
+        found.task, [*entrants, (found.result.winner, won.engine, won.options)], setting.rule
+    )
     medians = {name: float(np.median(one.calls)) * 1000 for name, one in zip(names, timed[:-1], strict=True)}
     best = min(medians, key=lambda name: medians[name])
-    over = fleet.ratio(timed[names.index(best)], timed[-1])
-    own = fleet.ratio(timed[names.index(won.engine)], timed[-1]) if won.engine in names else None
+    over = timed[-1].over(timed[names.index(best)])
+    own = timed[-1].over(timed[names.index(won.engine)]) if won.engine in names else None
     same = f"; over {won.engine}'s own float32 {own}" if own else ""
     return Row(
         case=f"{found.name} single stream",
@@ -150,7 +152,7 @@ def writer(setting: Setting, python: str) -> list[Row]:
         runners.append((engine, feeds))
     timed = fleet.bench.race(runners, setting.rule)
     gap = float(np.abs(answers[0] - answers[1]).max() / np.abs(answers[1]).max())
-    over = fleet.ratio(timed[0], timed[1])  # our time over theirs
+    over = timed[1].over(timed[0])  # our time over theirs
     return [
         Row(
             case="writer outputs",
@@ -229,7 +231,7 @@ def _peers(setting: Setting, name: str) -> list[Row]:
         *((model, engine, ONE) for model, engine in points.values()),
         *((model, one.engine, one.options) for one, model in ours),
     ]
-    timed = fleet.race(found.task, entrants, setting.rule)
+    timed = remeasure.race(found.task, entrants, setting.rule)
     p50 = [float(np.median(one.calls)) * 1000 for one in timed]
     metric = found.task.metric
     scores = [
@@ -299,8 +301,8 @@ def _unharmed(setting: Setting, name: str, engines: tuple[str, ...]) -> list[Row
         (found.baseline, first.engine, first.options),
         (found.result.winner, won.engine, won.options),
     ]
-    timed = fleet.race(found.task, pair, setting.rule)
-    over = fleet.ratio(*timed)
+    timed = remeasure.race(found.task, pair, setting.rule)
+    over = timed[1].over(timed[0])
     test = found.result.summary.test
     lost = f"; {found.task.metric.name} {test.drop} lost on the test split" if test else ""
     met = "" if found.result.met else "; BUDGET NOT MET"

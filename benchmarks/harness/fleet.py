@@ -6,7 +6,6 @@ import functools
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from msgspec.structs import replace
 from torch import nn
 
 from farthing import bench, tasks
-from farthing.bench import Rule, Timed
 from farthing.engines.base import open_engine
 from farthing.errors import FarthingError, UnsupportedError
 from farthing.forge import pretrained
@@ -27,7 +25,7 @@ from farthing.forge.convert import convert
 from farthing.forge.ladder import ladder
 from farthing.forge.optimize import optimize
 from farthing.forge.train import fit
-from farthing.measure import Interval, Scenario, ratio_of_medians
+from farthing.measure import Interval
 from farthing.metrics import Metric
 from farthing.model import Manifest, Model, TensorSpec, checked
 from farthing.options import EngineOptions
@@ -197,30 +195,6 @@ def searched(setting: Setting, name: str, engines: tuple[str, ...] = ENGINES) ->
     )
     print(f"  {label}: {result.summary.sentence}", flush=True)
     return Searched(name, task, model, result, setting.cache)
-
-
-Entrant = tuple[Model, str, EngineOptions]
-
-
-def race(
-    task: Task, entrants: list[Entrant], rule: Rule, scenario: Scenario = "single_stream"
-) -> list[Timed]:
-    """Time models in their engines, interleaved."""
-    wanted = 1 if scenario == "single_stream" else bench.OFFLINE_BATCH
-    with ExitStack() as stack:
-        opened = [
-            (
-                stack.enter_context(open_engine(model, engine, how)),
-                bench.sample_feeds(model.manifest, wanted, task),
-            )
-            for model, engine, how in entrants
-        ]
-        return bench.race(opened, rule)
-
-
-def ratio(first: Timed, second: Timed) -> Interval:
-    """How many times faster the second is."""
-    return ratio_of_medians(np.column_stack([first.rounds, second.rounds]))
 
 
 def everything(found: Searched, *splits: str) -> Task:

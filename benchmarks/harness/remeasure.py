@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from farthing import bench
+from farthing.bench import Rule
+from farthing.bench.machine import Here
+from farthing.bench.racing import Timed
 from farthing.config import Section
-from farthing.engines.base import open_engine
-from farthing.measure import Interval, Scenario, paired_difference, ratio_of_medians
+from farthing.measure import Interval, Scenario, paired_difference
 from farthing.model import Model
 from farthing.options import EngineOptions
 from farthing.target import Target
+from farthing.task import Task
 from harness.artefacts import Found, Setting
 
 Array = np.ndarray[Any, Any]
+Entrant = tuple[Model, str, EngineOptions]
+
+
+def race(
+    task: Task, entrants: Sequence[Entrant], rule: Rule, scenario: Scenario = "single_stream"
+) -> list[Timed]:
+    """Time models in their engines on this machine, interleaved."""
+    raced = bench.race_models(entrants, scenario, task, bench.OFFLINE_BATCH, rule, Here())
+    return [timed for _, timed in raced]
 
 
 class Speed(Section, frozen=True, kw_only=True):
@@ -38,16 +49,13 @@ class Speed(Section, frozen=True, kw_only=True):
 def speed(setting: Setting, found: Found, scenario: Scenario) -> Speed:
     """Race the three of them. A winner that is the baseline's own file is as fast by definition."""
     models = [found.baseline, Model.open(found.result.winner.path), found.peer]
-    wanted = 1 if scenario == "single_stream" else bench.OFFLINE_BATCH
-    with ExitStack() as stack:
-        engines = [
-            stack.enter_context(open_engine(model, "onnxruntime", EngineOptions(threads=threads)))
-            for model, threads in zip(models, found.threads, strict=True)
-        ]
-        feeds = bench.sample_feeds(found.baseline.manifest, wanted, found.task)
-        timed = bench.race([(engine, feeds) for engine in engines], setting.rule)
+    entrants = [
+        (model, "onnxruntime", EngineOptions(threads=threads))
+        for model, threads in zip(models, found.threads, strict=True)
+    ]
+    timed = race(found.task, entrants, setting.rule, scenario)
     medians = [float(np.median(times.calls)) * 1000 for times in timed]
-    ratio = ratio_of_medians(np.column_stack([timed[0].rounds, timed[1].rounds]))
+    ratio = timed[1].over(timed[0])
     if not found.changed:
         ratio = Interval(value=1.0, low=1.0, high=1.0)
     first, second = (float(np.percentile(times.rounds, 10)) for times in timed[:2])

@@ -27,7 +27,7 @@ from farthing.errors import (
     UnsupportedError,
 )
 from farthing.files import file_digest
-from farthing.forge import arguments, candidates, graph, output
+from farthing.forge import candidates, graph, output
 from farthing.forge.apply import replay
 from farthing.forge.cache import Cache
 from farthing.forge.fuse import Fuse
@@ -37,7 +37,7 @@ from farthing.metrics import Metric
 from farthing.model import Manifest, Model, Preprocess, TensorSpec, checked
 from farthing.recipe import Candidate, Progress, Recipe, Result
 from farthing.target import Budget, Target
-from farthing.task import ImageFiles, Split, Task
+from farthing.task import ImageFiles, Split, Task, as_task
 from farthing.taskfile import read_task
 
 STATIC = "quantize.static.v1"
@@ -723,7 +723,7 @@ def test_paths_are_opened(cnn: Model, digits: Any, tmp_path: Path) -> None:
     )
     model = cnn.save(tmp_path / "model").path
     for given in (place, str(place)):
-        assert arguments.opened(str(model), given, None)[1].name == "d"
+        assert as_task(given, None).name == "d"
     score = evaluate(model, place, "validation")[0]
     assert score == evaluate(cnn, read_task(place), "validation")[0]
     quick = bench.Rule(warmup=1, min_count=3, min_seconds=0.0)

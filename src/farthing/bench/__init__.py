@@ -19,6 +19,7 @@ from farthing.bench.measuring import (
     evaluate,
     prepare_ms,
     query,
+    race_models,
     summarise,
 )
 from farthing.bench.memory import peak_memory
@@ -46,6 +47,7 @@ __all__ = [
     "prepare_ms",
     "query",
     "race",
+    "race_models",
     "random_array",
     "sample_feeds",
     "serve",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +13,7 @@ from farthing.bench.racing import Rule, Tick, Timed, metered, race
 from farthing.bench.server import Served, serve
 from farthing.engines.base import Engine, Tensors, engine_for, open_engine
 from farthing.measure import machine_name
-from farthing.meter import Rapl, find_meter, temperature
+from farthing.meter import find_meter, temperature
 from farthing.model import Model
 from farthing.options import EngineOptions
 from farthing.target import Target
@@ -81,7 +80,6 @@ class Machine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Here:
     """This machine.
 
@@ -89,13 +87,10 @@ class Here:
         root: where ``/proc`` and ``/sys`` are.
     """
 
-    root: Path = Path("/")
-    target: Target = field(init=False)
-    _meter: Rapl | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "target", Target.detect(self.root))
-        object.__setattr__(self, "_meter", find_meter(self.root))
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.target = Target.detect(root)
+        self._root = root
+        self._meter = find_meter(root)
 
     @property
     def description(self) -> str:
@@ -139,4 +134,4 @@ class Here:
 
     def temperature(self) -> float | None:
         """See `Machine.temperature`."""
-        return temperature(self.root)
+        return temperature(self._root)

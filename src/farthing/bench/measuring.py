@@ -34,7 +34,6 @@ from farthing.measure import (
     compare,
     percentile,
     percentile_bound,
-    ratio_of_medians,
 )
 from farthing.metrics import Outputs
 from farthing.model import Manifest, Model, as_model
@@ -200,22 +199,45 @@ def compare_engines(
         raise ConfigError(
             f"these models take queries of different sizes in {scenario}: compare them one by one"
         )
-    size, rule = shapes.pop()
+    (first, base), *others = race_models(entrants, scenario, task, batch, rule, machine, tick)
+    found = [Compared(measurement=first)]
+    for measured, timed in others:
+        ratio = timed.over(base)
+        found.append(Compared(measurement=measured, ratio=ratio, verdict=compare(ratio)))
+    return found
+
+
+def race_models(
+    entrants: Sequence[tuple[Model, str, EngineOptions]],
+    scenario: Scenario,
+    task: Task | None,
+    batch: int,
+    rule: Rule,
+    machine: Machine,
+    tick: Tick | None = None,
+) -> list[tuple[Measurement, Timed]]:
+    """Load models on a machine and time them interleaved, each on samples of its own shape.
+
+    Args:
+        entrants, scenario, task, batch, rule, machine, tick: as `compare_engines` takes them; in ``multi_stream`` all
+            take queries of one size.
+
+    Raises:
+        EngineError: one does not load or run.
+    """
+    queries = [query(model.manifest, scenario, batch, rule) for model, _, _ in entrants]
     with ExitStack() as stack:
         opened, loads = [], []
-        for model, engine, options in entrants:
+        for (model, engine, options), (size, _) in zip(entrants, queries, strict=True):
             loaded, load_ms = machine.load(model, engine, options)
             opened.append((stack.enter_context(loaded), sample_feeds(model.manifest, size, task)))
             loads.append(load_ms)
-        timed = machine.race(opened, rule, tick)
-        found: list[Compared] = []
-        for (model, _, options), (loaded, _), times, load_ms in zip(
-            entrants, opened, timed, loads, strict=True
-        ):
-            measured = summarise(model, loaded, options, scenario, size * rule.calls, times, machine)
-            ratio = ratio_of_medians(np.column_stack([timed[0].rounds, times.rounds])) if found else None
-            verdict = compare(ratio) if ratio else "same"
-            found.append(Compared(measurement=measured.merged(load_ms=load_ms), ratio=ratio, verdict=verdict))
+        timed = machine.race(opened, queries[0][1], tick)
+        found = []
+        for place, (model, _, options) in enumerate(entrants):
+            (loaded, _), (size, own), times = opened[place], queries[place], timed[place]
+            measured = summarise(model, loaded, options, scenario, size * own.calls, times, machine)
+            found.append((measured.merged(load_ms=loads[place]), times))
     return found
 
 

@@ -1,23 +1,12 @@
-"""What a search is given, before it begins: paths are opened, and what cannot be meant is refused."""
+"""What a search is given, before it begins: what cannot be meant is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from farthing.errors import ConfigError, TargetError
-from farthing.model import Model, as_model
 from farthing.options import make_options
 from farthing.target import Budget, Target
-from farthing.task import Task, as_task
-
-
-def opened(model: object, task: object, cache: Path | None) -> tuple[Model, Task]:
-    """Model and task, or those at the paths or of the names given.
-
-    Raises:
-        ModelError, TaskError: not a model, not a task.
-    """
-    return as_model(model), as_task(task, cache)
 
 
 def check(target: object, budget: object, out: object, engines: object, threads: object) -> None:

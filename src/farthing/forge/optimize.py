@@ -34,11 +34,11 @@ from farthing.forge.runtime import find_runtimes
 from farthing.forge.timing import Clock, Variant
 from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
 from farthing.measure import Figures, Interval, compare, violations
-from farthing.model import Model
+from farthing.model import Model, as_model
 from farthing.options import make_options
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
 from farthing.target import THIS, Budget, Target
-from farthing.task import ImageFiles, Task
+from farthing.task import ImageFiles, Task, as_task
 
 DEFAULT_DROP = 0.01
 
@@ -85,7 +85,7 @@ def optimize(
         FarthingError: bad input (see `farthing.errors`); nothing is left half-written.
     """
     arguments.check(target, budget, out, engines, threads)
-    model, task = arguments.opened(model, task, cache)
+    model, task = as_model(model), as_task(task, cache)
     search = _Search(
         model, task, target, budget, engines, threads, allow_slower, cache, measure_again, machine, listener
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import numpy as np
 
@@ -95,31 +94,19 @@ class Clock:
         rule: Rule,
         tick: Tick | None,
     ) -> list[Lap]:
-        wanted = 1 if scenario == "single_stream" else bench.OFFLINE_BATCH
-        with ExitStack() as stack:
-            opened, loads = [], []
-            for variant, model in entrants:
-                engine, load_ms = variant.runtime.load(model, self._machine)
-                stack.enter_context(engine)
-                loads.append(load_ms)
-                opened.append((engine, bench.sample_feeds(model.manifest, wanted, self._task)))
-            prepare = bench.prepare_ms(entrants[0][1].manifest, self._task)
-            timed = self._machine.race(opened, rule, tick)
-            best = min(range(bases), key=lambda i: float(np.median(timed[i].calls)))
-            laps = []
-            for (variant, model), (engine, _), times, load in zip(
-                entrants, opened, timed, loads, strict=True
-            ):
-                size = bench.batch_size(model.manifest, wanted)
-                measured = bench.summarise(
-                    model, engine, variant.runtime.options, scenario, size, times, self._machine
-                )
-                pairs = np.column_stack([timed[best].rounds, times.rounds])
-                measured = measured.merged(load_ms=load, prepare_ms=prepare)
-                speedup = ratio_of_medians(pairs)
-                rounds = tuple(times.rounds)
-                laps.append(Lap(variant=variant, measurement=measured, speedup=speedup, rounds=rounds))
-        return laps
+        order = [(model, variant.runtime.engine, variant.runtime.options) for variant, model in entrants]
+        prepare = bench.prepare_ms(entrants[0][1].manifest, self._task)
+        raced = bench.race_models(order, scenario, self._task, bench.OFFLINE_BATCH, rule, self._machine, tick)
+        best = min((timed for _, timed in raced[:bases]), key=lambda timed: float(np.median(timed.calls)))
+        return [
+            Lap(
+                variant=variant,
+                measurement=measured.merged(prepare_ms=prepare),
+                speedup=timed.over(best),
+                rounds=tuple(timed.rounds),
+            )
+            for (variant, _), (measured, timed) in zip(entrants, raced, strict=True)
+        ]
 
     def memory(self, variant: Variant, model: Model) -> tuple[float, float]:
         """Peak memory of a process that runs the variant, as `farthing.bench.peak_memory` gives it."""
