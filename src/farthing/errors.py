@@ -12,6 +12,10 @@
     │   └── LinkError                  the connection to a target could not be made, or broke
     ├── EngineError                    an engine could not load or run a model
     │   └── FeedError                  tensors given to run() do not fit the model's inputs
+    ├── ServiceError                   a service did not answer a request
+    │   ├── DeadlineError              the deadline passed first
+    │   ├── OverloadError              no room for it; the same request may be answered later
+    │   └── ClosedError                the service was closed first
     ├── AssetError                     a file out of a package could not be fetched, or is not the pinned one
     ├── StorageError                   a directory is busy, read-only, full, or an archive is unsafe
     └── MeasurementError               a measurement could not be taken
@@ -28,8 +32,10 @@ from types import ModuleType
 
 __all__ = [
     "AssetError",
+    "ClosedError",
     "ConfigError",
     "ConversionError",
+    "DeadlineError",
     "EngineError",
     "FarthingError",
     "FeedError",
@@ -37,7 +43,9 @@ __all__ = [
     "MeasurementError",
     "ModelError",
     "NotInstalled",
+    "OverloadError",
     "PluginError",
+    "ServiceError",
     "StorageError",
     "TargetError",
     "TaskError",
@@ -97,6 +105,22 @@ class EngineError(FarthingError):
 
 class FeedError(EngineError):
     """Tensors given to ``run`` do not fit the model's inputs."""
+
+
+class ServiceError(FarthingError):
+    """A service did not answer a request."""
+
+
+class DeadlineError(ServiceError):
+    """The deadline of a request passed before its answer was there."""
+
+
+class OverloadError(ServiceError):
+    """A service has no room for a request; the same request may be answered later."""
+
+
+class ClosedError(ServiceError):
+    """A service was closed before it answered."""
 
 
 class AssetError(FarthingError):

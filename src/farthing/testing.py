@@ -10,6 +10,28 @@ from farthing.engines.fake import Affine
 from farthing.model import Manifest, Model, TensorSpec
 
 
+class FakeClock:
+    """A clock that stands still until it is moved: ``clock()`` gives seconds.
+
+    >>> clock = FakeClock()
+    >>> clock.advance(1.5)
+    >>> clock()
+    1.5
+    """
+
+    def __init__(self, now: float = 0.0) -> None:
+        self._now = now
+
+    def __call__(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move on; never back."""
+        if seconds < 0:
+            raise ValueError(f"a clock does not go back by {-seconds} s")
+        self._now += seconds
+
+
 def fake_model(
     features: int = 4, outputs: int = 3, decay: float | None = None, seed: int = 0, **manifest: object
 ) -> Model:
