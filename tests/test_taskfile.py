@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from farthing import plugins
 from farthing.errors import TaskError
 from farthing.task import ImageFiles, Split, Task, find_task
 from farthing.taskfile import read_task, shared_out
@@ -543,6 +544,199 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(TaskError, match="has no pictures"):
         read_task(folder_task(tmp_path, "empty"))
+
+
+# --- samples that belong together
+
+
+def grouped(root: Path, form: str, people: Array, **fields: Any) -> Task:
+    """The samples X, Y in a file of some form, with a group each; words in tables, bytes or numbers in npz."""
+    source = {"format": form, "path": f"data.{form}", "labels": "y", "groups": "person"}
+    table = {**{f"x{i}": X[:, i] for i in range(3)}, "y": Y, "person": people}
+    if form == "npz":
+        np.savez(root / "data.npz", x=X, y=Y, person=people)
+    elif form == "csv":
+        lines = [",".join(table), *(",".join(map(str, row)) for row in zip(*table.values(), strict=True))]
+        (root / "data.csv").write_text("\n".join(lines))
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.table(table), root / "data.parquet")
+    return read_task(task_at(root, source, **fields))
+
+
+def apart(task: Task, people: Array) -> bool:
+    """Whether no group is in two splits, by the samples themselves; and groups are those of the samples."""
+    who = {row.tobytes(): person for row, person in zip(X, people.tolist(), strict=True)}
+    seen: set[Any] = set()
+    for split in task.splits.values():
+        assert split.groups is not None
+        pairs = {(who[row.tobytes()], int(g)) for row, g in zip(split.inputs[""], split.groups, strict=True)}
+        names, numbers = {name for name, _ in pairs}, {number for _, number in pairs}
+        if len(pairs) != len(names) or len(pairs) != len(numbers) or names & seen:
+            return False
+        seen |= names
+    return len(seen) == len(set(people.tolist()))
+
+
+@pytest.mark.parametrize("form", ["npz", "csv", "parquet"])
+@pytest.mark.parametrize(
+    "people",
+    [np.arange(40) // 4 * 7, np.array([f"p{i // 4}" for i in range(40)]), np.arange(40) // 4 - 5.0],
+    ids=["numbers", "words", "whole floats"],
+)
+def test_groups_come_from_the_file_and_are_never_cut(tmp_path: Path, form: str, people: Array) -> None:
+    task = grouped(tmp_path, form, people)
+    assert apart(task, people)
+    assert {name: len(split) for name, split in task.splits.items()} == {
+        "calibration": 8,
+        "validation": 16,
+        "test": 16,
+    }
+    assert task.split("validation").inputs[""].shape[1] == 3, "the group is no input"
+
+
+def test_intervals_of_a_grouped_task_are_wider(tmp_path: Path) -> None:
+    people = np.arange(40) // 10
+    named = {"splits": {"validation": 0.99}}
+    honest = grouped(tmp_path, "npz", people, **named).split("validation")
+    alone = read_task(npz_task(tmp_path, **named)).split("validation")
+    assert honest.labels is not None
+    assert alone.labels is not None
+    spreads = []
+    for split in (alone, honest):
+        assert split.labels is not None
+        who = people[[int(np.flatnonzero((row == X).all(1))[0]) for row in split.inputs[""]]]
+        guesses = np.where(who == 1, (split.labels + 1) % 4, split.labels)  # one person of four is misread
+        found = plugins.get("metric", "top1").score(
+            {"y": np.eye(4)[guesses]}, split.labels, None, split.groups
+        )
+        assert found.value == 0.75
+        spreads.append(found.high - found.low)
+    assert spreads[1] > 2 * spreads[0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 14), st.integers(0, 2)), min_size=30, max_size=200),
+    st.integers(0, 50),
+)
+def test_shares_are_kept_about_and_groups_whole(samples: list[tuple[int, int]], seed: int) -> None:
+    groups, labels = (np.array(column) for column in zip(*samples, strict=True))
+    split = Split({"": np.arange(len(samples))[:, None]}, labels, groups)
+    shares = {"validation": 0.5, "test": 0.3}  # a fifth is nobody's
+    assume(len(set(groups.tolist())) >= 6)
+    found = shared_out(split, shares, seed, "t")
+    owners = [set(part.groups.tolist()) for part in found.values() if part.groups is not None]
+    assert not owners[0] & owners[1]
+    largest = int(np.bincount(groups).max())
+    for name, share in shares.items():
+        part = found[name]
+        rows = part.inputs[""][:, 0]
+        assert part.groups is not None
+        assert (part.groups == groups[rows]).all()
+        assert set(rows.tolist()) == set(np.flatnonzero(np.isin(groups, part.groups)).tolist())
+        assert abs(len(part) - share * len(samples)) <= 2 * largest
+    again = shared_out(split, shares, seed, "t")
+    assert {name: part.digest for name, part in again.items()} == {
+        name: part.digest for name, part in found.items()
+    }
+
+
+def test_fewer_groups_than_splits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="split is empty, because 2 groups are too few"):
+        grouped(tmp_path, "npz", np.arange(40) // 20)
+
+
+@pytest.mark.parametrize(
+    ("people", "message"),
+    [
+        (np.arange(40) / 2, "groups are float64 .* not a whole number or word"),
+        (np.full(40, np.nan), "groups are float64"),
+        (np.arange(80).reshape(40, 2), r"groups are int64 \[40, 2\]"),
+        (np.array(["a"] * 7 + [""] + ["b"] * 32), "sample 7 has no group"),
+        (np.arange(39), "differ in their number|one whole number for each of 40 samples"),
+    ],
+)
+def test_groups_that_make_no_sense(tmp_path: Path, people: Array, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        grouped(tmp_path, "npz", people)
+
+
+def test_a_group_column_that_is_not_there(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=X, y=Y, person=Y)
+    source = {"format": "npz", "path": "data.npz", "labels": "y", "groups": "persons"}
+    with pytest.raises(TaskError, match="has no 'persons'; did you mean 'person'"):
+        read_task(task_at(tmp_path, source))
+    (tmp_path / "data.csv").write_text("a,y\n1,0\n2,1\n")
+    with pytest.raises(TaskError, match="has no 'person'"):
+        read_task(task_at(tmp_path, {"format": "csv", "path": "data.csv", "labels": "y", "groups": "person"}))
+
+
+def test_a_split_for_calibration_may_lack_groups(tmp_path: Path) -> None:
+    np.savez(tmp_path / "cal.npz", x=X)
+    np.savez(tmp_path / "val.npz", x=X, y=Y, person=Y)
+    source = {"format": "npz", "path": "{split}.npz", "labels": "y", "groups": "person"}
+    splits = read_task(task_at(tmp_path, source, splits={"calibration": "cal", "validation": "val"})).splits
+    assert splits["calibration"].groups is None
+    assert splits["validation"].groups is not None
+    with pytest.raises(TaskError, match="has no 'y'"):
+        read_task(task_at(tmp_path, source, splits={"calibration": "val", "validation": "cal"}))
+
+
+@pytest.mark.parametrize(
+    ("groups", "names", "count"),
+    [
+        ("{group}_*", ["anna_1.png", "anna_2.png", "ben_1.png", "ben_2.png", "a_b_1.png", "a_b_2.png"], 3),
+        ("{group}/*", ["anna/1.png", "anna/2.png", "ben/1.png", "ben/2.png", "cy/1.png", "cy/2.png"], 3),
+        ("*-{group}.*", ["1-anna.png", "2-anna.png", "1-b.en.png", "2-b.en.png", "1-c.png", "2-c.png"], 3),
+        ("{group}/shot*.png", ["a/shot1.png", "a/shot2.png", "b/shot1.png", "c/shot1.png"], 3),
+    ],
+)
+def test_groups_of_pictures_by_name_and_by_folder(
+    tmp_path: Path, groups: str, names: list[str], count: int
+) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    for label in ("cat", "dog"):
+        for name in names:
+            place = tmp_path / "pictures" / label / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pillow.new("L", (4, 4)).save(place)
+    source = {"format": "folder", "path": "pictures", "groups": groups}
+    task = read_task(task_at(tmp_path, source, splits={"validation": 0.999}))
+    split = task.split("validation")
+    assert task.labels == ("cat", "dog")
+    assert len(split) == 2 * len(names)
+    assert split.groups is not None
+    assert len(np.unique(split.groups)) == count, "one name is one group in both classes"
+
+
+def test_pictures_that_are_in_no_group(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "pictures" / "cat" / "anna").mkdir(parents=True)
+    pillow.new("L", (4, 4)).save(tmp_path / "pictures" / "cat" / "anna" / "1.png")
+    pillow.new("L", (4, 4)).save(tmp_path / "pictures" / "cat" / "2.png")
+    source = {"format": "folder", "path": "pictures"}
+    for form, culprit in (("{group}/*", "cat/2.png"), ("{group}_*", "cat/2.png")):
+        with pytest.raises(TaskError, match=f"{culprit} is in no group, because `groups` is '"):
+            read_task(task_at(tmp_path, {**source, "groups": form}))
+    (tmp_path / "pictures" / "cat" / "2.png").unlink()
+    with pytest.raises(TaskError, match="holds no pictures"):
+        read_task(task_at(tmp_path, {**source, "groups": "{group}_*"}))
+    for form in ("person", "{group}{group}", "{group}/*/*", "****{group}"):
+        with pytest.raises(TaskError, match="groups of a folder are a pattern such as"):
+            read_task(task_at(tmp_path, {**source, "groups": form}))
+
+
+def test_groups_of_pictures_without_labels(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "pictures").mkdir()
+    for name in ("a_1", "a_2", "b_1", "c_1", "c_2", "d_1"):
+        pillow.new("L", (4, 4)).save(tmp_path / "pictures" / f"{name}.png")
+    source = {"format": "folder", "path": "pictures", "groups": "{group}_*"}
+    task = read_task(task_at(tmp_path, source, metric="agreement"))
+    assert task.labels == ()
+    assert (
+        sum(len(np.unique(split.groups)) for split in task.splits.values() if split.groups is not None) == 4
+    )
 
 
 # --- the file itself

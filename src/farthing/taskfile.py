@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import zipfile
-import zlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +11,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from farthing.arrayfile import as_text, as_whole, is_number, read_csv, read_npz, read_parquet
 from farthing.config import Section, read
-from farthing.errors import ConfigError, TaskError, nearest, require
+from farthing.errors import ConfigError, TaskError, nearest
 from farthing.task import CLASS_METRICS, SPLITS, ImageFiles, Split, SplitName, Task
 
 Array = NDArray[Any]
+Arrays = tuple[dict[str, Array], Array | None, Array | None]
+"""Inputs, labels and groups of some samples, as a file holds them."""
 SHARES: dict[SplitName, float | str] = {"calibration": 0.2, "validation": 0.4, "test": 0.4}
 """How samples are shared out by default: the model is trained, so none are set aside for that."""
+MOST_STARS = 3
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -32,8 +33,10 @@ class Source(Section, frozen=True, kw_only=True):
             ``csv`` or ``parquet`` (a row a sample).
         path: relative to the task file; ``{split}`` in it stands for the split's own name.
         inputs: model input -> array (npz) or columns (csv, parquet); without it the array ``x``, or every
-            column but the label.
+            column but the label and the group.
         labels: array or column of the labels; empty if there are none.
+        groups: array or column that says which samples belong together; for a folder how a picture's name says it,
+            below the folder of its class: ``{group}_*`` or ``{group}/*``. Empty if every sample stands for itself.
         shape: shape of one sample, where the file keeps it flat, as rows of csv and parquet do.
     """
 
@@ -41,7 +44,21 @@ class Source(Section, frozen=True, kw_only=True):
     path: str
     inputs: dict[str, str | list[str]] = {}
     labels: str = ""
+    groups: str = ""
     shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.format == "folder" and self.groups:
+            stars, depth = self.groups.count("*"), self.groups.count("/")
+            if self.groups.count("{group}") != 1 or stars > MOST_STARS or depth > 1:
+                raise ValueError(
+                    f"groups of a folder are a pattern such as '{{group}}_*' or '{{group}}/*', not {self.groups!r}"
+                )
+
+    @property
+    def depth(self) -> int:
+        """How many folders lie between the folder of a class and its pictures."""
+        return self.groups.count("/") if self.format == "folder" else 0
 
 
 class TaskFile(Section, frozen=True, kw_only=True):
@@ -108,10 +125,10 @@ def _class_names(described: TaskFile, root: Path, words: list[str]) -> tuple[str
     """The labels as given, or the names of the folders in any split: all splits must number them alike."""
     if described.labels or described.source.format != "folder":
         return described.labels
-    return class_folders([_place(described, root, word) for word in words])
+    return class_folders([_place(described, root, word) for word in words], described.source.depth)
 
 
-def class_folders(roots: Iterable[Path]) -> tuple[str, ...]:
+def class_folders(roots: Iterable[Path], depth: int = 0) -> tuple[str, ...]:
     """The sub-folders that are classes, sorted.
 
     Raises:
@@ -122,10 +139,11 @@ def class_folders(roots: Iterable[Path]) -> tuple[str, ...]:
         for name in _folders(root):
             places.setdefault(name, []).append(root / name)
     for name, found in sorted(places.items()):
-        if not any(_is_picture(entry) for place in found for entry in _entries(place)):
+        if not any(pictures(place, depth) for place in found):
+            there = "into a folder for each group in it" if depth else "right into it"
             raise TaskError(
                 f"{found[0]} holds no pictures ({', '.join(sorted(PICTURES))}), but counts as the class {name!r}: "
-                "put its pictures right into it, or remove it"
+                f"put its pictures {there}, or remove it"
             )
     return tuple(sorted(places))
 
@@ -157,28 +175,60 @@ def _is_picture(entry: Path) -> bool:
 
 
 def shared_out(split: Split, shares: Mapping[Any, float], seed: int, name: str) -> dict[str, Split]:
-    """Cut samples into splits by share, each class in proportion, in an order that the seed decides."""
+    """Cut samples into splits by share, each class in proportion, in an order that the seed decides.
+
+    Samples that belong together stay together: then the shares are kept as nearly as whole groups allow.
+
+    Raises:
+        TaskError: shares that make no sense, or a split that gets nothing.
+    """
     total = sum(shares.values())
     if not 0 < total <= 1 + 1e-9 or min(shares.values()) <= 0:
         raise TaskError(
             f"task {name}: the shares of the splits must be above 0 and sum to at most 1, not {total:g}"
         )
     order = np.random.default_rng(seed).permutation(len(split))
-    if split.labels is not None and split.labels.dtype.kind in "iu" and split.labels.ndim == 1:
-        place = np.empty(len(order))
-        for label in np.unique(split.labels):
-            rows = np.flatnonzero(split.labels[order] == label)
-            place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-        order = order[np.argsort(place, kind="stable")]
-    ends = np.round(np.cumsum(list(shares.values())) * len(order)).astype(int)
-    starts = [0, *ends[:-1]]
-    for key, a, b in zip(shares, starts, ends, strict=True):
-        if a == b:
+    one_each = split.labels is not None and split.labels.dtype.kind in "iu" and split.labels.ndim == 1
+    classes = split.labels if one_each and split.labels is not None else np.zeros(len(split), np.int64)
+    of_each = list(shares.values())
+    if split.groups is None:
+        picks, units = _cut(order, classes, of_each), "samples"
+    else:
+        picks, units = _cut_between_groups(order, classes, split.groups, of_each), "groups"
+    for key, picked in zip(shares, picks, strict=True):
+        if not len(picked):
+            amount = len(order) if split.groups is None else len(np.unique(split.groups))
             raise TaskError(
-                f"task {name}: the {key} split is empty, because {len(order)} samples are too few for a share of "
+                f"task {name}: the {key} split is empty, because {amount} {units} are too few for a share of "
                 f"{shares[key]:g}: give it more"
             )
-    return {key: split.subset(order[a:b]) for key, a, b in zip(shares, starts, ends, strict=True)}
+    return {key: split.subset(picked) for key, picked in zip(shares, picks, strict=True)}
+
+
+def _cut(order: Array, classes: Array, shares: Sequence[float]) -> list[Array]:
+    """Rows of each share, those of every class spread evenly over the order."""
+    place = np.empty(len(order))
+    for label in np.unique(classes):
+        rows = np.flatnonzero(classes[order] == label)
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = order[np.argsort(place, kind="stable")]
+    ends = np.round(np.cumsum(shares) * len(order)).astype(int)
+    return [order[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _cut_between_groups(order: Array, classes: Array, groups: Array, shares: Sequence[float]) -> list[Array]:
+    """Rows of each share: groups, large ones first, go where most of their classes is missing still."""
+    _, member = np.unique(groups, return_inverse=True)
+    _, label = np.unique(classes, return_inverse=True)
+    held = np.zeros((member.max() + 1, label.max() + 1))
+    np.add.at(held, (member, label), 1)
+    missing = np.outer([*shares, max(0.0, 1 - sum(shares))], held.sum(0))  # the last is of what nobody gets
+    place = np.empty(len(held), np.int64)
+    drawn = list(dict.fromkeys(member[order].tolist()))
+    for group in sorted(drawn, key=lambda group: -held[group].sum()):
+        place[group] = int((missing @ held[group]).argmax())
+        missing[place[group]] -= held[group]
+    return [order[place[member[order]] == number] for number in range(len(shares))]
 
 
 def _load(
@@ -189,7 +239,9 @@ def _load(
     where = f"task {described.name}, {f'the {key} split in ' if key else ''}{path}"
     bare = key == "calibration"
     split = (
-        _folder(path, classes, bare) if source.format == "folder" else _arrays(described, path, where, bare)
+        _folder(path, source, classes, bare)
+        if source.format == "folder"
+        else _arrays(described, path, where, bare)
     )
     split.check(where)  # here a bad sample has the number it has in the file
     return split
@@ -197,12 +249,15 @@ def _load(
 
 def _arrays(described: TaskFile, path: Path, where: str, bare: bool) -> Split:
     source = described.source
-    read = {"npz": _npz, "csv": _csv, "parquet": _parquet}[source.format]
-    inputs, labels = read(path, source, bare)
+    if source.format == "npz":
+        inputs, labels, groups = _npz(path, source, bare)
+    else:
+        columns = read_csv(path) if source.format == "csv" else read_parquet(path)
+        inputs, labels, groups = _table(columns, path, source, bare)
     if source.shape:
         inputs = {name: _shaped(array, source.shape, path) for name, array in inputs.items()}
     try:
-        return Split(inputs, _as_labels(labels, described, path))
+        return Split(inputs, _as_labels(labels, described, path), _as_groups(groups, path))
     except TaskError as error:
         raise TaskError(str(error) if str(path) in str(error) else f"{where}: {error}") from error
 
@@ -215,35 +270,58 @@ def _shaped(array: Array, shape: tuple[int, ...], path: Path) -> Array:
         raise TaskError(f"{path}: samples have shape {found}, which does not make {list(shape)}") from None
 
 
-def _folder(path: Path, classes: tuple[str, ...], bare: bool) -> Split:
+def _folder(path: Path, source: Source, classes: tuple[str, ...], bare: bool) -> Split:
     loose = pictures(path)
     if not classes or (bare and loose and not _folders(path)):
-        return ImageFiles({"": np.array(loose, dtype=str)})
+        groups = None if bare else _groups_of(loose, path, 0, source.groups)
+        return ImageFiles({"": np.array(loose, dtype=str)}, groups=groups)
     _refuse_twice(classes, path)
     unknown = _folders(path) - set(classes)
     if unknown:
         raise TaskError(
             f"{path} has the folder {min(unknown)!r}, which is not a label; {nearest(min(unknown), classes)}"
         )
-    paths, numbers = [], []
-    for number, name in enumerate(classes):
-        found = pictures(path / name)
-        paths += found
-        numbers += [number] * len(found)
-    if loose and not paths:
+    found = [pictures(path / name, source.depth) for name in classes]
+    if loose and not any(found):
         raise TaskError(
             f"the {len(loose)} pictures in {path} have no labels: put each into the folder of its class "
             f"({', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''})"
         )
-    return ImageFiles({"": np.array(paths, dtype=str)}, np.array(numbers, dtype=np.int64))
+    paths = [one for some in found for one in some]
+    numbers = np.repeat(np.arange(len(classes)), [len(some) for some in found])
+    groups = None if bare else _groups_of(paths, path, 1, source.groups)
+    return ImageFiles({"": np.array(paths, dtype=str)}, numbers, groups)
 
 
-def pictures(path: Path) -> list[str]:
-    """Picture files directly in a folder, sorted; none if there is no such folder."""
-    return sorted(str(entry) for entry in _entries(path) if _is_picture(entry)) if path.is_dir() else []
+def _groups_of(paths: Sequence[str], root: Path, above: int, form: str) -> Array | None:
+    """The group of each picture, as its path below ``above`` folders says it: one name is one group in any class."""
+    if not form or not paths:
+        return None
+    known = {"{group}": "([^/]+)", "*": "[^/]*"}
+    pattern = re.compile(
+        "".join(known.get(part, re.escape(part)) for part in re.split(r"(\{group\}|\*)", form))
+    )
+    names = []
+    for path in paths:
+        match = pattern.fullmatch("/".join(Path(path).relative_to(root).parts[above:]))
+        if not match:
+            raise TaskError(
+                f"{path} is in no group, because `groups` is {form!r}: name or place it like that"
+            )
+        names.append(match[1])
+    return _as_groups(np.array(names), root)
 
 
-def _npz(path: Path, source: Source, bare: bool) -> tuple[dict[str, Array], Array | None]:
+def pictures(path: Path, depth: int = 0) -> list[str]:
+    """Picture files in a folder, and in folders in it down to a depth, sorted; none if there is no such folder."""
+    if not path.is_dir():
+        return []
+    found = sorted(str(entry) for entry in _entries(path) if _is_picture(entry))
+    deeper = sorted(_folders(path)) if depth else []
+    return found + [one for name in deeper for one in pictures(path / name, depth - 1)]
+
+
+def _npz(path: Path, source: Source, bare: bool) -> Arrays:
     wanted = source.inputs or {"": "x"}
     several = [name for name, array in wanted.items() if not isinstance(array, str)]
     if several:
@@ -251,62 +329,10 @@ def _npz(path: Path, source: Source, bare: bool) -> tuple[dict[str, Array], Arra
             f"{path}: input {several[0]!r} names several arrays; in an npz file each input is one"
         )
     named = {name: str(array) for name, array in wanted.items()}
-    labels = [source.labels] if source.labels else []
-    arrays = read_npz(path, [*named.values(), *labels], optional=labels if bare else ())
+    beside = [name for name in (source.labels, source.groups) if name]
+    arrays = read_npz(path, [*named.values(), *beside], optional=beside if bare else ())
     inputs = {name: arrays[array] for name, array in named.items()}
-    return inputs, arrays.get(source.labels)
-
-
-def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
-    """Some arrays of an npz file, each with one entry a sample; the others are not looked at.
-
-    Those of ``names`` that are ``optional`` may be missing.
-
-    Raises:
-        TaskError: not an npz file, damaged, no such array, Python objects, a single value, or more than the memory of
-            this machine.
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != b"PK\x03\x04":
-                raise TaskError(f"{path} is not an npz file: write one with numpy.savez")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                names = [name for name in names if name in archive.files or name not in optional]
-                for name in names:
-                    if name not in archive.files:
-                        raise TaskError(f"{path} has no {name!r}; {nearest(name, archive.files)}")
-                _refuse_huge(path, archive.zip, names)
-                arrays = {name: archive[name] for name in names}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        MemoryError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise TaskError(
-            f"{path} is not an npz file of plain arrays (pickles are refused): {error}"
-        ) from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or not array.ndim:
-            raise TaskError(f"{path}: {name!r} is no array with one entry a sample")
-    return arrays
-
-
-def _refuse_huge(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> None:
-    """A few kilobytes of zip can stand for more zeros than there is memory."""
-    members = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
-    needed = sum(members[name] for name in set(names))
-    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
-    if needed > present:
-        raise TaskError(
-            f"{path} unpacks to {needed / 1e9:.1f} GB, more than the {present / 1e9:.1f} GB of memory here: "
-            "use fewer samples"
-        )
+    return inputs, arrays.get(source.labels), arrays.get(source.groups)
 
 
 def _column(columns: dict[str, Array], name: str, path: Path) -> Array:
@@ -315,70 +341,8 @@ def _column(columns: dict[str, Array], name: str, path: Path) -> Array:
     return columns[name]
 
 
-def _csv(path: Path, source: Source, bare: bool) -> tuple[dict[str, Array], Array | None]:
-    return _table(read_csv(path), path, source, bare)
-
-
-def read_csv(path: Path) -> dict[str, Array]:
-    """The columns of a CSV file in UTF-8 with a header line, as text.
-
-    Raises:
-        TaskError: another kind of file, no header or rows, or rows of several lengths; lines are named as editors do.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TaskError(f"{path} is not a CSV file in UTF-8: {error}") from error
-    if not rows:
-        raise TaskError(f"{path} is empty: a CSV file has a header line and a row for each sample")
-    header = [name.strip() for name in rows[0][1]]
-    if len(header) == 1 and (mark := next((mark for mark in ";\t" if mark in header[0]), "")):
-        raise TaskError(f"{path} parts its columns by {mark!r}: save it with commas")
-    if len(set(header)) != len(header) or all(map(is_number, header)):
-        raise TaskError(
-            f"{path} needs a first line that names its columns, each once; it begins {header[:4]}"
-        )
-    if len(rows) < 2:
-        raise TaskError(f"{path} has no rows below its header line")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise TaskError(
-                f"{path} line {line} has {len(row)} field{'s' * (len(row) != 1)}, but the header names {len(header)} "
-                "columns: mend the line"
-            )
-    return {name: np.array([row[i] for _, row in rows[1:]]) for i, name in enumerate(header)}
-
-
-def is_number(text: Any) -> bool:
-    """Whether something is a number, or text that says one."""
-    try:
-        float(text)
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-def _parquet(path: Path, source: Source, bare: bool) -> tuple[dict[str, Array], Array | None]:
-    parquet = require("pyarrow.parquet", "parquet")
-    try:
-        table = parquet.read_table(path)
-        columns = {name: _flat(table[name]) for name in table.column_names}
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise TaskError(f"{path} is not a Parquet file of plain columns: {error}") from error
-    return _table(columns, path, source, bare)
-
-
-def _flat(column: Any) -> Array:
-    array = column.to_numpy()
-    return np.array(array.tolist()) if array.dtype == object else np.asarray(array)
-
-
-def _table(
-    columns: dict[str, Array], path: Path, source: Source, bare: bool
-) -> tuple[dict[str, Array], Array | None]:
-    rest = [name for name in columns if name != source.labels]
+def _table(columns: dict[str, Array], path: Path, source: Source, bare: bool) -> Arrays:
+    rest = [name for name in columns if name not in {source.labels, source.groups}]
     inputs = {}
     for name, wanted in (source.inputs or {"": rest}).items():
         keys = [wanted] if isinstance(wanted, str) else wanted
@@ -388,8 +352,11 @@ def _table(
         except ValueError as error:
             raise TaskError(f"{path}: the columns of input {name or 'data'} do not fit: {error}") from error
         inputs[name] = stacked[..., 0] if len(picked) == 1 and stacked.ndim > 2 else stacked
-    missing = not source.labels or (bare and source.labels not in columns)
-    return inputs, None if missing else _column(columns, source.labels, path)
+    labels, groups = (
+        None if not name or (bare and name not in columns) else _column(columns, name, path)
+        for name in (source.labels, source.groups)
+    )
+    return inputs, labels, groups
 
 
 def _numbers(column: Array, name: str, path: Path) -> Array:
@@ -432,19 +399,23 @@ def _as_labels(labels: Array | None, described: TaskFile, path: Path) -> Array |
         ) from None
 
 
+def _as_groups(groups: Array | None, path: Path) -> Array | None:
+    """Groups as numbers, whatever names them."""
+    if groups is None:
+        return None
+    names = as_text(groups)
+    names = as_whole(names) if names.dtype.kind == "f" else names
+    if names.dtype.kind not in "iubU" or names.ndim != 1:
+        raise TaskError(
+            f"{path}: groups are {groups.dtype} {list(groups.shape)}, not a whole number or word a sample"
+        )
+    if names.dtype.kind == "U" and not np.char.str_len(names).all():
+        raise TaskError(f"{path}: sample {int(np.char.str_len(names).argmin())} has no group: give it one")
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
 def _refuse_twice(names: Sequence[str], path: Path) -> None:
     """Where words stand for classes, each class needs a word of its own; numbered classes may share a name."""
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise TaskError(f"{path}: `labels` names {twice!r} twice: give each class a name of its own")
-
-
-def as_text(values: Any) -> Array:
-    """Bytes as the text they encode in UTF-8; all else as it is."""
-    return np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
-
-
-def as_whole(values: Array) -> Array:
-    """Numbers as int64 if all of them are whole, else as they are."""
-    whole = np.isfinite(values).all() and (values == np.round(values)).all()
-    return values.astype(np.int64) if whole else values

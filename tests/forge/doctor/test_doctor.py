@@ -306,6 +306,10 @@ def test_samples_that_are_there_twice() -> None:
     doubled = Split({"": np.concatenate([twice.inputs[""]] * 2)}, np.arange(600) % 2)
     found = one(of_task(task(train=split(300, 0), validation=doubled), None, BUDGET), "repeated")
     assert "300 samples of validation" in found.found
+    assert "`groups`" in found.mend
+    together = Split(doubled.inputs, doubled.labels, np.tile(np.arange(300), 2))
+    found = list(of_task(task(train=split(300, 0), validation=together), None, BUDGET))
+    assert not named(found, "repeated"), "their intervals know of it"
 
 
 def test_too_few_samples_for_the_budget() -> None:

@@ -91,7 +91,7 @@ def _apart(task: Task) -> Iterator[Finding]:
         yield ok("task", "overlap", f"no sample is in two splits{looked}")
     for name in ("validation", "test"):
         twice = min(len(task.splits[name]), MOST) - len(held[name]) if name in held else 0
-        if twice:
+        if twice and task.splits[name].groups is None:
             words = f"{twice:,} samples of {name} are there more than once: intervals are too narrow by that"
             yield warning("task", "repeated", words, "keep one of each, or give `groups`")
 

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from farthing.arrayfile import as_whole, is_number, read_csv
 from farthing.config import Section
 from farthing.errors import TaskError, require
 from farthing.task import SplitName
-from farthing.taskfile import as_whole, class_folders, is_number, pictures, read_csv
+from farthing.taskfile import class_folders, pictures
 
 Array = NDArray[Any]
 Format = Literal["npz", "folder", "csv", "parquet"]

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing import plugins
+from farthing.arrayfile import as_text, as_whole, read_csv, read_npz
 from farthing.config import Section
 from farthing.errors import ConfigError, TaskError, nearest, require
 from farthing.forge.init.data import Column, DataSet
 from farthing.forge.init.question import Interview
 from farthing.model import Manifest, TensorSpec
-from farthing.taskfile import as_text, as_whole, read_csv, read_npz
 
 Array = NDArray[Any]
 LABEL_WORDS = ("label", "labels", "y", "target", "targets", "class", "classes", "species")
