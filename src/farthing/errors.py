@@ -15,6 +15,8 @@
     ├── ServiceError                   a service did not answer a request
     │   ├── DeadlineError              the deadline passed first
     │   ├── OverloadError              no room for it; the same request may be answered later
+    │   ├── ProtocolError              its bytes do not follow the protocol they came by
+    │   ├── UnknownModelError          it is for a model, or a version of one, that is not served
     │   └── ClosedError                the service was closed first
     ├── AssetError                     a file out of a package could not be fetched, or is not the pinned one
     ├── StorageError                   a directory is busy, read-only, full, or an archive is unsafe
@@ -45,10 +47,12 @@ __all__ = [
     "NotInstalled",
     "OverloadError",
     "PluginError",
+    "ProtocolError",
     "ServiceError",
     "StorageError",
     "TargetError",
     "TaskError",
+    "UnknownModelError",
     "UnsupportedError",
     "nearest",
     "require",
@@ -117,6 +121,14 @@ class DeadlineError(ServiceError):
 
 class OverloadError(ServiceError):
     """A service has no room for a request; the same request may be answered later."""
+
+
+class ProtocolError(ServiceError):
+    """Bytes do not follow the protocol they came by: a header, a size, a type or a number in them is wrong."""
+
+
+class UnknownModelError(ServiceError):
+    """No model of that name, or no version of it, is served."""
 
 
 class ClosedError(ServiceError):
