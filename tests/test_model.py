@@ -417,7 +417,7 @@ def test_a_bundle_opens_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_bundle_whose_parts_were_exchanged_is_refused(tmp_path: Path) -> None:
-    Bundle.create("split", "parts", {"a": fake_model(seed=1), "b": fake_model(seed=2)}, tmp_path / "b")
+    Bundle.create("pair", "variants", {"a": fake_model(seed=1), "b": fake_model(seed=2)}, tmp_path / "b")
     fake_model(seed=3).save(tmp_path / "b" / "a")
     with pytest.raises(ModelError, match="is not the model that was bundled"):
         Bundle.open(tmp_path / "b")

@@ -33,15 +33,21 @@ class FakeClock:
 
 
 def fake_model(
-    features: int = 4, outputs: int = 3, decay: float | None = None, seed: int = 0, **manifest: object
+    features: int = 4,
+    outputs: int = 3,
+    decay: float | None = None,
+    seed: int = 0,
+    ends: tuple[str, str] = ("x", "y"),
+    **manifest: object,
 ) -> Model:
     """A small model for the ``fake`` engine: ``y = x @ weights + bias`` with seeded standard normal numbers.
 
     Args:
-        features: length of the input ``x``, float32 (batch, features).
-        outputs: length of the output ``y``, float32 (batch, outputs).
+        features: length of the input, float32 (batch, features).
+        outputs: length of the output, float32 (batch, outputs).
         decay: if given, the model keeps a state, ``y = decay * last y + x @ weights + bias``.
         seed: of the weights: the same seed gives the same model.
+        ends: names of input and output, so that models can be parts of one another.
         **manifest: further fields of its manifest, such as ``labels`` or ``decode``.
 
     Returns:
@@ -61,7 +67,11 @@ def fake_model(
     described = Manifest(
         name="fake",
         format="fake",
-        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", features), batch_axis=0, layout="NC"),),
-        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", outputs), batch_axis=0, layout="NC"),),
+        inputs=(
+            TensorSpec(name=ends[0], dtype="float32", shape=("batch", features), batch_axis=0, layout="NC"),
+        ),
+        outputs=(
+            TensorSpec(name=ends[1], dtype="float32", shape=("batch", outputs), batch_axis=0, layout="NC"),
+        ),
     )
     return Model.create(msgspec.structs.replace(described, **manifest), {"model.json": canonical(affine)})

@@ -1,0 +1,317 @@
+"""Sharded: a model in parts, run in order or as a pipeline, in this process, in others or on other devices."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from farthing.bundle import Bundle, wire
+from farthing.config import Section
+from farthing.device.serving.service import Answer, Clock, Request, Service, as_service, failed, late, settle
+from farthing.engines.base import Engine, Tensors, check_feeds, open_engine
+from farthing.errors import ClosedError, ConfigError, EngineError, FarthingError, OverloadError
+from farthing.options import EngineOptions
+
+WAITING = 256  # requests that may stand in line before a pipeline
+
+
+class ShardStats(Section, frozen=True, kw_only=True):
+    """What a sharded model has done so far.
+
+    Attributes:
+        requests: how many it was given.
+        answered: how many were answered.
+        failed: how many were not, by the name of the error; cancelled ones as ``cancelled``.
+        waiting: how many stand in line now.
+        running: how many are in the parts now.
+        restarts: how often each part's process was started anew; empty if parts have no processes.
+    """
+
+    requests: int = 0
+    answered: int = 0
+    failed: dict[str, int] = {}
+    waiting: int = 0
+    running: int = 0
+    restarts: tuple[int, ...] = ()
+
+
+class Tally:
+    """Counts requests and what came of them. Its owner holds a lock."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self._answered = 0
+        self._failed: dict[str, int] = {}
+
+    def count(self, outcome: Answer | BaseException | None) -> None:
+        """One more outcome; None for a request that its caller cancelled."""
+        if isinstance(outcome, Answer):
+            self._answered += 1
+            return
+        reason = "cancelled" if outcome is None else type(outcome).__name__
+        self._failed[reason] = self._failed.get(reason, 0) + 1
+
+    def stats(self, waiting: int, running: int, restarts: tuple[int, ...] = ()) -> ShardStats:
+        """A snapshot."""
+        return ShardStats(
+            requests=self.requests,
+            answered=self._answered,
+            failed=dict(self._failed),
+            waiting=waiting,
+            running=running,
+            restarts=restarts,
+        )
+
+
+class OwnThread(Service):
+    """An engine in a thread of its own: requests wait in line, in the order they came.
+
+    Args:
+        engine: the open engine; closed by `close`.
+        name: as answers and metrics give it; empty takes the engine's name.
+        clock: what deadlines are held against.
+    """
+
+    def __init__(self, engine: Engine, name: str = "", clock: Clock = time.monotonic) -> None:
+        self.name = name or engine.name
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+        self._engine, self._clock = engine, clock
+        self._thread = ThreadPoolExecutor(1, f"part {self.name}")
+
+    def submit(self, request: Request) -> Future[Answer]:
+        """See `Service.submit`."""
+        try:
+            return self._thread.submit(self._run, request, self._clock())
+        except RuntimeError:  # shut down
+            return failed(ClosedError(f"{self.name} was closed: open it again"))
+
+    def close(self) -> None:
+        """See `Service.close`: everyone who waits is answered first."""
+        self._thread.shutdown()
+        self._engine.close()
+
+    def _run(self, request: Request, came: float) -> Answer:
+        now = self._clock()
+        if request.deadline <= now:
+            raise late(self.name, request, now)
+        outputs = self._engine.run(request.feeds)
+        return Answer(outputs, self.name, latency=self._clock() - came)
+
+
+class _Run:
+    """A request on its way through the parts."""
+
+    __slots__ = ("came", "future", "request", "tensors")
+
+    def __init__(self, request: Request, came: float) -> None:
+        self.request, self.came = request, came
+        self.future: Future[Answer] = Future()
+        self.tensors = dict(request.feeds)
+
+
+class Sharded(Service):
+    """Parts that run one after another; what a later part wants of an earlier one is handed on by name.
+
+    In order: a request goes through all parts in the thread that submits it, as far as parts compute there. As a
+    pipeline: each engine has a thread of its own, so that one part works on a request while the next part works on the
+    one before. A part that is a service, such as one on another device, works as it does.
+
+    Args:
+        parts: open engines or services, in order; closed by `close`.
+        name: of the whole; empty joins the names of the parts.
+        outputs: names of the whole's outputs; empty: what parts make and no later part takes.
+        pipeline: give each engine a thread of its own.
+        depth: requests in the parts at once, the others wait in line; None takes two for each part of a pipeline, and
+            no limit in order.
+        waiting: requests that may stand in line; further ones get an OverloadError.
+        clock: what deadlines are held against.
+
+    Raises:
+        ModelError: the tensors of the parts do not fit together.
+        EngineError: a part keeps a state between calls, which several callers would mix up.
+        ConfigError: a depth below 1.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Engine | Service],
+        *,
+        name: str = "",
+        outputs: Sequence[str] = (),
+        pipeline: bool = False,
+        depth: int | None = None,
+        waiting: int = WAITING,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._wiring = wire(parts, outputs)
+        refuse_state(parts)
+        if depth is not None and depth < 1:
+            raise ConfigError(f"depth is {depth}: at least one request must fit into the parts")
+        self.name = name or " + ".join(part.name for part in parts)
+        self.inputs, self.outputs = self._wiring.inputs, self._wiring.outputs
+        own_thread = partial(OwnThread, clock=clock)
+        self._parts = [
+            part if isinstance(part, Service) else own_thread(part) if pipeline else as_service(part)
+            for part in parts
+        ]
+        self._depth = depth or (2 * len(parts) if pipeline else None)
+        self._waiting, self._clock = waiting, clock
+        self._line: deque[_Run] = deque()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._running, self._pumping, self._closed = 0, False, False
+        self._tally = Tally()
+
+    def submit(self, request: Request) -> Future[Answer]:
+        """See `Service.submit`."""
+        run = _Run(request, self._clock())
+        with self._lock:
+            self._tally.requests += 1
+            error = self._refusal(request)
+            if error is not None:
+                self._tally.count(error)
+                return failed(error)
+            if self._depth is None:
+                self._running += 1
+            else:
+                self._line.append(run)
+        if self._depth is None:
+            self._step(run, 0)
+        else:
+            self._pump()
+        return run.future
+
+    def stats(self) -> ShardStats:
+        """What it has done so far."""
+        with self._lock:
+            return self._tally.stats(len(self._line), self._running)
+
+    def close(self) -> None:
+        """See `Service.close`: everyone in line is answered first."""
+        with self._idle:
+            self._closed = True
+            while self._line or self._running:
+                self._idle.wait()
+        for part in self._parts:
+            part.close()
+
+    def _refusal(self, request: Request) -> FarthingError | None:
+        if self._closed:
+            return ClosedError(f"{self.name} was closed: open it again")
+        if self._depth is not None and len(self._line) + self._running >= self._depth + self._waiting:
+            return OverloadError(f"{self.name} has {len(self._line)} requests in line: ask again later")
+        try:
+            check_feeds(self.inputs, request.feeds)
+        except FarthingError as error:
+            return error
+        return None
+
+    def _pump(self) -> None:
+        """Start what stands in line, as far as there is room; one thread at a time, so that nothing nests."""
+        with self._lock:
+            if self._pumping:
+                return
+            self._pumping = True
+        while True:
+            with self._lock:
+                if not self._line or (self._depth is not None and self._running >= self._depth):
+                    self._pumping = False
+                    return
+                run = self._line.popleft()
+                self._running += 1
+            self._step(run, 0)
+
+    def _step(self, run: _Run, number: int) -> None:
+        """Hand a request to a part; what the part answers goes to `_arrived`."""
+        now = self._clock()
+        if run.future.cancelled():
+            self._finish(run, None)
+        elif run.request.deadline <= now:
+            self._finish(run, late(self.name, run.request, now))
+        else:
+            feeds: Tensors = {name: run.tensors[name] for name in self._wiring.takes[number]}
+            told = run.request
+            asked = Request(feeds, told.deadline, told.id, told.priority, told.stream, told.context)
+            self._parts[number].submit(asked).add_done_callback(partial(self._arrived, run, number))
+
+    def _arrived(self, run: _Run, number: int, done: Future[Answer]) -> None:
+        part = self._parts[number]
+        if done.cancelled():
+            self._finish(run, ClosedError(f"{part.name} gave the request back"))
+            return
+        if error := done.exception():
+            self._finish(run, error)
+            return
+        answer = done.result()
+        missing = [spec.name for spec in part.outputs if spec.name not in answer.outputs]
+        if missing:
+            self._finish(run, EngineError(f"part {number + 1} of {self.name} did not give {missing[0]!r}"))
+            return
+        run.tensors.update(answer.outputs)
+        for name in self._wiring.spent[number]:
+            run.tensors.pop(name, None)
+        if number + 1 < len(self._parts):
+            self._step(run, number + 1)
+        else:
+            outputs = {spec.name: run.tensors[spec.name] for spec in self.outputs}
+            self._finish(run, Answer(outputs, self.name, latency=self._clock() - run.came))
+
+    def _finish(self, run: _Run, outcome: Answer | BaseException | None) -> None:
+        with self._idle:
+            self._running -= 1
+            self._tally.count(None if run.future.cancelled() else outcome)
+            self._idle.notify_all()
+        if outcome is not None:
+            settle(run.future, outcome)
+        if self._depth is not None:
+            self._pump()
+
+
+def refuse_state(parts: Sequence[Engine | Service]) -> None:
+    """Raise an EngineError for an engine that keeps a state between calls."""
+    for number, part in enumerate(parts, 1):
+        if not isinstance(part, Service) and part.stateful:
+            raise EngineError(
+                f"part {number} ({part.name}) keeps a state between calls, which requests of several callers would "
+                "mix up: run it as one model, a session() for each stream"
+            )
+
+
+def open_sharded(
+    bundle: Bundle | Path | str,
+    how: Literal["in order", "threads"] = "in order",
+    *,
+    engine: str = "",
+    options: EngineOptions | None = None,
+) -> Service:
+    """The parts of a bundle as one service.
+
+    Args:
+        bundle: with the role ``parts``, or its path.
+        how: ``in order`` in the thread that asks, or as a pipeline over ``threads``.
+        engine, options: what runs every part, as `open_engine` takes them.
+
+    Raises:
+        ModelError: not a bundle, or its tensors do not fit together.
+        ConfigError: a bundle of another role.
+        FarthingError: as `open_engine`; what was opened is closed again.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if opened.manifest.role != "parts":
+        raise ConfigError(f"{opened.path} is a bundle of {opened.manifest.role}, not of parts")
+    manifest = opened.manifest
+    engines: list[Engine] = []
+    try:
+        for model in opened.models.values():
+            engines.append(open_engine(model, engine, options))
+        return Sharded(engines, name=manifest.name, outputs=manifest.outputs, pipeline=how == "threads")
+    except FarthingError:
+        for one in engines:
+            one.close()
+        raise
