@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from farthing.bench.feeding import sample_feeds
 from farthing.config import convert, plain
 from farthing.engines.base import open_engine
-from farthing.errors import MeasurementError
+from farthing.errors import EngineError, MeasurementError
 from farthing.model import Model
 from farthing.options import EngineOptions
 
@@ -24,7 +25,8 @@ def peak_memory(model: Model, engine: str, options: EngineOptions) -> tuple[floa
         (peak, peak less the bare process with numpy and Farthing loaded), MB of 10^6 bytes.
 
     Raises:
-        MeasurementError: the child process failed; the message ends with what it said.
+        EngineError: the child process was killed by a signal: the engine crashed, or memory ran out.
+        MeasurementError: it failed otherwise; the message ends with what it said.
     """
     order = json.dumps([str(model.path), engine, plain(options)])
     # The working directory may be a stranger's: no module comes from it.
@@ -40,11 +42,21 @@ def peak_memory(model: Model, engine: str, options: EngineOptions) -> tuple[floa
         )
     except subprocess.TimeoutExpired as error:
         raise MeasurementError(f"the process that measures memory took over {CHILD_SECONDS} s") from error
+    if done.returncode < 0:
+        raise EngineError(
+            f"a process that only loads and runs it ended with {signal_name(-done.returncode)}: the engine crashed, "
+            "or memory ran out"
+        )
     if done.returncode:
-        said = done.stderr.strip().rpartition("\n")[2] or "it was killed; is there too little memory?"
+        said = done.stderr.strip().rpartition("\n")[2] or "it said nothing"
         raise MeasurementError(f"the process that measures memory ended with {done.returncode}: {said}")
     peak, bare = json.loads(done.stdout.rpartition("\n")[2])
     return peak, peak - bare
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, as in ``SIGSEGV``; its number if it has none."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _high_water_mb() -> float:

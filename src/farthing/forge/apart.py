@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import zipfile
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from farthing import files
 from farthing.anatomy import Portable
+from farthing.bench.memory import signal_name
 from farthing.engines.base import open_engine
 from farthing.errors import (
     EngineError,
@@ -84,8 +84,7 @@ def _with(answer: Answer, verdict: Portable, detail: str) -> Answer:
 def _ending(code: int, said: str) -> str:
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
     if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-        return f"its process crashed with {name}" + (f"; it last said: {last}" if last else "")
+        return f"its process crashed with {signal_name(-code)}" + (f"; it last said: {last}" if last else "")
     return f"its process ended with {code}: {last or 'it said nothing'}"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from farthing.bench import Rule
-from farthing.errors import MeasurementError
+from farthing.errors import EngineError, MeasurementError
 from farthing.forge import graph
 from farthing.forge.climb import Artefact
 from farthing.forge.timing import Clock, Lap, Variant
@@ -28,22 +29,31 @@ class Times:
     Attributes:
         laps: the longest race of each variant, baselines first.
         offline: the same in batches, of finalists and baselines.
+        dropped: who was taken out of the races, and why.
         finalists: who raced longest, baselines and the fastest float32 variant of each engine among them.
         over_float, over_engine: finalists against the fastest float32 variants, see `farthing.recipe.Candidate`.
     """
 
     laps: list[Lap] = field(default_factory=list)
     offline: dict[Variant, Lap] = field(default_factory=dict)
+    dropped: dict[Variant, str] = field(default_factory=dict)
     finalists: set[Variant] = field(default_factory=set)
     over_float: dict[Variant, Interval] = field(default_factory=dict)
     over_engine: dict[Variant, Interval] = field(default_factory=dict)
 
     def of(self, artefact: Artefact) -> list[Lap]:
         """The laps of an artefact."""
-        if artefact.model is None:
-            return []
-        mine = Variant(model=artefact.model.digest, runtime=artefact.runtime)
-        return [lap for lap in self.laps if lap.variant.with_threads(1) == mine]
+        return [lap for lap in self.laps if _is_of(lap.variant, artefact)]
+
+    def dropped_of(self, artefact: Artefact) -> list[Variant]:
+        """The variants of an artefact that were taken out of the races."""
+        return [variant for variant in self.dropped if _is_of(variant, artefact)]
+
+
+def _is_of(variant: Variant, artefact: Artefact) -> bool:
+    if artefact.model is None:
+        return False
+    return variant.with_threads(1) == Variant(model=artefact.model.digest, runtime=artefact.runtime)
 
 
 class Listing:
@@ -80,9 +90,20 @@ class Listing:
         for own in sorted(times.of(base), key=lambda lap: lap.measurement.p50_ms):
             self._add(base, own, times, listener)
         for artefact in made:
-            laps: list[Lap | None] = [] if artefact.refusal else [*times.of(artefact)]
-            for lap in laps or [None]:
+            laps = [] if artefact.refusal else times.of(artefact)
+            dropped = [] if artefact.refusal else times.dropped_of(artefact)
+            for lap in laps:
                 self._add(artefact, lap, times, listener)
+            for variant in dropped:
+                failed = dataclasses.replace(
+                    artefact,
+                    runtime=variant.runtime,
+                    refusal=f"failed: {times.dropped[variant]}",
+                    failed=True,
+                )
+                self._add(failed, None, times, listener)
+            if not laps and not dropped:
+                self._add(artefact, None, times, listener)
 
     def _add(self, artefact: Artefact, lap: Lap | None, times: Times, listener: Listener) -> None:
         is_base = artefact.rung.name == "baseline"
@@ -144,7 +165,7 @@ class Listing:
     def _memory(self, artefact: Artefact, lap: Lap) -> float | None:
         try:
             return self._clock.memory(lap.variant, artefact.model)[0] if artefact.model else None
-        except MeasurementError as error:
+        except (EngineError, MeasurementError) as error:
             self.notes.append(f"The peak memory of {artefact.rung.name} could not be measured: {error}")
             return None
 

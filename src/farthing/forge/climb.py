@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from farthing.config import convert
-from farthing.errors import FarthingError, StorageError
+from farthing.errors import FarthingError
 from farthing.forge import exclude
 from farthing.forge.apply import apply, read_by, versions
 from farthing.forge.cache import Cache, key_of
@@ -16,6 +16,7 @@ from farthing.forge.evaluate import Judge, Score, proxy
 from farthing.forge.ladder import STATIC, Rung, with_exclusions
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.runtime import Runtime
+from farthing.forge.timing import Clock, Variant
 from farthing.forge.verdict import accuracy_refusal, hopeless, points
 from farthing.model import Model
 from farthing.recipe import Candidate, Listener, Progress, Step
@@ -70,6 +71,7 @@ class Climber:
         budget: Budget,
         cache: Cache,
         judge: Judge,
+        clock: Clock,
         runtimes: Mapping[str, Runtime],
         listener: Listener,
     ) -> None:
@@ -79,6 +81,7 @@ class Climber:
         self._budget = budget
         self._cache = cache
         self._judge = judge
+        self._clock = clock
         self._runtimes = runtimes
         self._listener = listener
         self.notes: list[str] = []
@@ -106,9 +109,9 @@ class Climber:
         best = min(int8, key=lambda a: a.score.drop.value if a.score else 0.0)
         try:
             worst = self._ranked(best)
-        except StorageError:
-            raise
         except FarthingError as error:
+            if self._clock.ends_all(error):
+                raise
             self.notes.append(
                 f"Operators of {best.rung.name} could not be ranked, so none went back to float: {error}"
             )
@@ -124,10 +127,12 @@ class Climber:
                 artefact.refusal = f"rejected: the same file as {twin.rung.name}"
                 artefact.score = twin.score
             else:
+                variant = Variant(model=artefact.model.digest, runtime=artefact.runtime)
+                self._clock.trial(variant, artefact.model)
                 artefact.score, artefact.refusal = self._judged(artefact.model, artefact.runtime)
-        except StorageError:
-            raise
         except FarthingError as error:
+            if self._clock.ends_all(error):
+                raise
             artefact.refusal, artefact.failed = f"failed: {error}", True
         return artefact
 

@@ -27,7 +27,7 @@ INT8 = (
     "int8",
     "float32",
 )  # 8 bits inside, numbers at inputs and outputs and in operators that have no 8-bit form
-CALIBRATORS = ("minmax", "percentile", "entropy")
+CALIBRATORS = ("minmax", "percentile")  # entropy is an option only: it takes longest, and helped nowhere
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 
 

@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 
 from farthing.bench import Rule, Tick
+from farthing.errors import FarthingError
 from farthing.forge.candidates import Times
 from farthing.forge.climb import Artefact
 from farthing.forge.timing import Clock, Lap, Variant
+from farthing.measure import Scenario
 from farthing.model import Model
 from farthing.target import Budget
 
 SPRINT = Rule(warmup=3, min_count=30, min_seconds=1.5, max_seconds=40.0)
 FINAL = Rule(warmup=10, min_count=200, min_seconds=4.0, max_seconds=90.0)
 FINALISTS = 5
+Entrants = Sequence[tuple[Variant, Model]]
 SLOW = 0.9
 
 
@@ -45,22 +48,24 @@ class Rounds:
         """Everything sprints; what is not clearly slower races again for longer, alone and in batches."""
         bases, rivals = self._variants([base]), self._variants(fit)
         exact = {variant for variant, _ in self._variants([a for a in [base, *fit] if a.rung.exact])}
-        sprint = self._clock.race(
-            bases, rivals, "single_stream", SPRINT, self._ticker("race", "first timing")
-        )
+        dropped: dict[Variant, str] = {}
+
+        def race(rivals: Entrants, scenario: Scenario, rule: Rule, tick: Tick) -> list[Lap]:
+            return self._survived(bases, rivals, scenario, rule, tick, dropped)
+
+        sprint = race(rivals, "single_stream", SPRINT, self._ticker("race", "first timing"))
         chosen = self._finalists(sprint[len(bases) :], rivals) | _fastest_of_each_engine(sprint, exact)
         finalists = [(variant, model) for variant, model in rivals if variant in chosen]
-        final = self._clock.race(
-            bases, finalists, "single_stream", FINAL, self._ticker("final", "final timing")
-        )
-        offline = self._clock.race(
-            bases, finalists, "offline", SPRINT, self._ticker("final", "timing batches")
-        )
+        final = race(finalists, "single_stream", FINAL, self._ticker("final", "final timing"))
+        finalists = [(variant, model) for variant, model in finalists if variant not in dropped]
+        offline = race(finalists, "offline", SPRINT, self._ticker("final", "timing batches"))
+        final = [lap for lap in final if lap.variant not in dropped]
         raced = {lap.variant for lap in final}
         floats = [lap for lap in final if lap.variant in exact]
         return Times(
-            laps=[*final, *(lap for lap in sprint if lap.variant not in raced)],
+            laps=[*final, *(lap for lap in sprint if lap.variant not in {*raced, *dropped})],
             offline={lap.variant: lap for lap in offline},
+            dropped=dropped,
             finalists=raced,
             over_float={lap.variant: lap.over(_fastest(floats)) for lap in final},
             over_engine={
@@ -69,6 +74,44 @@ class Rounds:
                 if (own := [other for other in floats if _engine(other) == _engine(lap)])
             },
         )
+
+    def _survived(
+        self,
+        bases: Entrants,
+        rivals: Entrants,
+        scenario: Scenario,
+        rule: Rule,
+        tick: Tick,
+        dropped: dict[Variant, str],
+    ) -> list[Lap]:
+        """The laps of a race; who makes it fail is noted in ``dropped``, and the others race anew."""
+        try:
+            return self._clock.race(bases, rivals, scenario, rule, tick)
+        except FarthingError as error:
+            if self._clock.ends_all(error):
+                raise
+            dropped |= self._culprits(bases, rivals, scenario, rule, tick)
+        rivals = [(variant, model) for variant, model in rivals if variant not in dropped]
+        return self._clock.race(bases, rivals, scenario, rule, tick)
+
+    def _culprits(
+        self, bases: Entrants, rivals: Entrants, scenario: Scenario, rule: Rule, tick: Tick
+    ) -> dict[Variant, str]:
+        """Of rivals that made a race fail those that do so alone, and how; halves race until they are found."""
+        found: dict[Variant, str] = {}
+        half = len(rivals) // 2
+        parts = (rivals[:half], rivals[half:]) if half else (rivals,) if rivals else ()
+        for part in parts:
+            try:
+                self._clock.race(bases, part, scenario, rule, tick)
+            except FarthingError as error:
+                if self._clock.ends_all(error):
+                    raise
+                if len(part) == 1:
+                    found[part[0][0]] = str(error)
+                else:
+                    found |= self._culprits(bases, part, scenario, rule, tick)
+        return found
 
     def _finalists(self, laps: Sequence[Lap], rivals: Sequence[tuple[Variant, Model]]) -> set[Variant]:
         """The fastest that are not clearly slower than the baseline; those that keep the size come first."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from farthing import bench
 from farthing.bench import Rule, Tick
-from farthing.bench.machine import Machine
+from farthing.bench.machine import Here, Machine
 from farthing.config import Section
+from farthing.errors import FarthingError, LinkError, MeasurementError, StorageError
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.runtime import Runtime
 from farthing.measure import Interval, Measurement, Scenario, ratio_of_medians
@@ -108,14 +110,38 @@ class Clock:
             for (variant, _), (measured, timed) in zip(entrants, raced, strict=True)
         ]
 
+    def trial(self, variant: Variant, model: Model) -> None:
+        """Run a model on this machine in a process of its own first: what crashes there would end the search here.
+
+        A board's worker is such a process already.
+
+        Raises:
+            EngineError: that process was killed by a signal.
+        """
+        if isinstance(self._machine, Here):
+            with contextlib.suppress(MeasurementError):  # it shows later whether it runs
+                self._peak(variant, model, again=False)
+
+    def ends_all(self, error: FarthingError) -> bool:
+        """Whether an error concerns more than one candidate: nothing can be written, or the machine does not answer."""
+        if isinstance(error, LinkError):
+            try:
+                self._machine.temperature()
+            except FarthingError:
+                return True
+        return isinstance(error, StorageError)
+
     def memory(self, variant: Variant, model: Model) -> tuple[float, float]:
         """Peak memory of a process that runs the variant, as `farthing.bench.peak_memory` gives it."""
+        return self._peak(variant, model, self._again)
+
+    def _peak(self, variant: Variant, model: Model, again: bool) -> tuple[float, float]:
         runtime = variant.runtime
         return self._cache.value(
             self._key("memory", variant),
             tuple[float, float],
             lambda: self._machine.peak_memory(model, runtime.engine, runtime.options),
-            self._again,
+            again,
         )
 
     def energy(self, variant: Variant, model: Model, rule: Rule) -> float | None:
