@@ -10,7 +10,6 @@ import asyncio
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from itertools import chain
@@ -112,7 +111,7 @@ class Batched(Service):
         self._line: Line[Entry] = Line(self._rule)
         self._limit = self._rule.max_size
         self._requests = self._refused = self._retried = 0
-        self._closed_why: dict[Why, Counter[int]] = {}
+        self._closed: dict[tuple[Why, int], int] = {}
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._idle = 0
@@ -172,7 +171,9 @@ class Batched(Service):
     def stats(self) -> BatchStats:
         """What it has done so far."""
         with self._lock:
-            closed: dict[Why, dict[int, int]] = {why: dict(sizes) for why, sizes in self._closed_why.items()}
+            closed: dict[Why, dict[int, int]] = {}
+            for (why, samples), count in self._closed.items():
+                closed.setdefault(why, {})[samples] = count
             return BatchStats(
                 requests=self._requests,
                 refused=self._refused,
@@ -324,7 +325,7 @@ class Batched(Service):
         """Count a batch, and tell who listens."""
         samples = sum(entry.size for entry in entries)
         with self._lock:
-            self._closed_why.setdefault(why, Counter())[samples] += 1
+            self._closed[why, samples] = self._closed.get((why, samples), 0) + 1
             seconds = ended - began
             self._ahead += (seconds - self._ahead) / 8  # a moving average
         if self._listener is not None:

@@ -84,10 +84,11 @@ class Line(Generic[WaitingT]):
         self._delay = rule.delay_ms / 1000
         self._preferred = sorted(rule.preferred)
         self._queues: dict[Hashable, _Queue[WaitingT]] = {}
+        self._count = 0
         self.samples = 0
 
     def __bool__(self) -> bool:
-        return bool(self._queues)
+        return self._count > 0
 
     def add(self, item: WaitingT) -> None:
         """Put one in line."""
@@ -95,6 +96,7 @@ class Line(Generic[WaitingT]):
         if queue is None:
             queue = self._queues[item.key] = _Queue()
         queue.add(item)
+        self._count += 1
         self.samples += item.size
 
     def due(self, now: float, ahead: float = 0.0) -> float:
@@ -104,11 +106,13 @@ class Line(Generic[WaitingT]):
             now: the moment, in seconds.
             ahead: seconds a batch takes to compute: a deadline closes its batch that much before.
         """
-        if not self._queues:
+        if not self._count:
             return math.inf
         if not self._delay:
             return 0.0
-        return max(0.0, min(self._closes(queue, ahead)[0] for queue in self._queues.values()) - now)
+        return max(
+            0.0, min(self._closes(queue, ahead)[0] for queue in self._queues.values() if queue.items) - now
+        )
 
     def take(self, now: float, ahead: float = 0.0, closing: bool = False) -> Batch[WaitingT]:
         """The batch that is due, or, on ``closing``, the next one.
@@ -122,24 +126,26 @@ class Line(Generic[WaitingT]):
         room = limit
         while queue.items and (queue.items[0].size <= room or not batch.items):
             item = queue.pop()
+            self._count -= 1
             self.samples -= item.size
             if item.deadline <= now:
                 batch.late.append(item)
             else:
                 batch.items.append(item)
                 room -= item.size
-        if not queue.items:
-            del self._queues[key]
+        if not queue.items and len(self._queues) > 1:
+            del self._queues[key]  # the last one stays: most models have one key
         return batch
 
     def _ready(self, now: float, ahead: float) -> tuple[Hashable, _Queue[WaitingT], Why]:
         """Of the queues whose batch is due, the one whose head goes first; if none is, of all."""
+        if not self._count:
+            raise LookupError("nobody waits")
         if len(self._queues) == 1:
             ((key, queue),) = self._queues.items()
             return key, queue, self._closes(queue, ahead)[1]
-        closing = [(key, queue, *self._closes(queue, ahead)) for key, queue in self._queues.items()]
-        if not closing:
-            raise LookupError("nobody waits")
+        waiting = [(key, queue) for key, queue in self._queues.items() if queue.items]
+        closing = [(key, queue, *self._closes(queue, ahead)) for key, queue in waiting]
         due = [one for one in closing if one[2] <= now] or closing
         key, queue, _, why = min(due, key=lambda one: one[1].rank)
         return key, queue, why
