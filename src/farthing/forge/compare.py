@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from farthing.config import Section, read
+from farthing.config import Section
 from farthing.errors import ModelError
-from farthing.forge.output import RESULT
+from farthing.forge.output import read_summary
 from farthing.measure import Interval, Measurement
 from farthing.recipe import Candidate, Summary
 
@@ -89,29 +89,13 @@ class Comparison(Section, frozen=True, kw_only=True):
     alike: int = 0
 
 
-def open_summary(place: Path) -> Summary:
-    """The summary in an output directory of a search, or in a ``result.json``.
-
-    Raises:
-        ModelError: there is none.
-        ConfigError: it cannot be understood.
-    """
-    file = place / RESULT if place.is_dir() else place
-    if not file.is_file():
-        raise ModelError(f"{place} is not the output of `farthing optimize`: it has no {RESULT}")
-    summary = read(file, Summary)
-    if not summary.candidates:
-        raise ModelError(f"{file} lists no candidate: run the search again")
-    return summary
-
-
 def compare(first: Path, second: Path) -> Comparison:
     """Compare the results of two searches, the earlier one first.
 
     Raises:
-        FarthingError: as `open_summary`.
+        FarthingError: as `farthing.forge.output.read_summary`.
     """
-    return compared(open_summary(first), open_summary(second), str(first), str(second))
+    return compared(read_summary(first), read_summary(second), str(first), str(second))
 
 
 def compared(first: Summary, second: Summary, one: str = "first", other: str = "second") -> Comparison:
@@ -134,7 +118,7 @@ def compared(first: Summary, second: Summary, one: str = "first", other: str = "
 
 def winner_of(summary: Summary) -> Candidate:
     """The candidate that won."""
-    return next((c for c in summary.candidates if c.number == summary.winner), summary.candidates[0])
+    return summary.candidates[summary.winner]
 
 
 def _side(summary: Summary, place: str) -> Side:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+import farthing
 from farthing import files
-from farthing.config import plain, read, to_yaml
-from farthing.errors import ModelError, StorageError, UnsupportedError
+from farthing.config import Section, plain, read, to_yaml
+from farthing.errors import ConfigError, ModelError, StorageError, UnsupportedError
 from farthing.forge.report import render
 from farthing.forge.script import standalone
 from farthing.model import Model
@@ -88,12 +90,51 @@ def write(winner: Model, recipe: Recipe, summary: Summary, directory: Path) -> R
     return Result(Model.open(directory / MODEL), recipe, summary, directory)
 
 
-def read_summary(directory: Path) -> Summary:
-    """The summary of an earlier search.
+def read_summary(place: Path) -> Summary:
+    """The summary in an output directory of a search, or in a ``result.json``.
 
     Raises:
-        ModelError: the directory is not the output of a search.
+        ModelError: there is none, or its figures contradict one another.
+        ConfigError: it cannot be understood, damaged or of another version.
     """
-    if not (directory / RESULT).is_file():
-        raise ModelError(f"{directory} is not the output of `farthing optimize`: it has no {RESULT}")
-    return read(directory / RESULT, Summary)
+    file = place / RESULT if place.is_dir() else place
+    if not file.is_file():
+        raise ModelError(f"{place} is not the output of `farthing optimize`: it has no {RESULT}")
+    try:
+        summary = read(file, Summary)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_of_another_version(file)}") from error
+    if wrong := _contradiction(summary):
+        raise ModelError(f"{file} {wrong}: run the search again")
+    return summary
+
+
+class _Versions(Section, frozen=True, forbid_unknown_fields=False):
+    versions: dict[str, str] = {}
+
+
+def _of_another_version(file: Path) -> str:
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=_Versions).versions.get("farthing")
+    except (OSError, msgspec.MsgspecError):
+        return ""
+    ours = farthing.__version__
+    return f"; it was written by Farthing {found}, and this is {ours}" if found not in {None, ours} else ""
+
+
+def _contradiction(summary: Summary) -> str:
+    """What cannot be true of a summary; empty if nothing is."""
+    if not summary.candidates:
+        return "lists no candidate"
+    if [candidate.number for candidate in summary.candidates] != [*range(len(summary.candidates))]:
+        return "does not number its candidates from 0"
+    if not 0 <= summary.winner < len(summary.candidates):
+        return f"names candidate {summary.winner} as its winner, of {len(summary.candidates)}"
+    for candidate in summary.candidates:
+        gains = [candidate.speedup, candidate.offline_speedup, candidate.over_float, candidate.over_engine]
+        figures = [value for gain in gains if gain for value in (gain.value, gain.high)]
+        for one in candidate.measurements.values():
+            figures += [one.p50_ms, one.p90_ms, one.p99_ms, one.throughput]
+        if not all(0 < figure < math.inf for figure in figures):
+            return f"gives candidate {candidate.number} a time or a speed that nothing can have"
+    return ""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from farthing.config import plain
 from farthing.errors import ConfigError, ModelError
-from farthing.forge.compare import Comparison, Figure, compare, compared, open_summary
+from farthing.forge.compare import Comparison, Figure, compare, compared
+from farthing.forge.output import read_summary
 from farthing.forge.report.changes import render_comparison, sentence
 from farthing.measure import Interval
 from farthing.recipe import Summary
@@ -146,12 +147,51 @@ def test_directories_and_files(build: Any, tmp_path: Path) -> None:
     one, other = written(build(), tmp_path / "one"), written(build(), tmp_path / "other")
     assert compare(one, other / "result.json").alike == 13
     with pytest.raises(ModelError, match="farthing optimize"):
-        open_summary(tmp_path)
+        read_summary(tmp_path)
     with pytest.raises(ModelError, match="no candidate"):
-        open_summary(written(build(candidates=()), tmp_path / "empty"))
+        read_summary(written(build(candidates=()), tmp_path / "empty"))
     (one / "result.json").write_text('{"model_name": 3}')
     with pytest.raises(ConfigError):
-        open_summary(one)
+        read_summary(one)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: d.update(winner=99), "names candidate 99 as its winner, of 13"),
+        (lambda d: d.update(winner=-1), "names candidate -1 as its winner"),
+        (lambda d: d["candidates"].pop(0), "does not number its candidates from 0"),
+        (lambda d: d["candidates"][3]["speedup"].update(value=0.0), "candidate 3 a time or a speed"),
+        (
+            lambda d: d["candidates"][0]["measurements"]["single_stream"].update(p50_ms=-1.0),
+            "candidate 0 a time",
+        ),
+        (
+            lambda d: d["candidates"][0]["measurements"]["single_stream"].update(throughput=0),
+            "candidate 0 a time",
+        ),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_by_name(
+    build: Any, tmp_path: Path, spoil: Any, message: str
+) -> None:
+    place = written(build(), tmp_path / "one")
+    data = msgspec.json.decode((place / "result.json").read_bytes())
+    spoil(data)
+    (place / "result.json").write_bytes(msgspec.json.encode(data))
+    with pytest.raises(ModelError, match=message):
+        compare(place, written(build(), tmp_path / "other"))
+
+
+def test_a_result_of_another_version_says_so(build: Any, tmp_path: Path) -> None:
+    place = written(build(versions={"farthing": "9.7.0"}), tmp_path / "one")
+    data = msgspec.json.decode((place / "result.json").read_bytes())
+    (place / "result.json").write_bytes(msgspec.json.encode({**data, "colour": "green"}))
+    with pytest.raises(ConfigError, match=r"'colour'.*it was written by Farthing 9\.7\.0, and this is"):
+        read_summary(place)
+    (place / "result.json").write_bytes(msgspec.json.encode({**data, "colour": 1, "versions": {}}))
+    with pytest.raises(ConfigError, match=r"'colour'.*winner$"):
+        read_summary(place)
 
 
 def test_the_page_escapes_and_loads_nothing(build: Any) -> None:
