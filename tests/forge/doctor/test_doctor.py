@@ -26,7 +26,7 @@ from farthing.forge.doctor.packages import packages, within
 from farthing.forge.doctor.place import place
 from farthing.model import Model, Preprocess, TensorSpec, checked
 from farthing.target import Budget
-from farthing.task import ImageFiles, Split, Task
+from farthing.task import ImageFiles, Split, Task, find_task
 from farthing.testing import fake_model
 
 BUDGET = Budget(accuracy_drop=0.01)
@@ -380,6 +380,9 @@ def test_what_does_not_open_is_a_finding(tmp_path: Path) -> None:
     found = examine(missing, root=tmp_path, cache=tmp_path)
     assert not found.well
     assert [finding.area for finding in found.of("problem")] == ["model"]
+    assert "farthing convert" in found.of("problem")[0].mend
+    untold = examine(None, lambda: find_task("no/such.yaml"), root=tmp_path, cache=tmp_path)
+    assert "farthing init" in untold.of("problem")[0].mend
     assert msgspec.json.decode(msgspec.json.encode(found), type=Diagnosis) == found
 
 
@@ -387,6 +390,8 @@ def test_every_trouble_comes_with_its_mending(tmp_path: Path) -> None:
     made = task(train=split(20, 0), validation=split(30, 1))
     found = examine(lambda: with_manifest(labels=("a",)), lambda: made, cache=tmp_path, root=tmp_path)
     assert all(finding.mend for finding in found.findings if finding.status != "ok")
+    bare = list(of_task(task(test=split(30, 1)), None, BUDGET))
+    assert all("`" in one(bare, name).mend for name in ("validation", "calibration")), "by its key"
 
 
 def test_it_works_with_the_base_dependencies_alone(tmp_path: Path) -> None:

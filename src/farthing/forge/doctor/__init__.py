@@ -58,6 +58,12 @@ def examine(
     return Diagnosis(findings=tuple(found))
 
 
+_MADE_BY: dict[Area, str] = {
+    "model": "if the path is right, `farthing convert SOURCE --out DIRECTORY` makes a sound one",
+    "task": "if the path is right, `farthing init MODEL --data DATA --out DIRECTORY` writes a sound one",
+}
+
+
 def _opened(area: Area, opens: Callable[[], PartT] | None) -> tuple[PartT | None, list[Finding]]:
     """What opens, or the finding that it does not."""
     if opens is None:
@@ -65,9 +71,7 @@ def _opened(area: Area, opens: Callable[[], PartT] | None) -> tuple[PartT | None
     try:
         return opens(), []
     except FarthingError as error:
-        return None, [
-            problem(area, "opens", f"{type(error).__name__}: {error}", "mend what the message names")
-        ]
+        return None, [problem(area, "opens", f"{type(error).__name__}: {error}", _MADE_BY[area])]
 
 
 def _of_the_run(model: Model | None, task: Task | None, budget: Budget) -> Iterator[Finding]:

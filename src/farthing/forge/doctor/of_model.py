@@ -67,7 +67,8 @@ def _preprocess(manifest: Manifest) -> Finding:
 def _outputs(manifest: Manifest) -> Iterator[Finding]:
     """Whether labels and outputs agree in number, and somebody said what outputs mean."""
     if not manifest.outputs:
-        yield problem("model", "outputs", "the manifest names none", "convert the model again")
+        mend = "farthing convert SOURCE --out DIRECTORY writes a manifest that does"
+        yield problem("model", "outputs", "the manifest names none", mend)
         return
     output = manifest.outputs[0]
     sizes = [size for axis, size in enumerate(output.shape) if axis != output.batch_axis]
@@ -103,7 +104,8 @@ def _onnx(model: Model) -> Iterator[Finding]:
     outside = sorted(locations(model.file) - model.manifest.files.keys())
     if outside:
         words = f"the file takes weights from {', '.join(outside)}, which the manifest does not name"
-        yield problem("model", "weights", words, "convert the model again")
+        mend = f"farthing convert {model.file} --out DIRECTORY takes them in, with these files beside it"
+        yield problem("model", "weights", words, mend)
     try:
         from farthing.forge import graph
 
@@ -117,7 +119,8 @@ def _onnx(model: Model) -> Iterator[Finding]:
         )
         return
     except FarthingError as error:
-        yield problem("model", "opset", str(error), "export the model again")
+        mend = "export it again where it was made, with opset 17, and check it with onnx.checker"
+        yield problem("model", "opset", str(error), mend)
         return
     opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
     if opset < PER_CHANNEL_OPSET:
@@ -136,7 +139,8 @@ def _runs(model: Model) -> Finding:
         engine = engine_for(manifest.format)
         version = str(plugins.get("engine", engine).installed())
     except (FarthingError, NotInstalled, PluginError) as error:
-        return problem("model", "runs", str(error), f"install an engine that runs {manifest.format}")
+        mend = f"pip install 'farthing[NAME]' for an engine that runs {manifest.format}; `farthing plugins` names them"
+        return problem("model", "runs", str(error), mend)
     free = [
         size for spec in manifest.data_inputs for axis, size in enumerate(spec.shape)
         if isinstance(size, str) and axis != spec.batch_axis
@@ -149,7 +153,8 @@ def _runs(model: Model) -> Finding:
         if free:
             words = f"{words} (its free axes {', '.join(map(str, free))} were tried with 32)"
             return warning("model", "runs", words, "give the axes sizes, or try it with a task")
-        return problem("model", "runs", words, "convert the model again, or choose another engine")
+        mend = "`farthing matrix` shows which engines run it; or convert it again from its source"
+        return problem("model", "runs", words, mend)
     odd = [
         name
         for name, array in answer.arrays[0].items()

@@ -41,23 +41,24 @@ def _fits(task: Task, model: Model) -> Finding:
     try:
         task.check(model.manifest)
     except FarthingError as error:
-        return problem("task", "model", str(error), "mend what the message names")
+        mend = "change the task's file or the manifest accordingly; `farthing init MODEL --data DATA` writes both"
+        return problem("task", "model", str(error), mend)
     return ok("task", "model", f"it feeds {model.manifest.name}")
 
 
 def _present(task: Task) -> Iterator[Finding]:
     if "validation" not in task.splits:
+        words = "there is no such split: nothing can be judged"
         yield problem(
-            "task", "validation", "there is no such split: nothing can be judged", "give the task one"
+            "task", "validation", words, "name it under `splits` in the task's file, or give it a share"
         )
     if "test" not in task.splits:
         words = "there is no such split: the accuracy reported is that of the data that chose the winner"
-        yield warning("task", "test", words, "keep some samples apart as a test split")
+        yield warning("task", "test", words, "keep some samples apart, and name them `test` under `splits`")
     calibration = task.splits.get("calibration")
     if calibration is None:
-        yield problem(
-            "task", "calibration", "neither calibration nor train data: int8 needs some", "add a split"
-        )
+        mend = f"add a split `calibration` of {FEW_CALIBRATION} samples or more; it needs no labels"
+        yield problem("task", "calibration", "neither calibration nor train data: int8 needs some", mend)
     elif len(calibration) < FEW_CALIBRATION:
         words = f"{len(calibration)} samples: ranges of activations will be a matter of luck"
         yield warning(
@@ -116,7 +117,7 @@ def _enough(task: Task, budget: Budget) -> Finding:
     """Whether the samples can show what the budget asks."""
     split = task.splits.get("validation")
     if split is None:
-        return problem("task", "resolution", "no validation samples", "give the task a validation split")
+        return problem("task", "resolution", "no validation samples", "add a split `validation`")
     trouble = unresolved(len(split), budget, task.metric)
     if trouble:
         return problem(
