@@ -9,8 +9,9 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from farthing.sysfs import cpu_quota, memory_info, memory_limit, number, text
 from farthing.target import INSTRUCTION_SETS, OTHER, THIS, Target
 
 _DETECTED = (
@@ -62,7 +63,7 @@ _MAKERS = {"0x8086": "Intel", "0x1022": "AMD", "0x1002": "AMD", "0x10de": "NVIDI
 
 def describe(root: Path) -> Target:
     """The present machine, as ``root`` shows it."""
-    cpuinfo = _text(root / "proc/cpuinfo")
+    cpuinfo = text(root / "proc/cpuinfo")
     of_each = [set(line.split()) for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.M)]
     flags = set.intersection(*of_each) if of_each else set()  # a process may run on every kind of core
     arch = platform.machine() if platform.machine() in INSTRUCTION_SETS else OTHER
@@ -83,7 +84,7 @@ def describe(root: Path) -> Target:
 def _board(root: Path) -> str:
     """The model in the device tree, which boards with ARM processors have."""
     for place in ("proc/device-tree/model", "sys/firmware/devicetree/base/model"):
-        if name := _text(root / place).strip("\0 \n"):
+        if name := text(root / place).strip("\0 \n"):
             return "".join(c if c.isprintable() else "?" for c in name)[:100]
     return ""
 
@@ -92,8 +93,8 @@ def _caches_kb(root: Path) -> tuple[int, ...]:
     """The largest data cache of each level, from the first outwards; a level that nothing says anything of ends it."""
     largest: dict[int, int] = {}
     for cache in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]*"):
-        level, size = _number(cache / "level"), re.fullmatch(r"(\d+)([KM])", _text(cache / "size").strip())
-        if level and size and _text(cache / "type").strip() in {"Data", "Unified"}:
+        level, size = number(cache / "level"), re.fullmatch(r"(\d+)([KM])", text(cache / "size").strip())
+        if level and size and text(cache / "type").strip() in {"Data", "Unified"}:
             kib = int(size[1]) << (10 if size[2] == "M" else 0)
             largest[level] = max(largest.get(level, 0), kib)
     levels = [level for level in range(1, 5) if all(inner in largest for inner in range(1, level + 1))]
@@ -104,27 +105,20 @@ def _accelerators(root: Path) -> Iterator[str]:
     """What a process may open; and what sits on a bus, but has no driver."""
     found = [name for pattern, name in _NODES if any((root / "dev").glob(pattern))]
     for node in sorted((root / "dev/accel").glob("accel[0-9]*")):
-        maker = _text(root / "sys/class/accel" / node.name / "device/vendor").strip()
+        maker = text(root / "sys/class/accel" / node.name / "device/vendor").strip()
         found.append(f"{_MAKERS[maker]} NPU" if maker in _MAKERS else "NPU")
     for node in sorted((root / "dev/dri").glob("renderD[0-9]*")):
-        maker = _text(root / "sys/class/drm" / node.name / "device/vendor").strip()
+        maker = text(root / "sys/class/drm" / node.name / "device/vendor").strip()
         found += [f"{_MAKERS[maker]} GPU"] if maker in _MAKERS else []
     yield from found
     for device in sorted((root / "sys/bus/pci/devices").glob("*")):
-        name = _PCI.get((_text(device / "vendor").strip(), _text(device / "device").strip()), "")
+        name = _PCI.get((text(device / "vendor").strip(), text(device / "device").strip()), "")
         if name and name not in found:
             yield f"{name} (no driver)"
     for device in sorted((root / "sys/bus/usb/devices").glob("*")):
-        name = _USB.get((_text(device / "idVendor").strip(), _text(device / "idProduct").strip()), "")
+        name = _USB.get((text(device / "idVendor").strip(), text(device / "idProduct").strip()), "")
         if name:
             yield f"{name} (USB)"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _cpu(cpuinfo: str) -> str:
@@ -142,47 +136,14 @@ def _cpu(cpuinfo: str) -> str:
     return " + ".join(names)
 
 
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
-
-
-def _groups(root: Path, controller: str) -> list[Path]:
-    """Directories of the control groups this process is in, innermost first, of both kinds (v2 and v1).
-
-    In a container the groups are often mounted as the root, whatever ``/proc/self/cgroup`` says.
-    """
-    base = root / "sys/fs/cgroup"
-    found = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        controllers, _, inside = line.partition(":")[2].partition(":")
-        mounts = [base, base / "unified"] if not controllers else [base / controller, base / controllers]
-        if not controllers or controller in controllers.split(","):
-            own = PurePosixPath(inside.lstrip("/"))
-            found += [
-                mount / group for mount in mounts for group in (own, *own.parents) if ".." not in group.parts
-            ]
-    return [*dict.fromkeys([*found, base, base / controller])]
-
-
 def _cores(root: Path) -> int:
     """Processors this process may use: its affinity, cut by the tightest control-group quota, rounded down."""
-    limits = [float(len(os.sched_getaffinity(0)))]
-    for group in _groups(root, "cpu"):
-        quota = re.match(r"(\d+) (\d+)", _text(group / "cpu.max"))
-        used, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
-        if quota and int(quota[2]):
-            limits.append(int(quota[1]) / int(quota[2]))
-        elif used and used > 0 and period:
-            limits.append(used / period)
-    return max(1, int(min(limits)))
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(root)
+    return max(1, int(min(cores, quota.cores) if quota else cores))
 
 
 def _memory_mb(root: Path) -> int | None:
     """Memory this process may use: the machine's, cut by the tightest control-group limit."""
-    total = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
-    limits = [int(total[1]) << 10] if total else []
-    for group in _groups(root, "memory"):
-        numbers = [_number(group / name) for name in ("memory.max", "memory.limit_in_bytes")]
-        limits += [number for number in numbers if number is not None and 0 < number < 1 << 60]
-    return max(1, min(limits) >> 20) if limits else None
+    total, limit = memory_info(root).get("MemTotal"), memory_limit(root)
+    known = [amount for amount in (total, limit.bytes if limit else None) if amount is not None]
+    return max(1, min(known) >> 20) if known else None
