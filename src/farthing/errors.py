@@ -120,7 +120,15 @@ class DeadlineError(ServiceError):
 
 
 class OverloadError(ServiceError):
-    """A service has no room for a request; the same request may be answered later."""
+    """A service has no room for a request; the same request may be answered later.
+
+    Attributes:
+        retry_after: seconds after which there should be room; None if nobody can tell.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ProtocolError(ServiceError):
