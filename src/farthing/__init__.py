@@ -104,8 +104,13 @@ if not TYPE_CHECKING:  # hidden from type checkers, or they would accept any mis
             raise AttributeError(f"module 'farthing' has no attribute {name!r}")
         from importlib import import_module
 
+        from farthing.errors import absent
+
         module, _, attribute = _PLACES[name].partition(":")
-        value = getattr(import_module(module), attribute)
+        try:
+            value = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise absent(error, "forge") from error
         globals()[name] = value
         return value
 

@@ -54,6 +54,7 @@ __all__ = [
     "TaskError",
     "UnknownModelError",
     "UnsupportedError",
+    "absent",
     "nearest",
     "require",
     "suggestion",
@@ -185,11 +186,22 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        missing = error.name or module
         if not isinstance(error, ModuleNotFoundError):
             raise NotInstalled(
-                f"{missing!r} is installed but does not load: {error}; install it again"
+                f"{error.name or module!r} is installed but does not load: {error}; install it again"
             ) from error
-        raise NotInstalled(
-            f"this needs the Python package {missing!r}, which is not installed: pip install 'farthing[{extra}]'"
-        ) from error
+        raise absent(error, extra, module) from error
+
+
+def absent(error: ModuleNotFoundError, extra: str, module: str = "") -> FarthingError:
+    """What to raise for a module that was not found: NotInstalled, which names the extra that brings it.
+
+    Raises:
+        ModuleNotFoundError: the module is one of Farthing's own: a mistake of ours, not the user's.
+    """
+    name = error.name or module
+    if name.partition(".")[0] in {"", "farthing"}:
+        raise error
+    return NotInstalled(
+        f"this needs the Python package {name!r}, which is not installed: pip install 'farthing[{extra}]'"
+    )

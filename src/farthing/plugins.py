@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal, TypeVar
 
-from farthing.errors import NotInstalled, PluginError, nearest
+from farthing.errors import PluginError, absent, nearest
 
 Kind = Literal["engine", "pass", "task", "metric", "decoder"]
 PartT = TypeVar("PartT")
@@ -111,13 +111,7 @@ def _builtin(kind: Kind, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if (error.name or "farthing").partition(".")[0] == "farthing":
-            raise
-        extra = "forge" if kind == "pass" else name
-        raise NotInstalled(
-            f"the {kind} {name!r} needs the Python package {error.name!r}, which is not installed: "
-            f"pip install 'farthing[{extra}]'"
-        ) from error
+        raise absent(error, "forge" if kind == "pass" else name) from error
 
 
 def _load(entry: Any, kind: Kind) -> Any:

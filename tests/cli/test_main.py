@@ -113,6 +113,40 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        (["optimize", "model", "--task", "digits", "--out", "out"], "onnx"),
+        (["demo", "--out", "out"], "torch"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(words: list[str], package: str, tmp_path: Path) -> None:
+    fake_model().save(tmp_path / "model")
+    program = (
+        "import sys\n"
+        "class Gone:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in {'onnx', 'torch'}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Gone())\n"
+        "import farthing\n"
+        "from farthing.cli import main\n"
+        "try:\n"
+        "    farthing.optimize\n"
+        "except farthing.FarthingError as error:\n"
+        "    print(error)\n"
+        f"sys.exit(main({words!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"this needs the Python package '{package}'" in done.stderr
+    assert "pip install 'farthing[forge]'" in done.stderr
+    assert "this needs the Python package 'onnx'" in done.stdout, "in Python as well"
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_nearest_name_beside_a_missing_model_is_suggested(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

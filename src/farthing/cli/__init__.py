@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from farthing.errors import FarthingError
+    from farthing.errors import FarthingError, absent
 
     parser = _parser(words)
     if not words:
@@ -77,6 +77,10 @@ def _run(words: list[str]) -> int:
     except FarthingError as error:
         INTERRUPT.check()  # an import that was cut off says that a package is damaged
         print(f"farthing: {error}{_about_the_cache(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        INTERRUPT.check()
+        print(f"farthing: {absent(error, 'forge')}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stderr.close()
