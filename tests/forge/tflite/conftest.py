@@ -28,6 +28,8 @@ TYPES = {
     "bool": TensorProto.BOOL,
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
+    "int16": TensorProto.INT16,
+    "float64": TensorProto.DOUBLE,
 }
 
 

@@ -229,6 +229,69 @@ def test_what_tflite_cannot_say_is_refused(lab: Any, name: str) -> None:
         lab.export(source)
 
 
+KINDS: dict[str, tuple[str, str, str]] = {
+    "sum of bytes": (
+        "Add",
+        "int8",
+        "takes int8 there for quantized numbers",
+    ),  # ends the process in LiteRT 2.3
+    "comparison of bytes": ("Greater", "uint8", "takes uint8 there for quantized numbers"),
+    "product of bytes": (
+        "Mul",
+        "uint8",
+        "takes uint8 there for quantized numbers",
+    ),  # wrong numbers in LiteRT
+    "power of integers": ("Pow", "int64", "TFLite has none for int64"),
+    "sum of short integers": ("Add", "int16", "TFLite has none for int16"),
+    "sum of doubles": ("Add", "float64", "TFLite has none for float64"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_element_types_that_kernels_lack_are_refused(lab: Any, name: str) -> None:
+    kind, dtype, words = KINDS[name]
+    nodes = [op(kind, "x", "x")]
+    source = lab.model(lab.network(nodes, {"x": lab.input(("n", 4), dtype)}))
+    with pytest.raises(UnsupportedError, match=f"{kind}.*the {kind}.*{words}"):
+        lab.export(source)
+
+
+def test_bytes_that_are_only_moved_stay_bytes(lab: Any) -> None:
+    nodes = [op("Transpose", "x", y="t", perm=[0, 2, 1]), op("Concat", "t", "t", axis=2)]
+    proto = lab.network(nodes, {"x": lab.input((1, 3, 4), "int8")})
+    made = lab.export(lab.model(proto))
+    feeds = {"x": np.random.default_rng(0).integers(-128, 128, (1, 3, 4), np.int8)}
+    np.testing.assert_array_equal(lab.run(made, feeds)["y"], graph.run(proto, feeds)["y"])
+
+
+def test_an_input_of_a_type_that_tflite_lacks_is_refused(lab: Any) -> None:
+    source = lab.model(lab.network([op("Identity", "x")], {"x": lab.input(("n", 4), "float64")}))
+    with pytest.raises(UnsupportedError, match="float64 cannot be written as TFLite"):
+        lab.export(source)
+
+
+def test_stored_tensors_of_old_files_are_known(lab: Any) -> None:
+    """Files of IR version 3 list their stored tensors among the inputs as well."""
+    constants = {"axes": np.asarray([0]), "to": np.asarray([4, 1])}
+    nodes = [op("Reshape", "x", "to", y="r"), op("Transpose", "r", y="t"), op("Squeeze", "t", "axes")]
+    proto = lab.network(nodes, {"x": (2, 2)}, constants)
+    source = lab.model(proto)
+    proto.ir_version = 3
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    old = Model.create(source.manifest, {"model.onnx": proto.SerializeToString()})
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 2)).astype(np.float32)}
+    found = lab.run(lab.export(old), feeds)["y"]
+    assert found.shape == (4,)
+    np.testing.assert_array_equal(found, graph.run(proto, feeds)["y"])
+
+
+def test_a_slope_for_each_sample_is_refused(lab: Any) -> None:
+    source = lab.model(lab.network([op("PRelu", "x", "s")], {"x": (3, 4, 5)}, {"s": w(3, 4, 5)}))
+    with pytest.raises(UnsupportedError, match=r"PRelu.*from sample to sample"):
+        lab.export(source)
+
+
 def test_a_constant_output_is_refused(lab: Any) -> None:
     nodes = [op("Relu", "x", y="y"), op("Add", "c", "c", y="z")]
     source = lab.model(lab.network(nodes, {"x": ("n", 4)}, {"c": w(3)}, ["y", "z"]))

@@ -19,6 +19,7 @@ from farthing.model import TensorSpec
 
 Array = NDArray[Any]
 OLDEST = 9
+STORED_APART = 4  # the first IR version whose stored tensors need not be inputs, too
 BATCH, OTHER = (1, 2), (64, 96)  # what free axes are set to: a batch of 1 is what the file declares
 SMALL = 1024  # numbers: larger constants are kept out of shape inference
 LARGEST = 1 << 28  # numbers in a constant that is computed: no more are made from a few bytes
@@ -120,7 +121,8 @@ class _World:
 
     def _infer(self) -> None:
         """Shapes and types of all tensors as far as onnx can tell."""
-        light = onnx.ModelProto(ir_version=self.proto.ir_version, opset_import=self.proto.opset_import)
+        version = max(self.proto.ir_version, STORED_APART)
+        light = onnx.ModelProto(ir_version=version, opset_import=self.proto.opset_import)
         light.graph.name = "light"
         light.graph.node.extend(self.graph_nodes)
         for value in self.proto.graph.input:

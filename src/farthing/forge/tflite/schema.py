@@ -44,7 +44,7 @@ def write(
 
     Raises:
         NotInstalled: ai-edge-litert is not installed.
-        UnsupportedError: more than the 2 GiB that one file can hold.
+        UnsupportedError: more than the 2 GiB that one file can hold, or an element type that TFLite lacks.
     """
     schema = require("ai_edge_litert.schema_py_generated", "litert")
     total = sum(tensor.data.nbytes for tensor in tensors if tensor.data is not None)
@@ -114,6 +114,10 @@ def _tensor(schema: Any, tensor: Tensor, buffer: int, name: str) -> Any:
     made.shape = [size.first for size in tensor.shape]
     if any(size.free for size in tensor.shape):
         made.shapeSignature = [size.signature for size in tensor.shape]
+    if tensor.dtype not in TYPES:
+        raise UnsupportedError(
+            f"tensor {tensor.name!r} of {tensor.dtype} cannot be written as TFLite: use one of {', '.join(TYPES)}"
+        )
     made.type = getattr(schema.TensorType, TYPES[tensor.dtype])
     made.buffer = buffer
     made.quantization = _quantization(schema, tensor.params)

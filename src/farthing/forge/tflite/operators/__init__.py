@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from farthing.forge.tflite.builder import Builder
+from farthing.forge.tflite.builder import Builder, Operator
 from farthing.forge.tflite.net import Node
 from farthing.forge.tflite.operators import (
     activations,
@@ -19,6 +19,7 @@ from farthing.forge.tflite.operators import (
     reduction,
     resizing,
 )
+from farthing.forge.tflite.schema import TYPES
 
 Writer = Callable[[Builder, Node], None]
 
@@ -72,6 +73,13 @@ WRITERS: dict[str, Writer] = {
     "DequantizeLinear": quantization.dequantize,
 }
 UNKNOWN = {"Erf": "TFLite knows it only as part of GELU, x / 2 * (1 + erf(x / sqrt 2)), unquantized inside"}
+SMALL = {"int8", "uint8"}
+MOVING = frozenset(
+    "RESHAPE TRANSPOSE CONCATENATION SLICE STRIDED_SLICE SPLIT GATHER PAD PADV2 MIRROR_PAD BROADCAST_TO DEPTH_TO_SPACE "
+    "SPACE_TO_DEPTH SELECT_V2 CAST SHAPE QUANTIZE DEQUANTIZE RESIZE_NEAREST_NEIGHBOR MAXIMUM MINIMUM".split()
+)
+"""Operators that choose numbers and compute none: what they stand for is all the same."""
+LACKING = {("POW", "int64"), ("REDUCE_MAX", "bool"), ("REDUCE_MIN", "bool")}
 
 
 def write(builder: Builder, node: Node) -> None:
@@ -82,7 +90,24 @@ def write(builder: Builder, node: Node) -> None:
     """
     if node.kind not in WRITERS:
         node.refuse(UNKNOWN.get(node.kind, "TFLite has no such operator, or this writer does not know it"))
+    before = len(builder.operators)
     try:
         WRITERS[node.kind](builder, node)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         node.refuse(f"its inputs or attributes break the rules of ONNX ({type(error).__name__}: {error})")
+    for operator in builder.operators[before:]:
+        _check_types(builder, operator, node)
+
+
+def _check_types(builder: Builder, operator: Operator, node: Node) -> None:
+    """Refuse element types that LiteRT's kernels lack; some end the process, some take 8 bits for quantized ones."""
+    for number in (*operator.inputs, *operator.outputs):
+        tensor = builder.tensors[number] if number >= 0 else None
+        if tensor is None:
+            continue
+        if tensor.dtype not in TYPES or (operator.code, tensor.dtype) in LACKING:
+            node.refuse(f"TFLite has none for {tensor.dtype}")
+        if tensor.dtype in SMALL and tensor.params is None and operator.code not in MOVING:
+            node.refuse(
+                f"TFLite takes {tensor.dtype} there for quantized numbers; cast them to int32 or float32"
+            )

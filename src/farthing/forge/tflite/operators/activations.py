@@ -116,6 +116,8 @@ def prelu(builder: Builder, node: Node) -> None:
     view = builder.view(node.inputs[0], node) if integer else builder.float_view(node.inputs[0], node)
     order = widened(view, shape).simple()
     tensor = builder.place(view, [[axis] for axis in order])
+    if spread_out.shape[order[0]] != 1:
+        node.refuse(f"a slope {list(slope.data.shape)} that differs from sample to sample")
     laid = Constant(spread_out.transpose(order)[0], slope.params)
     alpha = builder.stored(laid.data, laid.params) if integer else builder.stored(laid.real)
     source = builder.tensors[tensor]
