@@ -63,6 +63,30 @@ def test_a_keras_file_answers_as_keras_does(tmp_path: Path, make: Any, suffix: s
     np.testing.assert_allclose(found, LIB.ops.convert_to_numpy(wanted), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_depthwise_convolution_as_keras_2_wrote_it(tmp_path: Path, groups: int) -> None:
+    """Keras 2 stated the groups of the layer it derived this one from: always 1, and Keras 3 does not know the word."""
+    import h5py
+
+    picture = LIB.Input((8, 8, 3), name="picture")
+    net = LIB.Model(picture, L.Dense(2)(L.Flatten()(L.DepthwiseConv2D(3)(picture))))
+    path = saved(net, tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:
+        settings = file.attrs["model_config"]
+        assert '"depth_multiplier": 1' in settings
+        file.attrs["model_config"] = settings.replace(
+            '"depth_multiplier": 1', f'"groups": {groups}, "depth_multiplier": 1'
+        )
+    if groups > 1:
+        with pytest.raises(ModelError, match="groups"):
+            convert(path)
+        return
+    feed = np.random.default_rng(0).standard_normal((3, 8, 8, 3)).astype(np.float32)
+    with open_engine(convert(path).model) as engine:
+        found = next(iter(engine.run({"picture": feed}).values()))
+    np.testing.assert_allclose(found, LIB.ops.convert_to_numpy(net(feed)), rtol=1e-4, atol=1e-5)
+
+
 def test_no_settings_are_left_in_the_home_directory() -> None:
     assert not Path(os.environ["KERAS_HOME"]).exists()
     assert LIB.config.backend() == "torch"

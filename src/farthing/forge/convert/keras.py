@@ -77,12 +77,23 @@ def _rebuilt(path: Path) -> Any:
         place = Path(folder) / ("model.keras" if zipfile.is_zipfile(path) else "model.h5")
         place.symlink_to(path.resolve())
         try:
-            return library.saving.load_model(place, compile=False, safe_mode=True)
+            known = _older(library) if place.suffix == ".h5" else None
+            return library.saving.load_model(place, custom_objects=known, compile=False, safe_mode=True)
         except (*FORWARD_ERRORS, OSError) as error:
             version = importlib.metadata.version("keras")
             raise ModelError(
                 _refusal(path, version, first_line(error).replace(str(place), path.name))
             ) from error
+
+
+def _older(library: Any) -> dict[str, Any]:
+    """Layers that Keras 2 described with words Keras 3 does not know: a depthwise convolution's groups, always 1."""
+
+    class DepthwiseConv2D(library.layers.DepthwiseConv2D):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, groups: int = 1, **settings: Any) -> None:
+            super().__init__(*arguments, **settings, **({} if groups == 1 else {"groups": groups}))
+
+    return {"DepthwiseConv2D": DepthwiseConv2D}
 
 
 def _refusal(path: Path, version: str, said: str) -> str:
