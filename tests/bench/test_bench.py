@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,9 +23,10 @@ from farthing.bench import Rule, Timed, memory
 from farthing.bench.machine import Here
 from farthing.engines.base import Tensors, open_engine
 from farthing.errors import EngineError, MeasurementError, ModelError, TaskError
-from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
+from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec, checked
 from farthing.options import EngineOptions
 from farthing.task import ImageFiles, Split, Task
+from farthing.testing import fake_model
 
 Array = NDArray[Any]
 QUICK = Rule(warmup=2, min_count=12, min_seconds=0.0)
@@ -282,8 +284,24 @@ def test_feeds_to_time_with_are_real_samples_or_seeded_numbers() -> None:
     first, again = (bench.sample_feeds(affine().manifest, 4)[0]["x"] for _ in range(2))
     assert first.shape == (4, 2)
     np.testing.assert_array_equal(first, again)
-    for dtype in ("uint8", "bool", "float16", "int64"):
-        assert bench.random_array((3, 2), dtype, np.random.default_rng(0)).dtype == dtype
+    for dtype in ("uint8", "int8", "bool", "float16", "int64"):
+        made = bench.random_array((30, 20), dtype, np.random.default_rng(0))
+        assert made.dtype == dtype
+        assert (len(np.unique(made)) > 200) == (dtype not in {"bool", "int64"})
+
+
+def test_sizes_that_nobody_states_are_not_made_up() -> None:
+    picture = spec("x", "n", 3, "height", "width")
+    with pytest.raises(MeasurementError, match="'x' has the free axes height, width: give a task"):
+        bench.random_feeds([picture], 1, np.random.default_rng(0))
+    told = msgspec.structs.replace(picture, shape=("n", 3, 4, 5))
+    assert bench.random_feeds([told], 2, np.random.default_rng(0))["x"].shape == (2, 3, 4, 5)
+    model = fake_model()
+    (free,) = model.manifest.inputs
+    free = msgspec.structs.replace(free, shape=("n", "length"))
+    open_sized = Model(model.path, checked(model.manifest, inputs=(free,)))
+    with pytest.raises(MeasurementError, match="free axes length"):
+        bench.peak_memory(open_sized, "fake", EngineOptions())
 
 
 # Figures ----------------------------------------------------------------------------------------------------------

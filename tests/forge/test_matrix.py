@@ -14,9 +14,12 @@ from farthing import plugins
 from farthing.anatomy import Cell, Matrix
 from farthing.errors import ConfigError, ModelError, PluginError
 from farthing.forge import apart, nets
+from farthing.forge.apply import build
 from farthing.forge.convert import convert
 from farthing.forge.matrix import TOLERANCES, difference, lacking, matrix, precision
 from farthing.model import Manifest, Model, Quantization, TensorSpec, checked
+from farthing.recipe import Step
+from farthing.target import Target
 from farthing.task import Split, Task
 from farthing.testing import fake_model
 
@@ -69,6 +72,58 @@ def test_no_way_from_one_format_to_another() -> None:
     cell = found.cell("fake", "onnxruntime")
     assert cell.verdict == "no way"
     assert "from fake" in cell.detail
+
+
+def test_no_way_from_a_format_that_is_not_exported(digits: Model) -> None:
+    """An export is made from ONNX alone: that another format has none is nothing the engine lacks."""
+    pytest.importorskip("openvino")
+    found = matrix([convert_to(digits, "openvino")], ["openvino", "litert", "onnxruntime"])
+    assert found.cells[0].verdict == "source"
+    assert {cell.verdict for cell in found.cells[1:]} <= {"no way", "not installed"}
+
+
+def convert_to(model: Model, name: str) -> Model:
+    made, _ = build(Step(use=f"export.{name}.v1"), Target.detect())
+    nothing = Task("none", {"validation": Split({"": np.zeros((1, 1), np.float32)})}, "cosine")
+    result = made(model, Target.detect(), nothing)
+    assert isinstance(result, Model)
+    return result
+
+
+def test_an_input_without_axes_stays_one() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        "scaled",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4]),
+            helper.make_tensor_value_info("factor", TensorProto.FLOAT, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+    )
+    specs = [
+        TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in (("x", (1, 4)), ("factor", ()))
+    ]
+    manifest = Manifest(
+        name="scaled",
+        format="onnx",
+        inputs=tuple(specs),
+        outputs=(msgspec.structs.replace(specs[0], name="y"),),
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found = matrix(
+        [Model.create(manifest, {"model.onnx": proto.SerializeToString()})], ["onnxruntime", "openvino"]
+    )
+    assert found.cells[0].verdict == "source", found.cells[0].detail
+    assert found.cells[1].verdict in {"equal", "not installed"}
+
+
+def test_a_model_of_open_sizes_is_a_row_that_says_so(digits: Model) -> None:
+    (free,) = digits.manifest.inputs
+    free = msgspec.structs.replace(free, shape=("batch", 1, "height", 28))
+    model = Model(digits.path, checked(digits.manifest, inputs=(free,)))
+    found = matrix([model, digits], ["onnxruntime"])
+    assert [cell.verdict for cell in found.cells] == ["failed", "source"]
+    assert "free axes height" in found.cells[0].detail
 
 
 def unknown_operator() -> Model:

@@ -9,6 +9,7 @@ from farthing.bench.feeding import (
     outputs,
     padded_to_batch,
     random_array,
+    random_feeds,
     sample_feeds,
 )
 from farthing.bench.measuring import (
@@ -49,6 +50,7 @@ __all__ = [
     "race",
     "race_models",
     "random_array",
+    "random_feeds",
     "sample_feeds",
     "serve",
     "summarise",

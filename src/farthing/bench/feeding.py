@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from farthing.bench.racing import Tick
 from farthing.engines.base import Engine, Tensors
-from farthing.errors import TaskError
+from farthing.errors import MeasurementError, TaskError
 from farthing.metrics import Outputs
 from farthing.model import Manifest, TensorSpec
 from farthing.ops.scale import real, stored
@@ -102,20 +102,43 @@ def batch_size(manifest: Manifest, wanted: int) -> int:
 def sample_feeds(
     manifest: Manifest, batch: int, task: Task | None = None, split: SplitName = "validation"
 ) -> list[Tensors]:
-    """Up to eight feeds to time with: real samples of the task, or seeded random numbers where there is no task."""
+    """Up to eight feeds to time with: real samples of the task, or seeded random numbers where there is no task.
+
+    Raises:
+        MeasurementError: there is no task, and the manifest leaves sizes open.
+    """
     size = batch_size(manifest, batch)
     if task is not None:
         data = task.split(split)
         rows = np.resize(np.arange(len(data)), 8 * size).reshape(8, size)
         return [feeds(task, data, manifest, row) for row in rows]
-    generator = np.random.default_rng(0)
-    return [
-        {spec.name: random_array(spec.sized(size), spec.dtype, generator) for spec in manifest.data_inputs}
-    ]
+    return [random_feeds(manifest.data_inputs, size, np.random.default_rng(0))]
+
+
+def random_feeds(specs: Sequence[TensorSpec], batch: int, generator: np.random.Generator) -> dict[str, Array]:
+    """Random numbers for inputs where no data is at hand; an axis 0 of open size is the batch.
+
+    Raises:
+        MeasurementError: a data input takes text, or leaves open how large a sample is.
+    """
+    for spec in specs:
+        first = 0 if spec.batch_axis is None else spec.batch_axis
+        free = [size for axis, size in enumerate(spec.shape) if isinstance(size, str) and axis != first]
+        if free and spec.role == "data":
+            raise MeasurementError(
+                f"input {spec.name!r} has the free axes {', '.join(free)}: give a task whose samples have sizes, or "
+                "write the sizes into the manifest"
+            )
+        if spec.dtype == "str":
+            raise MeasurementError(f"input {spec.name!r} takes text: give a task with samples to run it on")
+    return {spec.name: random_array(spec.sized(batch), spec.dtype, generator) for spec in specs}
 
 
 def random_array(shape: tuple[int, ...], dtype: str, generator: np.random.Generator) -> Array:
-    """Numbers to time with where no data is at hand: standard normal, or whole numbers 0 and 1."""
-    kind = np.dtype(dtype).kind
-    values = generator.standard_normal(shape) if kind == "f" else generator.integers(0, 2, shape)
-    return np.asarray(values).astype(dtype)
+    """Random numbers of a type: standard normal, any of 8 bits, else whole numbers 0 and 1."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return np.asarray(generator.standard_normal(shape)).astype(dtype)
+    limits = np.iinfo(kind) if kind.itemsize == 1 and kind.kind in "iu" else None
+    low, high = (limits.min, limits.max + 1) if limits else (0, 2)
+    return np.asarray(generator.integers(low, high, shape)).astype(dtype)

@@ -26,8 +26,9 @@ def peak_memory(model: Model, engine: str, options: EngineOptions) -> tuple[floa
 
     Raises:
         EngineError: the child process was killed by a signal: the engine crashed, or memory ran out.
-        MeasurementError: it failed otherwise; the message ends with what it said.
+        MeasurementError: the manifest leaves sizes open, or it failed otherwise; the message ends with what it said.
     """
+    sample_feeds(model.manifest, 1)
     order = json.dumps([str(model.path), engine, plain(options)])
     # The working directory may be a stranger's: no module comes from it.
     path = [place for place in sys.path if place not in {"", "."}]

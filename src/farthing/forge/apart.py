@@ -171,12 +171,12 @@ def _paired(specs: Sequence[TensorSpec], source: Sequence[TensorSpec]) -> list[t
 
 
 def _fitted(array: Array, spec: TensorSpec, source: TensorSpec) -> Array:
-    """An input as this form of the model takes it: channels last, or stored in 8 bits."""
+    """An input of the source as this form of the model takes it: channels last, or stored in 8 bits."""
     from farthing.ops.scale import stored
 
     if (source.layout, spec.layout) == ("NCHW", "NHWC"):
         array = array.transpose(PICTURE)
-    return np.ascontiguousarray(stored(array, spec))
+    return np.asarray(array if source.scale else stored(array, spec), order="C")
 
 
 def _real(array: Array, spec: TensorSpec) -> Array:

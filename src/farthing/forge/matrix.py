@@ -11,11 +11,12 @@ import numpy as np
 
 from farthing import plugins
 from farthing.anatomy import Cell, Matrix, Portable
-from farthing.bench import batch_size, feeds, random_array
+from farthing.bench import batch_size, feeds, random_feeds
 from farthing.bench.machine import Here
 from farthing.errors import (
     ConfigError,
     FarthingError,
+    MeasurementError,
     ModelError,
     NotInstalled,
     PluginError,
@@ -50,7 +51,7 @@ def matrix(
 ) -> Matrix:
     """Run models in engines, each pair in a process of its own, and compare with the model's own engine.
 
-    An engine that does not read a model's format gets what the pass ``export.FORMAT.v1`` makes of it, if there is one.
+    An engine that does not read ONNX gets what the pass ``export.FORMAT.v1`` makes of an ONNX model, if there is one.
 
     Args:
         models: rows.
@@ -131,13 +132,22 @@ class _Row:
         self, label: str, model: Model, task: Task | None, seconds: float, tick: Callable[[str], object]
     ) -> None:
         self._label, self._model, self._seconds, self._tick = label, model, seconds, tick
-        self._precision = precision(model)
-        self._feeds = _inputs(model, task)
+        self._task, self._precision = task, precision(model)
+        self._feeds: Feeds = ()
         self._own = next((name for name in _names() if _reads(name, model.manifest.format)), "")
 
     def cells(self, engines: Sequence[str]) -> list[Cell]:
-        source = self._ask(self._own) if self._own else Answer(detail="no installed engine reads the format")
+        source = self._source()
         return [self._cell(name, source) for name in engines]
+
+    def _source(self) -> Answer:
+        if not self._own:
+            return Answer(detail="no installed engine reads the format")
+        try:
+            self._feeds = _inputs(self._model, self._task)
+        except MeasurementError as error:
+            return Answer(detail=str(error))
+        return self._ask(self._own)
 
     def _cell(self, engine: str, source: Answer) -> Cell:
         if engine == self._own:
@@ -184,10 +194,11 @@ class _Row:
             version = str(kind.installed())
         except NotInstalled as error:
             return Answer(verdict="not installed", detail=str(error))
-        via = "" if self._model.manifest.format in kind.formats else _exporter(kind.formats)
+        own = self._model.manifest.format
+        via = "" if own in kind.formats else _exporter(own, kind.formats)
         if via is None:
             able = ", ".join(sorted(kind.formats))
-            words = f"{engine} reads {able}: no pass makes that from {self._model.manifest.format}"
+            words = f"{engine} reads {able}: no pass makes that from {own}"
             return Answer(version=version, verdict="no way", detail=words)
         self._tick(f"{self._label} in {engine}")
         return in_child(self._model, engine, version, via, self._feeds, self._seconds)
@@ -203,9 +214,9 @@ def _reads(engine: str, model_format: str) -> bool:
     return model_format in kind.formats
 
 
-def _exporter(formats: frozenset[str]) -> str | None:
-    """The pass that makes one of these formats, if there is one."""
-    known = plugins.names("pass")
+def _exporter(own: str, formats: frozenset[str]) -> str | None:
+    """The pass that makes one of these formats, if there is one: exports are made from ONNX."""
+    known = plugins.names("pass") if own == "onnx" else ()
     return next((f"export.{name}.v1" for name in sorted(formats) if f"export.{name}.v1" in known), None)
 
 
@@ -218,10 +229,7 @@ def _inputs(model: Model, task: Task | None) -> Feeds:
         picks = np.linspace(0, len(split) - 1, SAMPLES * size).round().astype(np.int64).reshape(SAMPLES, size)
         return [feeds(task, split, manifest, row) for row in picks]
     generator = np.random.default_rng(0)
-    return [
-        {s.name: random_array(s.sized(size), s.dtype, generator) for s in manifest.data_inputs}
-        for _ in range(SAMPLES)
-    ]
+    return [random_feeds(manifest.data_inputs, size, generator) for _ in range(SAMPLES)]
 
 
 def difference(source: Feeds, found: Feeds) -> tuple[float, float]:

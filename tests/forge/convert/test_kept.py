@@ -11,10 +11,12 @@ import pytest
 from rows import BIAS, WEIGHTS, Row, litert, openvino, spec, torchscript
 from rows.litert import Graph, tflite_model
 
+from farthing.bench import evaluate
 from farthing.engines.base import open_engine
 from farthing.errors import ModelError, UnsupportedError
 from farthing.forge.convert import Conversion, convert
 from farthing.model import Manifest, Model, Preprocess
+from farthing.task import Split, Task
 
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 ROWS = [litert.ROW, openvino.ROW, torchscript.ROW]
@@ -123,18 +125,41 @@ def test_damage_is_told_with_the_path_the_caller_gave(row: Row, tmp_path: Path) 
         convert(source, **more)
 
 
-def test_numbers_that_stand_for_others_are_noted(tmp_path: Path) -> None:
+def integers(scale: float, zero: int) -> Model:
+    """int8 to uint8 numbers of one scale."""
+
     def build(graph: Graph, x: int, y: int) -> None:
-        for number, zero in ((x, -128), (y, 3)):
+        for number, start in ((x, zero), (y, 3)):
             table = graph.s.QuantizationParametersT()
-            table.scale, table.zeroPoint = [0.5], [zero]
+            table.scale, table.zeroPoint = [scale], [start]
             graph.graph.tensors[number].quantization = table
         graph.operator("QUANTIZE", [x], [y], "Quantize")
 
-    model = tflite_model(build, [spec("x", 1, 4, dtype="int8")], [spec("y", 1, 4, dtype="uint8")])
-    made = convert(files_of(model, tmp_path))
+    return tflite_model(build, [spec("x", "n", 4, dtype="int8")], [spec("y", "n", 4, dtype="uint8")])
+
+
+def test_numbers_that_stand_for_others_are_described(tmp_path: Path) -> None:
+    made = convert(files_of(integers(0.5, -128), tmp_path))
     assert "x is quantized: real value = 0.5 * (int8 number - -128)" in made.assumptions
     assert "y is quantized: real value = 0.5 * (uint8 number - 3)" in made.assumptions
+    scales = [(s.scale, s.zero_point) for s in (*made.model.manifest.inputs, *made.model.manifest.outputs)]
+    assert scales == [(0.5, -128), (0.5, 3)]
+
+
+def test_a_quantized_file_is_fed_real_numbers_by_a_task(tmp_path: Path) -> None:
+    """The same network in float and in integers gets the same samples: rows whose largest number is the label."""
+    labels = np.arange(40) % 4
+    split = Split({"": np.eye(4, dtype=np.float32)[labels] * 20 + 1}, labels)
+    task = Task("rows", {"validation": split}, "top1")
+    model = convert(files_of(integers(0.25, -128), tmp_path)).model
+    found, _ = evaluate(model, task, "validation")
+    assert found.value == 1.0
+
+
+@pytest.mark.parametrize(("scale", "zero"), [(float("nan"), 0), (-1.0, 0), (0.5, 300)])
+def test_scales_that_mean_nothing_are_refused(tmp_path: Path, scale: float, zero: int) -> None:
+    with pytest.raises(ModelError, match=r"x has scale .* which no int8 tensor can have"):
+        convert(files_of(integers(scale, zero), tmp_path))
 
 
 def test_openvino_s_weights(tmp_path: Path) -> None:

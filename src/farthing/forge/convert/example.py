@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from farthing.bench import random_array
 from farthing.errors import ConfigError, ModelError, nearest
 
 Array = NDArray[Any]
@@ -168,12 +169,8 @@ def _real(samples: Mapping[str, Array], names: Sequence[str], count: int) -> Poo
 
 
 def random_like(array: Array, count: int, generator: np.random.Generator) -> Array:
-    """Random numbers of an example's inner shape and type: normal, any byte, other whole numbers 0 or 1."""
-    shape = (count, *array.shape[1:]) if array.ndim else ()
-    if array.dtype.kind == "f":
-        return np.asarray(generator.standard_normal(shape), array.dtype)
-    high = 256 if array.dtype == np.uint8 else 2
-    return np.asarray(generator.integers(0, high, shape), array.dtype)
+    """Random numbers of an example's inner shape and type."""
+    return random_array((count, *array.shape[1:]) if array.ndim else (), array.dtype.name, generator)
 
 
 def _around(array: Array, count: int, generator: np.random.Generator) -> Array:

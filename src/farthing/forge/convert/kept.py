@@ -20,6 +20,7 @@ from farthing.model import Manifest, Model, TensorSpec
 
 Array = NDArray[Any]
 ENGINES = {"tflite": "litert", "openvino": "openvino", "torchscript": "torchscript"}
+_STORED = frozenset({"int8", "uint8", "int16"})  # types in which TFLite stores real numbers
 _SCALARS = {"int": "int64", "float": "float64", "bool": "bool"}
 
 
@@ -110,16 +111,28 @@ def _spec(name: str, dtype: str, shape: Sequence[int | str | None]) -> TensorSpe
 
 def _tflite(draft: Model, wanted: Wanted) -> _Found:
     content = tflite.read(draft.file.read_bytes(), draft.file)
+    inputs, outputs = ([_scaled(one) for one in side] for side in (content.inputs, content.outputs))
     notes = [
-        f"{one.names[0]} is quantized: real value = {one.scales[0]:g} * ({one.dtype} number - {one.zero_points[0]})"
-        for one in (*content.inputs, *content.outputs)
-        if len(one.scales) == len(one.zero_points) == 1 and one.dtype in {"int8", "uint8", "int16"}
+        f"{spec.name} is quantized: real value = {spec.scale:g} * ({spec.dtype} number - {spec.zero_point})"
+        for spec in (*inputs, *outputs)
+        if spec.scale
     ]
-    inputs, outputs = (
-        [_spec(one.names[0], one.dtype, one.shape) for one in side]
-        for side in (content.inputs, content.outputs)
-    )
     return _Found(inputs, outputs, notes)
+
+
+def _scaled(one: tflite.FileTensor) -> TensorSpec:
+    """A tensor with its scale, if it has one for all its integers."""
+    spec = _spec(one.names[0], one.dtype, one.shape)
+    if spec.dtype not in _STORED or not len(one.scales) == len(one.zero_points) == 1:
+        return spec
+    scale, zero = one.scales[0], one.zero_points[0]
+    limits = np.iinfo(spec.dtype)
+    if not (0 < scale < np.inf and limits.min <= zero <= limits.max):
+        raise ModelError(
+            f"this file cannot be described: {spec.name} has scale {scale:g} and zero point {zero}, which no "
+            f"{spec.dtype} tensor can have"
+        )
+    return msgspec.structs.replace(spec, scale=scale, zero_point=zero)
 
 
 def _openvino(draft: Model, wanted: Wanted) -> _Found:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.anatomy import Layer, Placed
-from farthing.bench import random_array
+from farthing.bench import random_feeds
 from farthing.config import Section
+from farthing.errors import MeasurementError
 from farthing.model import Manifest, TensorSpec
 from farthing.options import EngineOptions
 
@@ -94,7 +95,12 @@ class Subject(NamedTuple):
         """Inputs to run it on, or why it is not run."""
         if not self.run:
             return {}, "not asked for"
-        return (dict(self.feeds), "") if self.feeds is not None else random_feeds(inputs)
+        if self.feeds is not None:
+            return dict(self.feeds), ""
+        try:
+            return random_feeds(inputs, 1, np.random.default_rng(0)), ""
+        except MeasurementError as error:
+            return {}, str(error)
 
 
 class Stored(NamedTuple):
@@ -174,19 +180,6 @@ def ranked(totals: Mapping[tuple[str, str], Counter[str]]) -> tuple[Layer, ...]:
         if sum(sizes.values())
     ]
     return tuple(sorted(found, key=lambda layer: (-layer.bytes, layer.name)))
-
-
-def random_feeds(inputs: Sequence[TensorSpec]) -> tuple[dict[str, Array], str]:
-    """Random numbers for one sample, or the reason why none can be made."""
-    for spec in inputs:
-        first = 0 if spec.batch_axis is None else spec.batch_axis
-        free = [size for axis, size in enumerate(spec.shape) if isinstance(size, str) and axis != first]
-        if free and spec.role == "data":
-            return {}, f"input {spec.name!r} has the free axes {', '.join(free)}: give inputs to run it on"
-        if spec.dtype == "str":
-            return {}, f"input {spec.name!r} takes text: give inputs to run it on"
-    generator = np.random.default_rng(0)
-    return {spec.name: random_array(spec.sized(1), spec.dtype, generator) for spec in inputs}, ""
 
 
 def batch(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> int:
