@@ -57,7 +57,7 @@ class _Silent(Service):
         self.waiting.append(Future())
         return self.waiting[-1]
 
-    def close(self) -> None: ...
+    def close(self, grace: float = 0.0) -> None: ...
 
 
 def test_who_waits_too_long_gets_an_error_and_takes_the_request_back() -> None:

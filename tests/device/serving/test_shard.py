@@ -215,7 +215,7 @@ class _Remote(Service):
         future.set_result(Answer({}, self.name))
         return future
 
-    def close(self) -> None:
+    def close(self, grace: float = 0.0) -> None:
         self.closed += 1
         self._inner.close()
 

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from farthing.config import Section
 from farthing.device.serving.delivery import Delivery, Entry, Verdict
 from farthing.device.serving.gather import Batch, BatchRule, Line, Why
-from farthing.device.serving.service import Answer, Clock, Request, Service, late
+from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service, late
 from farthing.device.serving.stacking import Stack
 from farthing.engines.base import Engine
 from farthing.errors import ClosedError, ConfigError, EngineError, FarthingError, FeedError, OverloadError
@@ -187,7 +187,7 @@ class Batched(Service):
         """Samples in line."""
         return self._line.samples
 
-    def close(self, grace: float = 30.0) -> None:
+    def close(self, grace: float = GRACE) -> None:
         """See `Service.close`: computes what waits, for at most ``grace`` seconds, and fails what is left then."""
         with self._lock:
             self._closing = True

@@ -21,6 +21,7 @@ from farthing.engines.base import Engine, Tensors
 from farthing.errors import DeadlineError, FarthingError
 from farthing.model import TensorSpec
 
+GRACE = 30.0
 Clock = Callable[[], float]
 """Seconds from some fixed moment, never going back: `time.monotonic`, or a fake one in tests."""
 
@@ -112,10 +113,10 @@ class Service(ABC):
             raise DeadlineError(f"{self.name} did not answer within {timeout:g} s") from None
 
     @abstractmethod
-    def close(self) -> None:
-        """Answer or fail everyone who waits, then give back what is held. Closing twice is allowed.
+    def close(self, grace: float = GRACE) -> None:
+        """Take no more requests, answer those that wait, fail what is left after ``grace`` seconds, give all back.
 
-        What was given to a wrapper (an engine, another service) is closed with it.
+        Closing twice is allowed. What was given to a wrapper (an engine, another service) is closed with it.
         """
 
     def __enter__(self) -> Self:
@@ -154,8 +155,8 @@ class Direct(Service):
             future.set_result(Answer(outputs, self.name, latency=self._clock() - began))
         return future
 
-    def close(self) -> None:
-        """See `Service.close`."""
+    def close(self, grace: float = GRACE) -> None:
+        """See `Service.close`: nobody waits."""
         self._engine.close()
 
 

@@ -13,7 +13,17 @@ from typing import Literal
 
 from farthing.bundle import Bundle, wire
 from farthing.config import Section
-from farthing.device.serving.service import Answer, Clock, Request, Service, as_service, failed, late, settle
+from farthing.device.serving.service import (
+    GRACE,
+    Answer,
+    Clock,
+    Request,
+    Service,
+    as_service,
+    failed,
+    late,
+    settle,
+)
 from farthing.engines.base import Engine, Tensors, check_feeds, open_engine
 from farthing.errors import ClosedError, ConfigError, EngineError, FarthingError, OverloadError
 from farthing.options import EngineOptions
@@ -91,7 +101,7 @@ class OwnThread(Service):
         except RuntimeError:  # shut down
             return failed(ClosedError(f"{self.name} was closed: open it again"))
 
-    def close(self) -> None:
+    def close(self, grace: float = GRACE) -> None:
         """See `Service.close`: everyone who waits is answered first."""
         self._thread.shutdown()
         self._engine.close()
@@ -192,14 +202,13 @@ class Sharded(Service):
         with self._lock:
             return self._tally.stats(len(self._line), self._running)
 
-    def close(self) -> None:
+    def close(self, grace: float = GRACE) -> None:
         """See `Service.close`: everyone in line is answered first."""
         with self._idle:
             self._closed = True
-            while self._line or self._running:
-                self._idle.wait()
+            self._idle.wait_for(lambda: not (self._line or self._running), grace)
         for part in self._parts:
-            part.close()
+            part.close(grace)
 
     def _refusal(self, request: Request) -> FarthingError | None:
         if self._closed:
