@@ -74,7 +74,7 @@ class Later(Service):
         future.set_result(Answer({}, self.name))
         return request
 
-    def close(self) -> None:
+    def close(self, grace: float = 0.0) -> None:
         for _, future in self.inside:
             settle(future, ClosedError("closed"))
         self.inside.clear()
@@ -310,7 +310,7 @@ def test_closing_answers_what_was_started_and_fails_the_rest(gated: Gated) -> No
     first = queue.submit(Request(marked(0), deadline=soon()))
     assert gated.entered.acquire(timeout=LONG)
     second = queue.submit(Request(marked(1), deadline=soon()))
-    closing = threading.Thread(target=queue.close)
+    closing = threading.Thread(target=queue.close, args=(0.05,))
     closing.start()
     error = second.exception(LONG)
     assert isinstance(error, ClosedError)
@@ -322,6 +322,21 @@ def test_closing_answers_what_was_started_and_fails_the_rest(gated: Gated) -> No
     with pytest.raises(EngineError, match="closed"):
         FakeEngine.run(gated, X)
     assert queue.stats().closed == 1
+
+
+def test_closing_answers_those_that_wait_while_there_is_time(gated: Gated) -> None:
+    queue = Realtime(gated)
+    futures = [queue.submit(Request(marked(i), deadline=soon())) for i in range(5)]
+    assert gated.entered.acquire(timeout=LONG)
+    closing = threading.Thread(target=queue.close)
+    closing.start()
+    while not (refused := queue.submit(Request(X, deadline=soon()))).done():
+        refused.cancel()
+    assert isinstance(refused.exception(0), ClosedError)
+    gated.open()
+    assert all(future.result(LONG).source == "fake" for future in futures)
+    closing.join(LONG)
+    assert queue.stats().closed == 0
 
 
 def test_a_callback_may_close_it() -> None:

@@ -19,7 +19,17 @@ from msgspec.structs import replace
 
 from farthing.device.serving.alarm import Alarm
 from farthing.device.serving.backlog import Backlog, Drop, Outcome, QueueRule, QueueStats, Ticket
-from farthing.device.serving.service import Answer, Clock, Direct, Request, Service, failed, late, settle
+from farthing.device.serving.service import (
+    GRACE,
+    Answer,
+    Clock,
+    Direct,
+    Request,
+    Service,
+    failed,
+    late,
+    settle,
+)
 from farthing.engines.base import Engine
 from farthing.errors import ClosedError, FarthingError, OverloadError, ServiceError
 
@@ -66,7 +76,8 @@ class Realtime(Service):
         self._threads: list[threading.Thread] = []
         self._idle = 0  # threads that wait for work
         self._number = 0
-        self._closed = False
+        self._closing = False  # takes no more requests
+        self._closed = False  # starts no more
         self._alarm = Alarm(self._expire, clock, f"{self.name} deadlines")
         self._news = _News(on_pressure) if on_pressure else None
 
@@ -74,7 +85,7 @@ class Realtime(Service):
         """See `Service.submit`: an OverloadError says in ``retry_after`` when there should be room."""
         future: Future[Answer] = Future()
         with self._lock:
-            if self._closed:
+            if self._closing:
                 return failed(ClosedError(f"{self.name} is closed: it takes no more requests"))
             ticket = self._ticket(request, future)
             drops = self._backlog.offer(ticket, ticket.arrived)
@@ -105,9 +116,12 @@ class Realtime(Service):
         with self._lock:
             return self._backlog.stats()
 
-    def close(self) -> None:
-        """See `Service.close`: what waits fails with ClosedError, what was started is answered."""
+    def close(self, grace: float = GRACE) -> None:
+        """See `Service.close`: what was started is answered in any case."""
         with self._lock:
+            self._closing = True
+            if threading.current_thread() not in self._threads:
+                self._changed.wait_for(lambda: len(self._backlog) == 0, grace)
             self._closed = True
             left = self._backlog.clear()
             self._rouse()
@@ -120,7 +134,7 @@ class Realtime(Service):
             if thread is not threading.current_thread():
                 thread.join()
         self._alarm.close()
-        self._inner.close()
+        self._inner.close(grace)
 
     def _ticket(self, request: Request, future: Future[Answer]) -> Ticket:
         now = self._clock()
@@ -164,6 +178,8 @@ class Realtime(Service):
                 self._idle -= 1
                 ticket, drops = self._backlog.take(self._clock())
             self._rouse()
+            if self._closing:
+                self._changed.notify_all()  # who closes waits for the last of them
         self._tell(drops)
         if ticket is not None:
             self._start(ticket)
