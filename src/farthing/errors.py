@@ -11,7 +11,8 @@
     ├── TargetError                    no target of that name, or one that cannot be used
     │   └── LinkError                  the connection to a target could not be made, or broke
     ├── EngineError                    an engine could not load or run a model
-    │   └── FeedError                  tensors given to run() do not fit the model's inputs
+    │   ├── FeedError                  tensors given to run() do not fit the model's inputs
+    │   └── RaceError                  an entrant of a race could not be loaded or failed; it says which
     ├── ServiceError                   a service did not answer a request
     │   ├── DeadlineError              the deadline passed first
     │   ├── OverloadError              no room for it; the same request may be answered later
@@ -48,6 +49,7 @@ __all__ = [
     "OverloadError",
     "PluginError",
     "ProtocolError",
+    "RaceError",
     "ServiceError",
     "StorageError",
     "TargetError",
@@ -110,6 +112,18 @@ class EngineError(FarthingError):
 
 class FeedError(EngineError):
     """Tensors given to ``run`` do not fit the model's inputs."""
+
+
+class RaceError(EngineError):
+    """An entrant of a race could not be loaded, or failed; the race may succeed without it.
+
+    Attributes:
+        entrant: its place among the entrants, from 0.
+    """
+
+    def __init__(self, message: str, entrant: int) -> None:
+        super().__init__(message)
+        self.entrant = entrant
 
 
 class ServiceError(FarthingError):

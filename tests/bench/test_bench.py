@@ -22,7 +22,7 @@ from farthing import bench
 from farthing.bench import Rule, Timed, memory
 from farthing.bench.machine import Here
 from farthing.engines.base import Tensors, open_engine
-from farthing.errors import EngineError, MeasurementError, ModelError, TaskError
+from farthing.errors import EngineError, MeasurementError, ModelError, RaceError, TaskError
 from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec, checked
 from farthing.options import EngineOptions
 from farthing.task import ImageFiles, Split, Task
@@ -459,3 +459,26 @@ def test_the_child_finds_the_same_modules(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "path", ["", ".", *sys.path])
     monkeypatch.setenv("PYTHONPATH", os.pathsep)  # an empty entry is the working directory, too
     assert bench.peak_memory(affine(), "fake", EngineOptions())[0] > 5
+
+
+def test_a_race_names_the_entrant_that_fails() -> None:
+    class Failing:
+        def __init__(self, most: int) -> None:
+            self.left = most
+
+        def run(self, feeds: object) -> object:
+            self.left -= 1
+            if self.left < 0:
+                raise EngineError("it broke")
+            return feeds
+
+    for most in (3, 60):  # while it warms up, and in a later round
+        turns: list[int] = []
+        entrants: Any = [(Failing(most if i == 1 else 10**9), [{}]) for i in range(3)]
+        with pytest.raises(RaceError, match="it broke") as caught:
+            bench.race(entrants, Rule(min_count=1000, min_seconds=0.0), turn=turns.append)
+        assert (caught.value.entrant, turns[-1]) == (1, 1)
+    models = [(affine(), "", EngineOptions()), (affine(features=3), "", EngineOptions(threads=2))]
+    with pytest.raises(RaceError, match="computes in the caller's thread") as caught:
+        bench.compare_engines(models)
+    assert caught.value.entrant == 1

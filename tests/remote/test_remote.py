@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -306,6 +307,22 @@ def test_a_connection_cut_in_a_race_is_made_anew_and_the_race_repeated(
     assert [sentence.endswith("trying once more") for sentence in said] == [True]
 
 
+def test_a_connection_may_break_more_than_once(board: Board, server: Server, said: list[str]) -> None:
+    with Remote(board, said.append, replace(QUICK, attempts=3)) as remote:
+        engine = remote.load(fake_model(features=4), "", ONE)[0]
+        cuts: list[int] = []
+
+        def cut(done: int, total: int) -> None:
+            if remote.generation not in cuts and len(cuts) < 2:
+                cuts.append(remote.generation)
+                server.cut()
+
+        timed = remote.race([(engine, [{"x": rows(1)}])], Rule(min_seconds=1.2), cut)
+        assert (len(timed), len(cuts), len(said)) == (1, 2, 2)
+        with pytest.raises(LinkError, match="connection broke"):
+            remote.race([(engine, [{"x": rows(1)}])], Rule(min_seconds=1.2), lambda *_: server.cut())
+
+
 def test_a_worker_killed_in_a_race_is_started_anew(remote: Remote, board: Board, said: list[str]) -> None:
     with remote.load(fake_model(features=4), "", ONE)[0] as engine:
         timer = soon(0.5, lambda: [kill(pid) for pid in pythons(board)])
@@ -409,12 +426,40 @@ def test_a_full_disk_there_is_said_and_nothing_of_it_stays(small: Board) -> None
     model = fake_model(features=300, outputs=200)
     assert model.size_bytes > 1 << 20
     with Remote(small, None, QUICK) as remote:
-        with pytest.raises(StorageError, match=r"on small: cannot write .*: the disk is full"):
+        with pytest.raises(EngineError, match=r"on small: cannot write .*: the disk is full"):
             remote.load(model, "", ONE)
         with remote.load(fake_model(features=4), "", ONE)[0] as engine:
             assert engine.run({"x": rows(1)})["y"].shape == (1, 3)
     models = list((Path(small.directory) / "models").iterdir())
     assert [path.name for path in models] == [fake_model(features=4).digest]
+
+
+def test_models_that_nobody_uses_make_room_for_others(small: Board) -> None:
+    models = [fake_model(features=100, outputs=100, seed=seed) for seed in range(8)]
+    assert sum(model.size_bytes for model in models) > 1 << 20
+    with Remote(small, None, QUICK) as remote:
+        for model in [*models, models[0]]:
+            with remote.load(model, "", ONE)[0] as engine:
+                assert engine.run({"x": rows(1, 100)})["y"].shape == (1, 100)
+        used = remote.load(models[1], "", ONE)[0]
+        for model in models[2:]:
+            remote.load(model, "", ONE)[0].close()
+        assert used.session().run({"x": rows(1, 100)})["y"].shape == (1, 100)
+    kept = {path.name for path in (Path(small.directory) / "models").iterdir()}
+    assert models[1].digest in kept
+    assert len(kept) < len(models)
+
+
+def test_a_disk_without_a_byte_left_is_said(small: Board) -> None:
+    disk = Path(small.directory).parent
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    with pytest.raises(StorageError, match=r"on small: cannot write .*: the disk is full"):
+        Remote(small, None, QUICK).open()
+    (disk / "filler").unlink()
+    with Remote(small, None, QUICK) as remote:
+        assert remote.load(fake_model(features=4), "", ONE)[0].run({"x": rows(1)})["y"].shape == (1, 3)
 
 
 def test_a_board_without_its_farthing(board: Board, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from farthing.bench.racing import Rule, Tick, Timed
 from farthing.bench.server import capacity
 from farthing.config import Section
 from farthing.engines.base import Engine, open_engine
-from farthing.errors import ConfigError, TaskError
+from farthing.errors import ConfigError, EngineError, RaceError, TaskError
 from farthing.measure import (
     Floats,
     Interval,
@@ -189,7 +189,7 @@ def compare_engines(
 
     Raises:
         ConfigError: the ``server`` scenario, or queries that hold different numbers of samples.
-        EngineError: one does not load or run.
+        RaceError: one does not load or run.
     """
     if scenario == "server":
         raise ConfigError("queries of the server scenario cannot be interleaved: measure one after the other")
@@ -223,13 +223,16 @@ def race_models(
             take queries of one size.
 
     Raises:
-        EngineError: one does not load or run.
+        RaceError: one does not load or run.
     """
     queries = [query(model.manifest, scenario, batch, rule) for model, _, _ in entrants]
     with ExitStack() as stack:
         opened, loads = [], []
-        for (model, engine, options), (size, _) in zip(entrants, queries, strict=True):
-            loaded, load_ms = machine.load(model, engine, options)
+        for place, ((model, engine, options), (size, _)) in enumerate(zip(entrants, queries, strict=True)):
+            try:
+                loaded, load_ms = machine.load(model, engine, options)
+            except EngineError as error:
+                raise RaceError(str(error), place) from error
             opened.append((stack.enter_context(loaded), sample_feeds(model.manifest, size, task)))
             loads.append(load_ms)
         timed = machine.race(opened, queries[0][1], tick)

@@ -11,12 +11,14 @@ import numpy as np
 
 from farthing.config import Section
 from farthing.engines.base import Engine, Tensors
+from farthing.errors import EngineError, RaceError
 from farthing.measure import Interval, ratio_of_medians
 from farthing.meter import Rapl
 
 LEAST_ROUNDS = 5  # fewer give no honest interval
 SLOW_SECONDS = 0.02
 Tick = Callable[[int, int], None]
+Turn = Callable[[int], object]
 
 
 class Rule(Section, frozen=True, kw_only=True):
@@ -46,17 +48,45 @@ class Timed(Section, frozen=True, kw_only=True):
 
 
 def race(
-    entrants: Sequence[tuple[Engine, Sequence[Tensors]]], rule: Rule, tick: Tick | None = None
+    entrants: Sequence[tuple[Engine, Sequence[Tensors]]],
+    rule: Rule,
+    tick: Tick | None = None,
+    turn: Turn = lambda entrant: None,
 ) -> list[Timed]:
     """Time several engines interleaved, round by round, in an order shuffled anew for each (seeded).
 
     In each round an entrant makes one untimed call (it warms the caches its rivals emptied) and then a block of
     timed ones; one that takes longer than 20 ms makes a single timed call. Garbage collection is off meanwhile.
 
+    Args:
+        entrants: engines, and the feeds each runs on in turn.
+        rule: how long to measure.
+        tick: called with (done, total) between rounds.
+        turn: called with the place of an entrant before it runs, outside what is timed.
+
     Raises:
-        EngineError: an engine failed.
+        RaceError: an engine failed.
     """
-    blocks = [_warm(engine, samples, rule) for engine, samples in entrants]
+    current = 0
+
+    def next_is(entrant: int) -> None:
+        nonlocal current
+        current = entrant
+        turn(entrant)
+
+    try:
+        return _raced(entrants, rule, tick, next_is)
+    except EngineError as error:
+        raise RaceError(str(error), current) from error
+
+
+def _raced(
+    entrants: Sequence[tuple[Engine, Sequence[Tensors]]], rule: Rule, tick: Tick | None, turn: Turn
+) -> list[Timed]:
+    blocks = []
+    for entrant, (engine, samples) in enumerate(entrants):
+        turn(entrant)
+        blocks.append(_warm(engine, samples, rule))
     calls: list[list[float]] = [[] for _ in entrants]
     rounds: list[list[float]] = [[] for _ in entrants]
     made = [max(2, rule.warmup) + 1 for _ in entrants]
@@ -69,6 +99,7 @@ def race(
             for entrant in order.permutation(len(entrants)).tolist():
                 count = blocks[entrant]
                 engine, samples = entrants[entrant]
+                turn(entrant)
                 times = _block(engine, samples, count, number, rule.calls, primed=count > 1)
                 calls[entrant] += times
                 rounds[entrant].append(float(np.median(times)))

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,8 +24,9 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from farthing import __version__, plugins
+from farthing import __version__, files, plugins
 from farthing.bench.machine import Entrant, Here
+from farthing.bench.racing import Turn, race
 from farthing.bench.remote import wire
 from farthing.bench.remote.onboard import MARKER, MODELS, SCRATCH, Refusal, held, holder, lease, sweep
 from farthing.bench.remote.store import Store
@@ -36,6 +37,7 @@ from farthing.errors import (
     LinkError,
     NotInstalled,
     PluginError,
+    RaceError,
     StorageError,
     TargetError,
 )
@@ -44,6 +46,7 @@ from farthing.links.ssh import MARK
 TICK_SECONDS = 0.5
 FEEDS_BYTES = 1 << 30
 HANDLES = 1024
+TURN = "turn"
 
 
 class Worker:
@@ -60,6 +63,7 @@ class Worker:
         self._here = Here()
         self._store = Store(directory / MODELS)
         self._engines: dict[int, Engine] = {}
+        self._models: dict[int, str] = {}  # of each engine the digest of its model
         self._feeds: dict[str, Tensors] = {}
         self._number = 0
         self._next = 0
@@ -99,10 +103,12 @@ class Worker:
         try:
             if not self._working and not isinstance(request, wire.Hello | wire.Heat):
                 raise TargetError("the worker answers nothing before it holds the board's lease")
-            answer = self._answers[type(request)](request, tensors)
+            with files.explained(self._directory):
+                answer = self._answers[type(request)](request, tensors)
         except (FarthingError, Refusal) as error:
             kind = error.kind if isinstance(error, Refusal) else type(error).__name__
-            answer = wire.Failed(kind=kind, message=str(error)[:4000])
+            entrant = error.entrant if isinstance(error, RaceError) else None
+            answer = wire.Failed(kind=kind, message=str(error)[:4000], entrant=entrant)
         except MemoryError:
             answer = wire.Failed(kind="EngineError", message="there is too little memory for that")
         self._say(*answer) if isinstance(answer, tuple) else self._say(answer)
@@ -123,7 +129,7 @@ class Worker:
     def _hello(self, request: wire.Hello, _: Tensors) -> wire.Answer:
         if request.protocol != wire.PROTOCOL or sys.byteorder != "little":
             raise TargetError("the board speaks another version of the protocol: update the target")
-        by, since = "", ""
+        by, since, fell = "", "", None
         if request.wait >= 0 and not self._working:
             self._lease.enter_context(
                 lease(
@@ -134,6 +140,7 @@ class Worker:
                 )
             )
             self._working = True
+            fell = _fallen(self._directory)
             sweep(self._directory)
             tempfile.tempdir = str(self._directory / SCRATCH)
             self._lease.callback(shutil.rmtree, self._directory / SCRATCH, ignore_errors=True)
@@ -154,13 +161,15 @@ class Worker:
             holder=by,
             since=since,
             models_mb=self._store.size / 1e6,
+            fell=fell,
         )
 
     def _has(self, request: wire.Has, _: Tensors) -> wire.Answer:
         return wire.Held(there=self._store.has(request.digest))
 
     def _part(self, request: wire.Part, tensors: Tensors) -> wire.Answer:
-        self._store.receive(request.digest, request.name, request.total, _only(tensors, "part"))
+        used = set(self._models.values())
+        self._store.receive(request.digest, request.name, request.total, _only(tensors, "part"), used)
         return wire.Yes()
 
     def _adopt(self, request: wire.Adopt, _: Tensors) -> wire.Answer:
@@ -170,14 +179,14 @@ class Worker:
     def _load(self, request: wire.Load, _: Tensors) -> wire.Answer:
         model = self._store.open(request.digest)
         engine, load_ms = self._here.load(model, request.engine, request.options)
-        return self._loaded(engine, load_ms)
+        return self._loaded(engine, request.digest, load_ms)
 
-    def _loaded(self, engine: Engine, load_ms: float) -> wire.Answer:
+    def _loaded(self, engine: Engine, digest: str, load_ms: float) -> wire.Answer:
         if len(self._engines) >= HANDLES:
             engine.close()
             raise EngineError(f"{HANDLES} engines are open on the board: close some")
         self._next += 1
-        self._engines[self._next] = engine
+        self._engines[self._next], self._models[self._next] = engine, digest
         return wire.Loaded(
             handle=self._next,
             name=engine.name,
@@ -197,10 +206,12 @@ class Worker:
         return wire.Yes(), self._engine(request.handle).run(tensors)
 
     def _session(self, request: wire.Session, _: Tensors) -> wire.Answer:
-        return self._loaded(self._engine(request.handle).session(), 0.0)
+        stream = self._engine(request.handle).session()
+        return self._loaded(stream, self._models[request.handle], 0.0)
 
     def _close(self, request: wire.Close, _: Tensors) -> wire.Answer:
         engine = self._engines.pop(request.handle, None)
+        self._models.pop(request.handle, None)
         if engine:
             engine.close()
         return wire.Yes()
@@ -232,7 +243,8 @@ class Worker:
             found, energy = self._here.metered(entrants[0], request.metered_batch, request.rule, self._tick())
             timed = [found]
         else:
-            timed = self._here.race(entrants, request.rule, self._tick())
+            with _turns(self._directory) as turn:
+                timed = race(entrants, request.rule, self._tick(), turn)
         arrays = {}
         for i, one in enumerate(timed):
             arrays[f"calls{i}"] = np.asarray(one.calls)
@@ -273,6 +285,32 @@ def _only(tensors: Tensors, name: str) -> bytes:
     if array is None or array.dtype != np.uint8 or len(tensors) != 1:
         raise StorageError("a piece of a model came without its bytes")
     return array.tobytes()
+
+
+@contextlib.contextmanager
+def _turns(directory: Path) -> Iterator[Turn]:
+    """What notes whose turn it is in a race, in a file: should this process die, the next one knows."""
+    path = directory / SCRATCH / TURN
+    with contextlib.suppress(OSError):  # the disk is full: then nobody will know
+        path.touch(0o600)
+    with ExitStack() as stack:
+        handle = stack.enter_context(path.open("rb+", buffering=0)).fileno() if path.exists() else None
+
+        def turn(entrant: int) -> None:
+            if handle is not None:
+                with contextlib.suppress(OSError):
+                    os.pwrite(handle, b"%8d" % entrant, 0)
+
+        yield turn
+    path.unlink(missing_ok=True)
+
+
+def _fallen(directory: Path) -> int | None:
+    """Whose turn it was when the worker before this one died."""
+    try:
+        return int((directory / SCRATCH / TURN).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 class Marker(msgspec.Struct, frozen=True):

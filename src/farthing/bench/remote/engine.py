@@ -52,6 +52,11 @@ class RemoteEngine:
         self._begun = False
         self._closed = False
 
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        return f"{self._model.manifest.name} in {self.name}"
+
     def handle(self) -> int:
         """Its number on the board, where the model is loaded anew if the connection is another.
 

@@ -12,10 +12,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from farthing import errors
 from farthing.bench.remote import answers, onboard, wire
 from farthing.bench.remote.boards import Board
-from farthing.bench.remote.talk import SLOWEST_BYTES, Limits, Talk
+from farthing.bench.remote.talk import SLOWEST_BYTES, Limits, Talk, named
 from farthing.bench.remote.wheels import Platform, check_engines, gather, stamp
 from farthing.config import Section
 from farthing.errors import ConfigError, LinkError, TargetError
@@ -25,6 +24,7 @@ from farthing.links.ssh import Address, Reply, Ssh, printable
 DIRECTORY = ".local/share/farthing"
 OLDEST = (3, 11)
 INSTALL_SECONDS = 3600.0
+REMOVE_SECONDS = 600.0
 Say = Callable[[str], object]
 _PROBE = """
 import json, os, platform, sys, sysconfig
@@ -233,9 +233,7 @@ def _told(board: Board, reply: Reply) -> dict[str, Any]:
         said = printable(reply.err) or f"exit code {reply.code}"
         raise LinkError(f"{board.name} did not finish: {said}; run the same command again") from error
     if "kind" in answer:
-        kind = getattr(errors, str(answer["kind"]), TargetError)
-        known = isinstance(kind, type) and issubclass(kind, errors.FarthingError)
-        raise (kind if known else TargetError)(f"{board.name}: {printable(str(answer.get('message')), 1000)}")
+        raise named(str(answer["kind"]), f"{board.name}: {printable(str(answer.get('message')), 1000)}")
     return answer
 
 
@@ -250,7 +248,7 @@ def remove(board: Board, limits: Limits | None = None) -> bool:
     limits = limits or Limits()
     with Ssh(board.address, limits.connect) as ssh:
         python = find_python(ssh).executable
-        answer = _order(ssh, python, board, {"action": "remove"}, limits, 600.0)
+        answer = _order(ssh, python, board, {"action": "remove"}, limits, limits.lease + REMOVE_SECONDS)
     return bool(answer.get("left"))
 
 

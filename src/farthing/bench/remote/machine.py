@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -16,12 +16,13 @@ from farthing.bench.machine import Entrant, Here, Machine
 from farthing.bench.racing import Rule, Tick, Timed
 from farthing.bench.remote import answers, wire
 from farthing.bench.remote.boards import Board, Boards
-from farthing.bench.remote.engine import RemoteEngine, opened
+from farthing.bench.remote.engine import opened
+from farthing.bench.remote.lineup import LineUp
 from farthing.bench.remote.talk import Limits, Talk
 from farthing.bench.remote.wheels import stamp
 from farthing.bench.server import Served
-from farthing.engines.base import Engine, Tensors
-from farthing.errors import LinkError, MeasurementError, NotInstalled
+from farthing.engines.base import Engine
+from farthing.errors import EngineError, LinkError, NotInstalled, StorageError, TargetError
 from farthing.links.ssh import Ssh
 from farthing.model import MANIFEST, Model
 from farthing.options import EngineOptions
@@ -46,6 +47,7 @@ class Remote:
         limits: how long things may take.
 
     Attributes:
+        generation: grows with every connection; what was on the board before is not there any more.
         temperatures: degrees Celsius before and after the last race; None where there is no sensor.
     """
 
@@ -54,11 +56,10 @@ class Remote:
         self.limits = limits or Limits()
         self.generation = 0
         self.temperatures: tuple[float | None, float | None] = (None, None)
-        self._say: Say = say or (lambda sentence: None)
+        self.say: Say = say or (lambda sentence: None)
         self._ssh = Ssh(board.address, self.limits.connect)
         self._talk: Talk | None = None
         self._ready: wire.Ready | None = None
-        self._sent: set[str] = set()
 
     def open(self) -> Self:
         """Connect, and take the board's lease.
@@ -85,13 +86,16 @@ class Remote:
         name = self.board.name
         try:
             self._talk = Talk(self._ssh.open(), self.board.directory, name, self.limits)
-            self._ready = answers.ready(self._talk, name, lease, self._say)
+            self._ready = answers.ready(self._talk, name, lease, self.say)
+        except LinkError as error:
+            crash = self._talk.crash() if self._talk else None
+            self._hang_up()
+            raise crash or error from error
         except BaseException:
             self._hang_up()
             raise
         if self.generation == 0 and self._ready.stamp not in {"", stamp()}:
-            self._say(f"{name} has other files of Farthing than here: `farthing target update {name}`")
-        self._sent = set()
+            self.say(f"{name} has other files of Farthing than here: `farthing target update {name}`")
         self.generation += 1
         return self._talk
 
@@ -104,22 +108,23 @@ class Remote:
         return self._talk
 
     def steady(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives, tried once more if the connection breaks or the worker dies.
+        """What ``work`` gives, tried again if the connection breaks, and once more if the worker dies.
 
         Raises:
-            LinkError: the connection broke again.
-            EngineError: the worker died again.
+            LinkError: it broke `Limits.attempts` times, or the board does not come back.
+            EngineError: the worker died twice.
         """
-        try:
-            return work()
-        except LinkError as error:
-            crash = self._talk.crash() if self._talk else None
-            self._say(f"{crash or error}; trying once more")
-        try:
-            return work()
-        except LinkError as error:
-            crash = self._talk.crash() if self._talk else None
-            raise crash or error from error
+        crashes = 0
+        for breaks in itertools.count(1):
+            try:
+                return work()
+            except LinkError as error:
+                crash = self._talk.crash() if self._talk else None
+                crashes += crash is not None
+                if crashes > 1 or self._talk is None or breaks >= self.limits.attempts + crashes:
+                    raise crash or error from error
+                self.say(f"{crash or error}; trying once more")
+        raise LinkError(f"{self.board.name} does not answer")
 
     @property
     def target(self) -> Target:
@@ -161,10 +166,14 @@ class Remote:
 
         Raises:
             ModelError: it changed here or on the way.
-            StorageError: there is no room on the board.
+            EngineError: there is no room for it on the board.
         """
-        if model.digest in self._sent:
-            return
+        try:
+            self._send(model)
+        except StorageError as error:  # of the board: another model may fit
+            raise EngineError(str(error)) from error
+
+    def _send(self, model: Model) -> None:
         talk = self.talk()
         there, _ = talk.ask(wire.Has(digest=model.digest), wire.Held, seconds=self.limits.load)
         if not there.there:
@@ -175,7 +184,6 @@ class Remote:
                     part = wire.Part(digest=model.digest, name=path.name, total=total)
                     talk.ask(part, wire.Yes, {"part": np.frombuffer(piece, np.uint8)})
             talk.ask(wire.Adopt(digest=model.digest), wire.Yes, seconds=self.limits.load)
-        self._sent.add(model.digest)
 
     def forget(self, handle: int) -> None:
         """Have an engine's memory given back; a board that does not answer has lost it anyway."""
@@ -197,7 +205,7 @@ class Remote:
     def _race(
         self, entrants: Sequence[Entrant], rule: Rule, tick: Tick | None, batch: int | None
     ) -> tuple[list[Timed], float | None]:
-        lined = self._line_up(entrants)
+        lined = LineUp(self, entrants)
 
         def work() -> tuple[list[Timed], float | None]:
             request = wire.Race(entries=lined(), rule=rule, metered_batch=batch)
@@ -206,13 +214,25 @@ class Remote:
             energy = answers.energy(self.board.name, answer.energy_mj)
             return answers.timed(self.board.name, answer, arrays, len(entrants)), energy
 
-        return self.steady(work)
+        try:
+            return self.steady(work)
+        except EngineError as error:
+            raise lined.named(error) from error
+
+    def fell(self) -> int | None:
+        """The entrant whose turn it was when the worker died in a race; None if it lives, or nobody knows."""
+        if self._talk is None or not self._talk.broken:
+            return None
+        with contextlib.suppress(TargetError):
+            self.talk()
+            return self._known.fell
+        return None
 
     def serve(
         self, entrant: Entrant, rate: float, rule: Rule, workers: int = 1, tick: Tick | None = None
     ) -> Served:
         """See `farthing.bench.machine.Machine.serve`."""
-        lined = self._line_up([entrant])
+        lined = LineUp(self, [entrant])
 
         def work() -> Served:
             request = wire.Serve(entry=lined()[0], rate=rate, rule=rule, workers=workers)
@@ -222,47 +242,12 @@ class Remote:
 
         return self.steady(work)
 
-    def _line_up(self, entrants: Sequence[Entrant]) -> Callable[[], tuple[wire.Entry, ...]]:
-        """What sees to it that engines and feeds are on the board, and names them; the feeds are read only once."""
-        engines = [self._own(engine) for engine, _ in entrants]
-        feeds = self._capped([samples for _, samples in entrants])
-        keys = [tuple(map(wire.key_of, some)) for some in feeds]
-        known = dict(zip(chain(*keys), chain(*feeds), strict=True))
-
-        def lined() -> tuple[wire.Entry, ...]:
-            handles = [engine.handle() for engine in engines]
-            lacking, _ = self.talk().ask(wire.Keep(feeds=tuple(known)), wire.Lacking)
-            for key in known.keys() & set(lacking.missing):
-                self.talk().ask(wire.Feed(key=key), wire.Yes, known[key])
-            return tuple(
-                wire.Entry(handle=handle, feeds=row) for handle, row in zip(handles, keys, strict=True)
-            )
-
-        return lined
-
-    def _own(self, engine: Engine) -> RemoteEngine:
-        if not isinstance(engine, RemoteEngine) or engine.machine is not self:
-            raise MeasurementError(f"this engine was not loaded on {self.board.name}: load it there")
-        return engine
-
-    def _capped(self, feeds: Sequence[Sequence[Tensors]]) -> list[Sequence[Tensors]]:
-        """As many feeds of each engine as may be sent, the same number of each."""
-        most = self.limits.feeds_mb * 1e6
-        sizes = [max(sum(array.nbytes for array in feed.values()) for feed in some) for some in feeds]
-        count = min(max(1, int(most / max(1, size))) for size in sizes)
-        if any(len(some) > count for some in feeds):
-            self._say(
-                f"{self.board.name}: timed on {count} of {max(map(len, feeds))} batches of samples: "
-                f"more than {self.limits.feeds_mb:g} MB are not sent"
-            )
-        return [some[:count] for some in feeds]
-
     def _note(self, before: float | None, after: float | None) -> None:
         name = self.board.name
         before, after = answers.celsius(name, before), answers.celsius(name, after)
         self.temperatures = (before, after)
         if before is not None and after is not None and after - before >= HOTTER:
-            self._say(
+            self.say(
                 f"{name} went from {before:.0f} to {after:.0f} degrees Celsius while it was timed: "
                 "cool it, or let it rest"
             )

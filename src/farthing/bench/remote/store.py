@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
 from farthing import files
@@ -68,8 +69,17 @@ class Store:
             os.utime(self._place(digest))
         return self._sound[digest]
 
-    def receive(self, digest: str, name: str, total: int, piece: bytes) -> None:
+    def receive(
+        self, digest: str, name: str, total: int, piece: bytes, used: Container[str] = frozenset()
+    ) -> None:
         """Add a piece to a file of a model that is on its way.
+
+        Args:
+            digest: the model's.
+            name: of the file.
+            total: bytes of the whole model.
+            piece: what comes next in the file.
+            used: digests of models that must stay; others may go to make room.
 
         Raises:
             StorageError: the disk is full, or the model is larger than the limit.
@@ -79,7 +89,7 @@ class Store:
             raise ModelError(f"{name[:80]!r} is not a plain name for a model file")
         place = self._place(digest, coming=True)
         if digest not in self._coming:
-            self._begin(place, total)
+            self._begin(place, total, used)
             self._coming[digest] = 0
         self._coming[digest] += len(piece)
         if self._coming[digest] > total:
@@ -92,7 +102,7 @@ class Store:
             self._abandon(digest)
             raise
 
-    def _begin(self, place: Path, total: int) -> None:
+    def _begin(self, place: Path, total: int, used: Container[str]) -> None:
         if not 0 <= total <= self._limit:
             raise StorageError(
                 f"a model of {total / 1e6:.0f} MB is more than the {self._limit / 1e6:.0f} MB kept there"
@@ -100,10 +110,10 @@ class Store:
         with files.explained(place):
             shutil.rmtree(place, ignore_errors=True)
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._make_room(total)
+            self._make_room(total, used)
             place.mkdir(mode=0o700)
 
-    def _make_room(self, total: int) -> None:
+    def _make_room(self, total: int, used: Container[str]) -> None:
         """Let the models go that were not used for longest, until ``total`` more bytes fit; not those in use."""
         kept = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime)
         for path in kept:
@@ -112,8 +122,9 @@ class Store:
                 and shutil.disk_usage(self._directory).free > total + FREE_BYTES
             ):
                 return
-            if path.name not in self._sound and not path.name.startswith("."):
+            if path.name not in used and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
+                self._sound.pop(path.name, None)
 
     def adopt(self, digest: str) -> None:
         """Check a model that came, and keep it.

@@ -14,15 +14,22 @@ from farthing.bench.remote import wire
 from farthing.bench.remote.wire import Array
 from farthing.config import Section
 from farthing.engines.base import Tensors
-from farthing.errors import EngineError, FarthingError, LinkError, TargetError
+from farthing.errors import EngineError, FarthingError, LinkError, RaceError, TargetError
 from farthing.links.ssh import MARK, Channel, Ssh, printable
 
 AnswerT = TypeVar("AnswerT")
 SLOWEST_BYTES = 50_000  # a second
 _ERRORS: dict[str, type[FarthingError]] = {
-    name: part for name in errors.__all__ if isinstance(part := getattr(errors, name), type)
+    name: part
+    for name in errors.__all__
+    if isinstance(part := getattr(errors, name), type) and part is not RaceError
 }
 _NOT_THERE = {126, 127}
+
+
+def named(kind: str, message: str) -> FarthingError:
+    """The error of a name that a board gave; a TargetError for a name that is none."""
+    return _ERRORS.get(kind, TargetError)(message)
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -35,7 +42,7 @@ class Limits(Section, frozen=True, kw_only=True):
         silence: between two signs of life in a race.
         race: for a whole race.
         lease: to wait while another measures there.
-        attempts: connections tried before a board is given up.
+        attempts: connections tried, and connections that may break in one request, before a board is given up.
         pause: before the second attempt; twice as long before each further one.
         feeds_mb: most megabytes of samples sent for one engine of a race.
     """
@@ -150,8 +157,8 @@ class Talk:
             heard(answer)
 
     def _failure(self, failed: wire.Failed) -> FarthingError:
-        kind = _ERRORS.get(failed.kind, TargetError)
-        return kind(f"on {self._name}: {printable(failed.message, 2000)}")
+        message = f"on {self._name}: {printable(failed.message, 2000)}"
+        return named(failed.kind, message) if failed.entrant is None else RaceError(message, failed.entrant)
 
     def crash(self) -> EngineError | None:
         """If the worker ended by itself: the error that says so. None if the connection broke."""

@@ -25,7 +25,7 @@ from farthing.model import DTYPES, TensorSpec
 from farthing.options import EngineOptions
 from farthing.target import Target
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEADER_BYTES = 1 << 20
 TENSOR_BYTES = 256 << 20
 TENSORS = 1024
@@ -43,50 +43,58 @@ class Hello(Section, frozen=True, kw_only=True, tag="hello"):
     wait: float
 
 
-class Has(Section, frozen=True, kw_only=True, tag="has"):
+class OfModel(Section, frozen=True, kw_only=True):
+    """A request about a model, named by its digest."""
+
+    digest: str
+
+
+class Has(OfModel, frozen=True, kw_only=True, tag="has"):
     """Is a model there?"""
 
-    digest: str
 
-
-class Part(Section, frozen=True, kw_only=True, tag="part"):
+class Part(OfModel, frozen=True, kw_only=True, tag="part"):
     """The next piece of a model's file (tensor ``part``); ``total`` is the size of the whole model, in bytes."""
 
-    digest: str
     name: str
     total: int
 
 
-class Adopt(Section, frozen=True, kw_only=True, tag="adopt"):
+class Adopt(OfModel, frozen=True, kw_only=True, tag="adopt"):
     """All parts were sent: check the model and keep it."""
 
-    digest: str
 
+class OfRuntime(OfModel, frozen=True, kw_only=True):
+    """A request about a model in an engine that is to be started for it."""
 
-class Load(Section, frozen=True, kw_only=True, tag="load"):
-    """Load a model into an engine."""
-
-    digest: str
     engine: str
     options: EngineOptions
 
 
-class Run(Section, frozen=True, kw_only=True, tag="run"):
+class Load(OfRuntime, frozen=True, kw_only=True, tag="load"):
+    """Load a model into an engine."""
+
+
+class Memory(OfRuntime, frozen=True, kw_only=True, tag="memory"):
+    """Peak memory of a process that loads and runs a model."""
+
+
+class OfEngine(Section, frozen=True, kw_only=True):
+    """A request about an engine that is open, named by its handle."""
+
+    handle: int
+
+
+class Run(OfEngine, frozen=True, kw_only=True, tag="run"):
     """Compute; the feeds are the frame's tensors, as the outputs are the answer's."""
 
-    handle: int
 
-
-class Session(Section, frozen=True, kw_only=True, tag="session"):
+class Session(OfEngine, frozen=True, kw_only=True, tag="session"):
     """A stream of its own."""
 
-    handle: int
 
-
-class Close(Section, frozen=True, kw_only=True, tag="close"):
+class Close(OfEngine, frozen=True, kw_only=True, tag="close"):
     """Give an engine's memory back."""
-
-    handle: int
 
 
 class Keep(Section, frozen=True, kw_only=True, tag="keep"):
@@ -125,14 +133,6 @@ class Serve(Section, frozen=True, kw_only=True, tag="serve"):
     workers: int
 
 
-class Memory(Section, frozen=True, kw_only=True, tag="memory"):
-    """Peak memory of a process that loads and runs a model."""
-
-    digest: str
-    engine: str
-    options: EngineOptions
-
-
 class Heat(Section, frozen=True, kw_only=True, tag="heat"):
     """How hot is it?"""
 
@@ -161,6 +161,7 @@ class Ready(Section, frozen=True, kw_only=True, tag="ready"):
         temperature: degrees Celsius.
         holder, since: who measures there now, for a worker that only looks.
         models_mb: size of the models kept there.
+        fell: the entrant whose turn it was when the worker before this one died in a race; None if it did not.
     """
 
     protocol: int
@@ -175,6 +176,7 @@ class Ready(Section, frozen=True, kw_only=True, tag="ready"):
     holder: str = ""
     since: str = ""
     models_mb: float = 0.0
+    fell: int | None = None
 
 
 class Yes(Section, frozen=True, kw_only=True, tag="yes"):
@@ -212,21 +214,24 @@ class Tick(Section, frozen=True, kw_only=True, tag="tick"):
     total: int
 
 
-class Raced(Section, frozen=True, kw_only=True, tag="raced"):
+class Over(Section, frozen=True, kw_only=True):
+    """A run is over: degrees Celsius before and after it."""
+
+    before: float | None
+    after: float | None
+
+
+class Raced(Over, frozen=True, kw_only=True, tag="raced"):
     """A race is over: calls made by each engine; tensors ``calls0``, ``rounds0``, ``calls1`` ... hold seconds."""
 
     made: tuple[int, ...]
     energy_mj: float | None
-    before: float | None
-    after: float | None
 
 
-class Served(Section, frozen=True, kw_only=True, tag="served"):
+class Served(Over, frozen=True, kw_only=True, tag="served"):
     """A server run is over after so many seconds; the tensor ``latencies`` has those of each query."""
 
     seconds: float
-    before: float | None
-    after: float | None
 
 
 class Peak(Section, frozen=True, kw_only=True, tag="peak"):
@@ -243,10 +248,11 @@ class Warmth(Section, frozen=True, kw_only=True, tag="warmth"):
 
 
 class Failed(Section, frozen=True, kw_only=True, tag="failed"):
-    """The name of an error of `farthing.errors`, and its message."""
+    """The name of an error of `farthing.errors`, and its message; of a race the entrant that failed."""
 
     kind: str
     message: str
+    entrant: int | None = None
 
 
 Answer = Busy | Ready | Yes | Held | Lacking | Loaded | Tick | Raced | Served | Peak | Warmth | Failed
