@@ -52,6 +52,7 @@ class Realtime(Service):
     Args:
         inner: what computes; closed with the queue. An engine that takes one caller at a time needs ``concurrency=1``.
         rule: size, policy, timeout and so on.
+        name: of the model; empty takes the engine's, or the service's.
         on_pressure: called with True when the high water mark is reached, with False when it has fallen to the low
             one: in this order, one call at a time, from whichever thread brought it about. It must not wait; what it
             raises is logged by ``concurrent.futures``.
@@ -63,11 +64,13 @@ class Realtime(Service):
         inner: Engine | Service,
         rule: QueueRule | None = None,
         *,
+        name: str = "",
         on_pressure: Callable[[bool], object] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._inner = inner if isinstance(inner, Service) else Direct(inner, clock=clock)
-        self.name, self.inputs, self.outputs = self._inner.name, self._inner.inputs, self._inner.outputs
+        self.name = name or inner.name
+        self._inner = inner if isinstance(inner, Service) else Direct(inner, self.name, clock)
+        self.inputs, self.outputs, self.stateful = inner.inputs, inner.outputs, inner.stateful
         self._rule, self._clock = rule or QueueRule(), clock
         self._timeout = math.inf if self._rule.timeout_ms is None else self._rule.timeout_ms / 1000
         self._backlog = Backlog(self._rule)

@@ -73,11 +73,13 @@ class Service(ABC):
     Attributes:
         name: of the model or part behind it, as answers and metrics give it.
         inputs, outputs: the tensors callers feed and get.
+        stateful: whether answers depend on the requests before; wrappers say what is true of what they wrap.
     """
 
     name: str
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
+    stateful: bool = False
 
     @abstractmethod
     def submit(self, request: Request) -> Future[Answer]:
@@ -137,7 +139,7 @@ class Direct(Service):
 
     def __init__(self, engine: Engine, name: str = "", clock: Clock = time.monotonic) -> None:
         self.name = name or engine.name
-        self.inputs, self.outputs = engine.inputs, engine.outputs
+        self.inputs, self.outputs, self.stateful = engine.inputs, engine.outputs, engine.stateful
         self._engine, self._clock = engine, clock
 
     def submit(self, request: Request) -> Future[Answer]:
