@@ -202,6 +202,13 @@ def test_more_threads_than_processors_are_remarked_once(at: Path, capsys: pytest
         assert "threads on" not in capsys.readouterr().err
 
 
+def test_raced_models_of_one_name_are_told_apart(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_model().save(at / "other")
+    assert main(["bench", "model", "other", "--seconds", "0", "--min-count", "1", "--no-memory"]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " fake " in line]
+    assert rows == ["model", "other"], "as typed, because both are called the same"
+
+
 def test_a_cache_that_cannot_be_written_names_the_variable_that_moves_it(
     at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

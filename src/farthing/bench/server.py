@@ -17,6 +17,7 @@ from farthing.engines.base import Engine, Tensors
 from farthing.errors import ConfigError, EngineError, MeasurementError
 from farthing.measure import Floats, percentile, percentile_bound
 
+FASTEST = 1e7  # queries a second
 STEPS = 6
 NAP = 0.0005  # sleeping ends late by about as much: the rest of a wait is spent awake
 
@@ -49,12 +50,13 @@ def serve(
         workers: threads that answer.
 
     Raises:
-        ConfigError: a rate that is not above zero.
+        ConfigError: a rate that is not above zero, or beyond what any engine answers.
         EngineError: the engine failed, or lets only one thread at a time in and more were asked for.
     """
-    if not 0 < rate < 1e7 or workers < 1:
+    if not 0 < rate < FASTEST or workers < 1:
         raise ConfigError(
-            f"a server run needs a rate above 0 and a worker, not {rate:g} a second and {workers}"
+            f"a server run needs a rate above 0, less than {FASTEST:,.0f} a second, and a worker, "
+            f"not {rate:g} and {workers}"
         )
     if workers > 1 and (engine.concurrency == "serial" or engine.stateful):
         raise EngineError(f"engine {engine.name} takes one caller at a time here: use one worker")

@@ -195,7 +195,15 @@ def _raced(
     )
     if parsed.json:
         return "\n".join(show.as_json(one) for one in found)
-    return _table([model.manifest.name for model, _, _ in entrants], found)
+    models = list({id(model): model for model, _, _ in entrants}.values())
+    words = _words(parsed.model, models)
+    return _table([word for word in words for _ in range(len(entrants) // len(words))], found)
+
+
+def _words(paths: Sequence[str], models: Sequence[Model]) -> list[str]:
+    """What tells models apart: their names, or what was typed where two have the same."""
+    names = [model.manifest.name for model in models]
+    return names if len(set(names)) == len(names) else list(paths)
 
 
 def _table(names: Sequence[str], found: Sequence[Compared]) -> str:

@@ -28,7 +28,7 @@ from farthing.options import EngineOptions
 CPU, AUTO = "CPU", "AUTO"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 SHARED_BYTES = 32768  # larger inputs are read where they lie; below, copying costs less than wrapping
-_DTYPES = {
+ELEMENT_TYPES = {  # as OpenVINO writes them -> as numpy and manifests do
     "f16": "float16",
     "f32": "float32",
     "f64": "float64",
@@ -38,7 +38,7 @@ _DTYPES = {
     **{
         f"{kind}{bits}": f"{name}{bits}"
         for kind, name in (("i", "int"), ("u", "uint"))
-        for bits in (8, 16, 32, 64)
+        for bits in (4, 8, 16, 32, 64)
     },
 }
 _UNSUPPORTED = (
@@ -282,7 +282,7 @@ def _file_tensor(port: Any, wanted: str) -> FileTensor:
     if shape.rank.is_static:
         sizes = tuple(size.get_length() if size.is_static else None for size in shape)
     kind = str(port.get_element_type().get_type_name())
-    return FileTensor(wanted if wanted in names else min(names), _DTYPES.get(kind, kind), sizes)
+    return FileTensor(wanted if wanted in names else min(names), ELEMENT_TYPES.get(kind, kind), sizes)
 
 
 def _fix_sizes(ov: ModuleType, model: Model, network: Any) -> None:
@@ -320,7 +320,7 @@ def _check_compiled(compiled: Any, options: EngineOptions) -> None:
     if precision != PRECISIONS[options.precision]:
         raise EngineError(
             f"OpenVINO does not compute in {options.precision} on this CPU (it would take "
-            f"{_DTYPES.get(precision, precision)}): leave the precision out"
+            f"{ELEMENT_TYPES.get(precision, precision)}): leave the precision out"
         )
     threads = compiled.get_property("INFERENCE_NUM_THREADS")
     if threads != options.threads:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from farthing.anatomy import Placed
-from farthing.engines.openvino import CPU, PRECISIONS, runtime
+from farthing.engines.openvino import CPU, ELEMENT_TYPES, PRECISIONS, runtime
 from farthing.errors import ModelError
 from farthing.forge.inspect.facts import (
     RUNS,
@@ -29,19 +29,6 @@ from farthing.forge.inspect.facts import (
 from farthing.model import DTYPES, TensorSpec
 from farthing.options import EngineOptions
 
-TYPES = {
-    "f16": "float16",
-    "f32": "float32",
-    "f64": "float64",
-    "bf16": "bfloat16",
-    "boolean": "bool",
-    "string": "str",
-    **{
-        f"{sign}{bits}": f"{word}{bits}"
-        for sign, word in (("i", "int"), ("u", "uint"))
-        for bits in (4, 8, 16, 32, 64)
-    },
-}
 _SKIPPED = {"Constant", "Parameter", "Result"}
 _UNCOUNTED = re.compile("LSTM|GRU|RNN|Einsum|ScaledDotProduct|Deformable|TensorIterator|^Loop$|^If$|DFT")
 
@@ -119,7 +106,7 @@ def _spec(port: Any) -> TensorSpec:
 
 def dtype_name(word: str) -> str:
     """The numpy name of one of OpenVINO's element types."""
-    return TYPES.get(word, word)
+    return ELEMENT_TYPES.get(word, word)
 
 
 def _opset(node: Any) -> int:

@@ -14,7 +14,7 @@ from farthing.config import to_yaml
 from farthing.forge.report.engines import engines
 from farthing.forge.report.findings import Findings, single
 from farthing.forge.report.inside import placement, portability, sizes
-from farthing.forge.report.page import digest, filled, resource
+from farthing.forge.report.page import filled, page, resource
 from farthing.forge.report.plot import plot
 from farthing.forge.report.tables import budget, candidates, comparison, verdict_groups
 from farthing.forge.report.typeset import (
@@ -23,7 +23,6 @@ from farthing.forge.report.typeset import (
     clean,
     duration,
     element,
-    escaped,
     joined,
     noted,
     ratio,
@@ -48,16 +47,7 @@ def render(summary: Summary, recipe: Recipe) -> str:
         MeasurementError: the summary lists no candidate.
     """
     found = Findings(summary)
-    style, script = resource("page.css"), resource("page.js")
     parts: dict[str, str] = {
-        "policy": f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; "
-        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'",
-        "style": style,
-        "script": script,
-        "data": _embedded(plot(found)),
-        "title": escaped(f"{summary.model_name} on {summary.task_name}: Farthing report"),
-        "head": _head(found),
-        "hero": _hero(found),
         "budget": budget(found),
         "comparison": comparison(found),
         "engines": engines(found),
@@ -72,7 +62,14 @@ def render(summary: Summary, recipe: Recipe) -> str:
         "conditions": _conditions(found),
         "again": _again(summary, recipe),
     }
-    return filled(resource("page.html"), parts)
+    return page(
+        f"{summary.model_name} on {summary.task_name}: Farthing report",
+        "Farthing report",
+        joined([_head(found), _hero(found)]),
+        Html(filled(resource("search.html"), parts)),
+        resource("page.js"),
+        _embedded(plot(found)),
+    )
 
 
 def _embedded(data: object) -> str:

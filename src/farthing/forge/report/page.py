@@ -11,25 +11,40 @@ from collections.abc import Mapping
 from farthing.forge.report.typeset import Child, element, escaped, joined
 
 
-def plain_page(title: str, kicker: str, verdict: str, *content: Child) -> str:
-    """A page without scripts: a heading, a sentence, and sections.
+def page(title: str, kicker: str, head: Child, content: Child, script: str = "", data: str = "") -> str:
+    """A page: a head, sections, and a policy that lets in its own style and script.
 
     Args:
-        title: of the page, also its heading.
-        kicker: a few words above it: what kind of page it is.
-        verdict: the sentence below it.
-        content: sections; what is not HTML is escaped.
+        title: of the page.
+        kicker: a few words above the head: what kind of page it is.
+        head, content: what is not HTML is escaped.
+        script: JavaScript that is run; none if empty.
+        data: JSON that the script finds in the element ``plot-data``, with nothing in it that HTML gives a meaning.
     """
     style = resource("page.css")
+    admitted = f"default-src 'none'; style-src '{digest(style)}'; base-uri 'none'; form-action 'none'"
+    scripts = ""
+    if script:
+        admitted += f"; script-src '{digest(script)}'; require-trusted-types-for 'script'"
+        scripts = (
+            f'<script type="application/json" id="plot-data">{data}</script>\n<script>{script}</script>\n'
+        )
     parts = {
-        "policy": f"default-src 'none'; style-src '{digest(style)}'; base-uri 'none'; form-action 'none'",
+        "policy": admitted,
         "style": style,
         "title": escaped(title),
         "kicker": escaped(kicker),
-        "head": joined([element("h1", element("bdi", title)), element("p", verdict, class_="verdict")]),
-        "content": joined(content),
+        "head": joined([head]),
+        "content": joined([content]),
+        "scripts": scripts,
     }
-    return filled(resource("plain.html"), parts)
+    return filled(resource("page.html"), parts)
+
+
+def plain_page(title: str, kicker: str, verdict: str, *content: Child) -> str:
+    """A page without scripts: a heading, a sentence, and sections; see `page`."""
+    head = joined([element("h1", element("bdi", title)), element("p", verdict, class_="verdict")])
+    return page(title, kicker, head, joined(content))
 
 
 def filled(frame: str, parts: Mapping[str, str]) -> str:
