@@ -354,7 +354,7 @@ def test_an_output_of_another_size_than_declared_is_an_error(engine: Gated) -> N
 def test_serial_engines_have_one_runner_each() -> None:
     with pytest.raises(EngineError, match="one caller at a time: give 2 of them"):
         Batched(open_engine(fake_model()), runners=2)
-    with pytest.raises(ConfigError, match="wait for nobody"):
+    with pytest.raises(ConfigError, match="neither wait nor rest"):
         Batched(open_engine(fake_model()), BatchRule(delay_ms=5), runners=0)
 
 
@@ -363,6 +363,29 @@ def test_small_models_are_computed_where_they_are_asked() -> None:
         assert service.inline
     with Batched(open_engine(fake_model()), BatchRule(delay_ms=5)) as service:
         assert not service.inline
+
+
+def test_a_runner_rests_as_its_duty_says(engine: Gated) -> None:
+    """Ten batches of 20 ms each by a runner that may compute a quarter of the time."""
+    original = engine.run
+
+    def run(feeds: Tensors) -> dict[str, Any]:
+        time.sleep(0.02)
+        return original(feeds)
+
+    engine.run = run  # type: ignore[method-assign]
+    heard: list[Ran] = []
+    began = time.monotonic()
+    with Batched(engine, BatchRule(max_size=1), runners=1, duty=0.25, listener=heard.append) as service:
+        for future in [service.submit(Request(feed())) for _ in range(10)]:
+            future.result(30)
+        took = time.monotonic() - began
+        closing = time.monotonic()
+    busy = sum(one.compute for one in heard)
+    assert took >= 3.5 * busy  # the last rest is nobody's
+    assert time.monotonic() - closing < took  # closing does not wait for it either
+    with pytest.raises(ConfigError, match="share of the time"):
+        Batched(engine, duty=0.0)
 
 
 def test_who_listens_hears_of_every_batch(engine: Gated) -> None:

@@ -73,6 +73,7 @@ class Batched(Service):
         runners: threads that compute; 0 lets the callers' own threads compute, one at a time. None measures: 0 if a
             full batch takes less than 150 microseconds, else one for each core (an engine with one thread and N
             runners beats one with N threads) or for each engine.
+        duty: share of the time in which a runner computes; it rests accordingly when the answers of a batch are out.
         name: of the model; empty takes the engine's name.
         clock: seconds, what deadlines are held against.
         listener: called after each batch, from the thread that computed it.
@@ -87,6 +88,7 @@ class Batched(Service):
         rule: BatchRule | None = None,
         *,
         runners: int | None = None,
+        duty: float = 1.0,
         name: str = "",
         clock: Clock = time.monotonic,
         listener: Callable[[Ran], None] | None = None,
@@ -106,6 +108,9 @@ class Batched(Service):
         stacks = [Stack(one, rule.max_size) for one in engines]
         self._stack = stacks[0]
         self._rule = rule if self._stack.stackable else replace(rule, max_size=1, preferred=())
+        if not 0 < duty <= 1:
+            raise ConfigError(f"duty is a share of the time, above 0 and at most 1, not {duty}")
+        self._rest = 1 / duty - 1
         full = self._stack.warm(_WARM_UP)
         self._ahead = 0.0 if math.isinf(full) else full  # seconds a batch takes
         self._line: Line[Entry] = Line(self._rule)
@@ -116,6 +121,7 @@ class Batched(Service):
         self._changed = threading.Condition(self._lock)
         self._idle = 0
         self._closing = False
+        self._over = threading.Event()  # of resting
         self._delivery = Delivery()
         self._running: dict[Stack, list[Entry]] = {}
         self._turn = threading.Lock()  # of callers who compute themselves
@@ -137,11 +143,13 @@ class Batched(Service):
     def _runners(self, wanted: int | None, full: float) -> int:
         shared = self._engines[0].concurrency == "threads" and len(self._engines) == 1
         if wanted is None:
-            if full < INLINE_SECONDS and not self._rule.delay_ms:
+            if full < INLINE_SECONDS and not (self._rule.delay_ms or self._rest):
                 return 0
             return (Target.detect().cores or 1) if shared else len(self._engines)
-        if not wanted and self._rule.delay_ms:
-            raise ConfigError("callers who compute themselves wait for nobody: give runners, or no delay_ms")
+        if not wanted and (self._rule.delay_ms or self._rest):
+            raise ConfigError(
+                "callers who compute themselves neither wait nor rest: give runners, or no delay_ms or duty"
+            )
         if wanted > len(self._engines) and not shared:
             raise EngineError(
                 f"engine {self.name} takes one caller at a time: give {wanted} of them for {wanted} runners"
@@ -192,6 +200,7 @@ class Batched(Service):
         with self._lock:
             self._closing = True
             self._changed.notify_all()
+        self._over.set()
         until = time.monotonic() + grace
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -257,7 +266,12 @@ class Batched(Service):
                 while not (batch := self._next()):
                     if self._closing and not self._line:
                         return
-            self._delivery.give(self._compute(stack, batch))
+            began = self._clock()
+            verdicts = self._compute(stack, batch)
+            ended = self._clock()
+            self._delivery.give(verdicts)
+            if self._rest:
+                self._over.wait((ended - began) * self._rest)
 
     def _next(self) -> Batch[Entry] | None:
         """The next batch, or, after a wait, None. The caller holds the lock."""

@@ -1,0 +1,202 @@
+"""The machine's own power settings: CPU governors and frequencies through sysfs, power modes of a Jetson by nvpmodel.
+
+They belong to the machine, not to us: what was set before is remembered, and put back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import msgspec
+from msgspec.structs import replace
+
+from farthing import files
+from farthing.config import Section
+from farthing.device.watch.probes.tools import Runner, run
+from farthing.errors import ConfigError, StorageError, TargetError
+
+CPUFREQ = "sys/devices/system/cpu/cpufreq"
+NVPMODEL = "/etc/nvpmodel.conf"
+_TOOL_SECONDS = 10.0
+
+
+class Former(Section, frozen=True, kw_only=True):
+    """What was set before: file -> content, and the number of the Jetson's power mode."""
+
+    files: dict[str, str] = {}
+    nvpmodel: int | None = None
+
+
+class Governor:
+    """Sets governors, frequencies and power mode, and puts them back when it is closed. Use it in ``with``.
+
+    Args:
+        root: where ``/sys`` is.
+        runner: runs nvpmodel; None leaves it alone.
+        record: a file that remembers what was set before, so that a process that was killed is put right by the next
+            one that opens it; None remembers only in this process.
+
+    Raises:
+        StorageError: the record cannot be read.
+        TargetError: it says what to put back, and that is not permitted.
+    """
+
+    def __init__(
+        self, root: Path = Path("/"), runner: Runner | None = run, record: Path | None = None
+    ) -> None:
+        self._policies = sorted((root / CPUFREQ).glob("policy[0-9]*"))
+        self._runner, self._record = runner, record
+        self._former = Former()
+        if record is not None and record.is_file():
+            self._former = _recalled(record)
+            self.close()
+
+    @property
+    def available(self) -> bool:
+        """Whether this machine has any such setting."""
+        return bool(self._policies) or self._mode() is not None
+
+    def set_governor(self, wanted: Sequence[str]) -> str:
+        """Set the first of some governors that each processor has; which one it was.
+
+        Raises:
+            TargetError: no processor has one of them, or setting it is not permitted.
+        """
+        chosen = ""
+        for policy in self._policies:
+            known = _text(policy / "scaling_available_governors").split()
+            fitting = next((name for name in wanted if name in known), "")
+            if fitting:
+                self._write(policy / "scaling_governor", fitting)
+                chosen = fitting
+        if not chosen:
+            raise TargetError(f"this machine lets nobody choose a CPU governor out of {', '.join(wanted)}")
+        return chosen
+
+    def cap(self, share: float) -> int:
+        """Let processors run at a share of their highest frequency at most, at their lowest at least.
+
+        Returns:
+            The highest frequency allowed, in kHz.
+
+        Raises:
+            ConfigError: a share that is none.
+            TargetError: this machine has no such setting, or it is not permitted.
+        """
+        if not 0 < share <= 1:
+            raise ConfigError(f"a share of the highest frequency is above 0 and at most 1, not {share}")
+        highest = 0
+        for policy in self._policies:
+            limits = [_number(policy / f"cpuinfo_{end}_freq") for end in ("min", "max")]
+            if None in limits:
+                continue
+            least, most = int(limits[0] or 0), int(limits[1] or 0)
+            allowed = max(least, round(most * share))
+            self._write(policy / "scaling_max_freq", str(allowed))
+            highest = max(highest, allowed)
+        if not highest:
+            raise TargetError("this machine lets nobody limit the frequency of its processors")
+        return highest
+
+    def set_nvpmodel(self, mode: int) -> None:
+        """Set the power mode of a Jetson by its number in /etc/nvpmodel.conf.
+
+        Raises:
+            TargetError: this is no Jetson, it has no such mode, or it is not permitted.
+        """
+        now = self._mode()
+        if now is None or self._runner is None:
+            raise TargetError("nvpmodel does not answer: this is no Jetson, or it may not be asked")
+        if now == mode:
+            return
+        if self._runner(["nvpmodel", "-m", str(mode)], _TOOL_SECONDS) is None or self._mode() != mode:
+            raise TargetError(
+                f"nvpmodel did not take mode {mode}: it needs root, a mode of {NVPMODEL}, and for some a restart"
+            )
+        if self._former.nvpmodel is None:
+            self._remember(replace(self._former, nvpmodel=now))
+
+    def close(self) -> None:
+        """Put everything back. Closing twice is allowed.
+
+        Raises:
+            TargetError: something could not be put back: the message says what, and what it was.
+        """
+        former, self._former = self._former, Former()
+        failed = []
+        for name, content in former.files.items():
+            try:
+                Path(name).write_text(content)
+            except OSError as error:
+                failed.append(f"{name} was {content!r}: {error.strerror}")
+        if former.nvpmodel is not None and (
+            self._runner is None
+            or self._runner(["nvpmodel", "-m", str(former.nvpmodel)], _TOOL_SECONDS) is None
+        ):
+            failed.append(f"the power mode was {former.nvpmodel}: nvpmodel did not take it")
+        if failed:
+            raise TargetError(f"settings of this machine could not be put back: {'; '.join(failed)}")
+        if self._record is not None:
+            self._record.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _write(self, place: Path, content: str) -> None:
+        before = _text(place)
+        if before == content:
+            return
+        former = self._former
+        self._remember(replace(former, files={str(place): before, **former.files}))
+        try:
+            place.write_text(content)
+        except OSError as error:
+            self._remember(former)
+            raise TargetError(
+                f"{place} cannot be set to {content}: {error.strerror}; it needs root, or a rule that lets this user "
+                "write it"
+            ) from error
+
+    def _remember(self, former: Former) -> None:
+        """Before anything is changed, so that whoever comes later can put it back."""
+        self._former = former
+        if self._record is not None:
+            files.write(self._record, msgspec.json.encode(former))
+
+    def _mode(self) -> int | None:
+        told = "" if self._runner is None else self._runner(["nvpmodel", "-q"], _TOOL_SECONDS) or ""
+        number = re.search(r"^(\d+)\s*$", told, re.MULTILINE)
+        return int(number[1]) if number else None
+
+
+def _recalled(record: Path) -> Former:
+    try:
+        former = msgspec.json.decode(record.read_bytes(), type=Former)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StorageError(
+            f"{record} should say which settings to put back, but cannot be read: {error}; "
+            "set governors and frequencies as you want them, and delete it"
+        ) from error
+    foreign = [name for name in former.files if f"{os.sep}{CPUFREQ}{os.sep}" not in os.path.normpath(name)]
+    if foreign:
+        raise StorageError(f"{record} names files that are no CPU settings: {', '.join(foreign)}; delete it")
+    return former
+
+
+def _text(place: Path) -> str:
+    try:
+        return place.read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _number(place: Path) -> int | None:
+    text = _text(place)
+    return int(text) if text.isdigit() else None
