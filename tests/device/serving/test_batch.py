@@ -419,7 +419,7 @@ class Echo:
         self.shapes.append(feeds["x"].shape)
         return {"y": feeds["x"]}
 
-    def close(self) -> None: ...
+    def close(self, grace: float = 0.0) -> None: ...
 
 
 def test_shapes_and_settings_that_differ_do_not_share_a_batch() -> None:

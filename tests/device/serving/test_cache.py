@@ -76,7 +76,7 @@ class Later(Service):
         request, future = self.inside.pop(place)
         settle(future, error or Answer({"y": request.feeds["x"].copy()}, self.name, 0.5))
 
-    def close(self) -> None:
+    def close(self, grace: float = 0.0) -> None:
         while self.inside:
             self.settle(error=ClosedError("later is closed"))
 
@@ -310,7 +310,7 @@ def test_errors_of_many_do_not_pile_up_on_the_stack() -> None:
             future.set_exception(EngineError("no"))
             return future
 
-        def close(self) -> None: ...
+        def close(self, grace: float = 0.0) -> None: ...
 
     inner = Failing()
     many = sys.getrecursionlimit() + 100
@@ -386,7 +386,7 @@ def test_a_broken_service_fails_its_caller_and_nobody_else() -> None:
 
 def test_closing_answers_or_fails_everybody() -> None:
     class Silent(Later):
-        def close(self) -> None: ...
+        def close(self, grace: float = 0.0) -> None: ...
 
     for inner in (Later(), Silent()):
         cached = Cached(inner, "digest")

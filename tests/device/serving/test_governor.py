@@ -10,6 +10,10 @@ from farthing.device.serving.governor import CPUFREQ, Governor
 from farthing.errors import ConfigError, StorageError, TargetError
 
 
+def settings(root: Path) -> list[str]:
+    return [file.read_text().strip() for file in sorted(root.glob(f"{CPUFREQ}/*/scaling_[gm]*"))]
+
+
 class Nvpmodel:
     """Answers as NVIDIA's tool does."""
 
@@ -26,51 +30,30 @@ class Nvpmodel:
         return ""
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two clusters, as on an ARM board with big and little cores."""
-    for number, (least, most) in enumerate([(400_000, 1_800_000), (600_000, 2_400_000)]):
-        policy = tmp_path / CPUFREQ / f"policy{4 * number}"
-        policy.mkdir(parents=True)
-        for name, content in {
-            "scaling_governor": "schedutil",
-            "scaling_available_governors": "conservative ondemand powersave performance schedutil",
-            "scaling_max_freq": str(most),
-            "cpuinfo_min_freq": str(least),
-            "cpuinfo_max_freq": str(most),
-        }.items():
-            (policy / name).write_text(content + "\n")
-    return tmp_path
-
-
-def settings(root: Path) -> list[str]:
-    return [file.read_text().strip() for file in sorted(root.glob(f"{CPUFREQ}/*/scaling_[gm]*"))]
-
-
-def test_what_was_set_is_put_back(root: Path) -> None:
-    before = settings(root)
-    with Governor(root, None) as governor:
+def test_what_was_set_is_put_back(cpufreq: Path) -> None:
+    before = settings(cpufreq)
+    with Governor(cpufreq, None) as governor:
         assert governor.available
         assert governor.set_governor(["unheard", "powersave"]) == "powersave"
         assert governor.cap(0.5) == 1_200_000
         assert governor.cap(0.1) == 600_000  # no lower than the lowest
         assert governor.set_governor(["performance"]) == "performance"
-        assert settings(root) == ["performance", "400000", "performance", "600000"]
-    assert settings(root) == before
+        assert settings(cpufreq) == ["performance", "400000", "performance", "600000"]
+    assert settings(cpufreq) == before
     governor.close()
-    assert settings(root) == before
+    assert settings(cpufreq) == before
 
 
-def test_a_process_that_was_killed_is_put_right_by_the_next(root: Path, tmp_path: Path) -> None:
-    before, record = settings(root), tmp_path / "run" / "power.json"
+def test_a_process_that_was_killed_is_put_right_by_the_next(cpufreq: Path, tmp_path: Path) -> None:
+    before, record = settings(cpufreq), tmp_path / "run" / "power.json"
     record.parent.mkdir()
-    killed = Governor(root, None, record)
+    killed = Governor(cpufreq, None, record)
     killed.set_governor(["performance"])
     killed.cap(0.5)
     assert record.is_file()
     del killed
-    Governor(root, None, record)
-    assert settings(root) == before
+    Governor(cpufreq, None, record)
+    assert settings(cpufreq) == before
     assert not record.exists()
 
 
@@ -78,19 +61,19 @@ def test_a_process_that_was_killed_is_put_right_by_the_next(root: Path, tmp_path
     ("content", "message"),
     [("{", "cannot be read"), (json.dumps({"files": {"/etc/passwd": "x"}}), "no CPU settings")],
 )
-def test_a_record_that_is_none_is_refused(root: Path, tmp_path: Path, content: str, message: str) -> None:
+def test_a_record_that_is_none_is_refused(cpufreq: Path, tmp_path: Path, content: str, message: str) -> None:
     record = tmp_path / "power.json"
     record.write_text(content)
     with pytest.raises(StorageError, match=message):
-        Governor(root, None, record)
+        Governor(cpufreq, None, record)
 
 
-def test_what_is_not_permitted_is_said(root: Path) -> None:
-    for file in root.glob(f"{CPUFREQ}/*/scaling_governor"):
+def test_what_is_not_permitted_is_said(cpufreq: Path) -> None:
+    for file in cpufreq.glob(f"{CPUFREQ}/*/scaling_governor"):
         file.unlink()
         file.mkdir()  # root may write everything else
     with (
-        Governor(root, None) as governor,
+        Governor(cpufreq, None) as governor,
         pytest.raises(TargetError, match=r"cannot be set to powersave: .*needs root"),
     ):
         governor.set_governor(["powersave"])
@@ -121,10 +104,10 @@ def test_a_jetson_changes_its_mode_and_back(tmp_path: Path) -> None:
     assert tool.mode == 2
 
 
-def test_what_cannot_be_put_back_is_named(root: Path) -> None:
-    governor = Governor(root, None)
+def test_what_cannot_be_put_back_is_named(cpufreq: Path) -> None:
+    governor = Governor(cpufreq, None)
     governor.set_governor(["performance"])
-    for file in root.glob(f"{CPUFREQ}/*/scaling_governor"):
+    for file in cpufreq.glob(f"{CPUFREQ}/*/scaling_governor"):
         file.unlink()
         file.mkdir()
     with pytest.raises(TargetError, match=r"policy0/scaling_governor was 'schedutil'"):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.device.serving.test_governor import root, settings  # noqa: F401 - a fixture
 
 from farthing.device.serving.governor import Governor
 from farthing.device.serving.power import PLANS, Powered, PowerPlan
@@ -17,19 +16,23 @@ X = {"x": np.ones((1, 4), np.float32)}
 VARIANTS = {"float32": fake_model(seed=1), "int8": fake_model(seed=2)}
 
 
-def test_modes_take_their_variant_and_set_the_machine(root: Path) -> None:  # noqa: F811
-    before = settings(root)
-    with Powered(VARIANTS, "high_performance", governor=Governor(root, None)) as service:
+def governors(root: Path) -> list[str]:
+    return [file.read_text().strip() for file in sorted(root.glob(f"{CPUFREQ}/*/scaling_[gm]*"))]
+
+
+def test_modes_take_their_variant_and_set_the_machine(cpufreq: Path) -> None:
+    before = governors(cpufreq)
+    with Powered(VARIANTS, "high_performance", governor=Governor(cpufreq, None)) as service:
         assert (service.mode, service.variant) == ("high_performance", "float32")
-        assert settings(root) == ["performance", "1800000", "performance", "2400000"]
+        assert governors(cpufreq) == ["performance", "1800000", "performance", "2400000"]
         service.switch("power_saver")
         assert (service.mode, service.variant) == ("power_saver", "int8")
-        assert settings(root) == ["powersave", "1080000", "powersave", "1440000"]
+        assert governors(cpufreq) == ["powersave", "1080000", "powersave", "1440000"]
         assert service.answer(X).source == "fake int8"
         service.switch("balanced")
-        assert settings(root) == before
+        assert governors(cpufreq) == before
         assert service.refused == ()
-    assert settings(root) == before
+    assert governors(cpufreq) == before
 
 
 def test_a_machine_that_does_not_let_itself_be_set_is_said_and_answers_all_the_same(tmp_path: Path) -> None:

@@ -16,7 +16,17 @@ from msgspec.structs import replace
 from farthing.device.serving.alarm import Alarm
 from farthing.device.serving.flights import Flights, Waiter
 from farthing.device.serving.lru import CacheRule, CacheStats, Kept, Lru, frozen, size_of, views
-from farthing.device.serving.service import Answer, Clock, Direct, Request, Service, failed, late, settle
+from farthing.device.serving.service import (
+    GRACE,
+    Answer,
+    Clock,
+    Direct,
+    Request,
+    Service,
+    failed,
+    late,
+    settle,
+)
 from farthing.engines.base import Engine, Tensors
 from farthing.errors import ClosedError, EngineError, ServiceError
 
@@ -122,12 +132,12 @@ class Cached(Service):
         with self._lock:
             self._lru.clear()
 
-    def close(self) -> None:
+    def close(self, grace: float = GRACE) -> None:
         """See `Service.close`."""
         with self._lock:
             self._closed = True
             self._lru.clear()
-        self._inner.close()
+        self._inner.close(grace)
         with self._lock:
             left = self._flights.clear()
         for waiter in left:
