@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from farthing.device.serving.governor import Governor
+from farthing.device.serving.governor import CPUFREQ, Governor
 from farthing.device.serving.power import PLANS, Powered, PowerPlan
 from farthing.device.serving.service import Request
 from farthing.errors import ConfigError, ModelError, TargetError
