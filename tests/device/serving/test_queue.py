@@ -339,6 +339,22 @@ def test_closing_answers_those_that_wait_while_there_is_time(gated: Gated) -> No
     assert queue.stats().closed == 0
 
 
+def test_closing_waits_for_a_service_that_answers_later_and_for_nobody_in_vain() -> None:
+    inner = Later()
+    queue = Realtime(inner, QueueRule(policy="reject"))
+    futures = [queue.submit(Request({}, deadline=soon())) for _ in range(3)]
+    futures += [queue.submit(Request({}, deadline=soon(0.05))) for _ in range(3)]
+    closing = threading.Thread(target=queue.close, args=(10 * LONG,))
+    closing.start()
+    wait(futures[3:], LONG)  # too late, while it closes
+    futures[2].cancel()
+    for _ in range(2):
+        inner.answer_first()
+    closing.join(LONG)
+    assert not closing.is_alive()
+    assert [future.result(0).source for future in futures[:2]] == ["later"] * 2
+
+
 def test_a_callback_may_close_it() -> None:
     queue = Realtime(open_engine(fake_model()))
     closed = threading.Event()

@@ -75,7 +75,8 @@ class Realtime(Service):
         self._timeout = math.inf if self._rule.timeout_ms is None else self._rule.timeout_ms / 1000
         self._backlog = Backlog(self._rule)
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)  # for workers
+        self._emptied = threading.Condition(self._lock)  # for who closes
         self._threads: list[threading.Thread] = []
         self._idle = 0  # threads that wait for work
         self._number = 0
@@ -124,7 +125,7 @@ class Realtime(Service):
         with self._lock:
             self._closing = True
             if threading.current_thread() not in self._threads:
-                self._changed.wait_for(lambda: len(self._backlog) == 0, grace)
+                self._emptied.wait_for(lambda: len(self._backlog) == 0, grace)
             self._closed = True
             left = self._backlog.clear()
             self._rouse()
@@ -156,6 +157,8 @@ class Realtime(Service):
                 self._changed.notify()
             elif len(self._threads) < self._rule.concurrency:
                 self._hire()
+        elif self._closing and not waiting:
+            self._emptied.notify_all()
         if waiting > free:
             self._alarm.at(self._backlog.soonest)
 
@@ -181,8 +184,6 @@ class Realtime(Service):
                 self._idle -= 1
                 ticket, drops = self._backlog.take(self._clock())
             self._rouse()
-            if self._closing:
-                self._changed.notify_all()  # who closes waits for the last of them
         self._tell(drops)
         if ticket is not None:
             self._start(ticket)
