@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -159,6 +160,46 @@ def test_another_architecture_s_wheel_is_named(server: Server, fetched: Path, tm
     assert not place.exists()
 
 
+def test_whoever_leaves_while_it_installs_leaves_nothing(
+    server: Server, fetched: Path, tmp_path: Path
+) -> None:
+    server.know(server.host_key)
+    home = tmp_path / "home"
+    home.mkdir()
+    place = home / "a b" / "it's;here" / "farthing"
+    files = sorted(fetched.glob("*.whl"))
+    board = Board(name="x", address=server.address, directory=str(place))
+    order = {"files": {path.name: file_digest(path) for path in files}, "engines": ["fake"], "stamp": ""}
+    ssh = install.Ssh(server.address).open()
+
+    def leave() -> None:
+        assert eventually(lambda: list(place.glob("venvs/py-*/lib/python3*/site-packages/numpy")))
+        server.cut()
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    with install._tar(files) as tar, pytest.raises(LinkError):
+        install._order(ssh, sys.executable, board, {"action": "install", **order}, QUICK, 120, tar)
+    thread.join()
+    ssh.close()
+    assert eventually(lambda: not processes(str(place)))
+    assert eventually(lambda: tree(home) == [])
+
+
+def test_directories_that_were_made_for_it_go_with_it(server: Server, fetched: Path, tmp_path: Path) -> None:
+    server.know(server.host_key)
+    home, files = tmp_path / "home", sorted(fetched.glob("*.whl"))
+    home.mkdir()
+    place = home / 'a "b"' / "$(it's);here" / "farthing"
+    ordered(server, place, files)
+    board = Board(name="x", address=server.address, directory=str(place))
+    with Remote(board, None, QUICK) as remote:
+        assert remote.version("fake") == "1"
+    ordered(server, place, files)  # again: what was noted the first time stays noted
+    assert install.remove(board, QUICK) is False
+    assert tree(home) == []
+
+
 def test_a_package_without_a_wheel_is_named(tmp_path: Path) -> None:
     platform = replace(X86, arch="sparc64")
     with pytest.raises(
@@ -218,7 +259,21 @@ def test_a_full_disk_there_is_said_and_left_clean(server: Server, fetched: Path,
         (small_disk / "filler").write_bytes(b"x" * filler)
         with pytest.raises(StorageError, match=r"on the board: the disk is full: free some space there"):
             ordered(server, place, sorted(fetched.glob("*.whl")))
-        assert not place.exists()
+        assert tree(small_disk) == ["filler"]
+
+
+def test_it_is_taken_off_a_disk_without_a_byte_left(server: Server, small_disk: Path) -> None:
+    server.know(server.host_key)
+    place = small_disk / "here" / "farthing"
+    onboard.claim(place)
+    (place / "models").mkdir()
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    board = Board(name="x", address=server.address, directory=str(place))
+    with install.Ssh(server.address) as ssh:
+        assert install._order(ssh, sys.executable, board, {"action": "remove"}, QUICK, 60) == {"left": False}
+    assert tree(small_disk) == ["filler"]
 
 
 PYTHONS = {
@@ -332,6 +387,27 @@ def test_the_whole_by_the_command_line(
     assert capsys.readouterr().out.startswith("shed  127.0.0.1")
     assert main(["target", "show", "shed", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engines"] == {"fake": "1"}
+    (tmp_path / "config" / "targets" / "torn.yaml").write_text("name: [")
+    assert main(["target", "list"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out.startswith("shed  127.0.0.1")
+    assert "torn.yaml is not valid YAML" in shown.err
+    assert main(["target", "remove", "torn"]) == 2
+    assert "farthing target remove torn --keep-remote" in capsys.readouterr().err
+    assert main(["target", "remove", "torn", "--keep-remote"]) == 0
+    assert Boards(tmp_path / "config" / "targets").names() == ["shed"]
+    assert main(["doctor", "--target", "shed"]) == 0
+    assert "shed answers" in capsys.readouterr().out
+    note = json.loads((place / "farthing-board.json").read_text())
+    (place / "farthing-board.json").write_text(json.dumps(note | {"stamp": "0" * 64}))
+    main(["doctor", "--target", "shed", "--quiet"])
+    assert "farthing target update shed" in capsys.readouterr().out
+    server.know(None)
+    assert main(["doctor", "--target", "shed", "--quiet"]) == 1
+    shown = capsys.readouterr()
+    assert "its host key is not known here" in " ".join(shown.out.split())
+    assert "farthing target update" not in shown.out
+    server.know(server.host_key)
     model = fake_model(features=4).save(tmp_path / "model")
     quick = ["--seconds", "0.1", "--no-memory"]
     assert main(["bench", str(model.path), "--on", "shed", *quick]) == 0

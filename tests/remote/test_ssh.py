@@ -106,6 +106,16 @@ def test_nobody_there(server: Server, tmp_path: Path) -> None:
         Ssh(replace(server.address, config=broken)).open()
 
 
+def test_only_the_client_s_own_words_are_a_reason(ssh: Ssh) -> None:
+    for words in ("Permission denied", "REMOTE HOST IDENTIFICATION HAS CHANGED"):
+        channel = ssh.start(f"echo '{words}' >&2; exit 255")
+        with pytest.raises(LinkError, match=f"connection broke.*{words}"):
+            channel.read_into(memoryview(bytearray(1)), time.monotonic() + 10)
+        channel.close()
+        with pytest.raises(LinkError, match="connection broke"):
+            ssh.run(f"echo '{words}' >&2; exit 255")
+
+
 def test_a_cut_connection_is_noticed_and_made_anew(ssh: Ssh, server: Server) -> None:
     channel = ssh.start("cat")
     server.cut()

@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,7 +27,17 @@ from farthing import __version__, files, plugins
 from farthing.bench.machine import Entrant, Here
 from farthing.bench.racing import Turn, race
 from farthing.bench.remote import wire
-from farthing.bench.remote.onboard import MARKER, MODELS, SCRATCH, Refusal, held, holder, lease, sweep
+from farthing.bench.remote.onboard import (
+    MARKER,
+    MODELS,
+    SCRATCH,
+    Refusal,
+    held,
+    holder,
+    lease,
+    sweep,
+    when_gone,
+)
 from farthing.bench.remote.store import Store
 from farthing.engines.base import Engine, Tensors
 from farthing.errors import (
@@ -341,15 +350,11 @@ def _die_with_the_connection() -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
 
-    def watch() -> None:
-        poll = select.poll()
-        poll.register(0, select.POLLHUP | select.POLLRDHUP)
-        while not poll.poll():  # in the kernel: it costs a race nothing
-            pass
+    def end() -> None:
         time.sleep(1)  # whoever waits for the next request leaves by itself
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
-    threading.Thread(target=watch, daemon=True).start()
+    when_gone(0, select.POLLHUP | select.POLLRDHUP, end)
 
 
 def trial(names: list[str]) -> None:

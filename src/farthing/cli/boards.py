@@ -157,8 +157,15 @@ def _rows(facts: Sequence[tuple[str, str]]) -> str:
 
 
 def _list(parsed: argparse.Namespace) -> int:
-    boards = _boards()
-    known = [boards.get(name) for name in boards.names()]
+    from farthing.errors import TargetError
+
+    boards, known, code = _boards(), [], 0
+    for name in boards.names():
+        try:
+            known.append(boards.get(name))
+        except TargetError as error:  # the others are shown all the same
+            tell(f"farthing: {error}")
+            code = 2
     if parsed.json:
         for board in known:
             print(show.as_json(board))
@@ -167,9 +174,9 @@ def _list(parsed: argparse.Namespace) -> int:
             (board.name, f"{board.address}  {board.platform}  {', '.join(board.engines)}") for board in known
         ]
         print(_rows(rows))
-    else:
+    elif not code:
         print("no targets yet: `farthing target add USER@HOST --name NAME`")
-    return 0
+    return code
 
 
 def _show(parsed: argparse.Namespace) -> int:
@@ -203,15 +210,15 @@ def _remove(parsed: argparse.Namespace) -> int:
     from farthing.bench.remote import install
     from farthing.errors import TargetError
 
-    boards = _boards()
-    board = boards.get(parsed.name)
-    if not parsed.keep_remote:
+    boards, name = _boards(), parsed.name
+    if not parsed.keep_remote or name not in boards.names():
+        board = boards.get(name)
         try:
             left = install.remove(board)
         except TargetError as error:
-            raise type(error)(f"{error}. To forget {board.name} here only, add --keep-remote") from error
+            raise type(error)(f"{error}. To forget {name} here only, add --keep-remote") from error
         if left:
-            tell(f"{board.directory} on {board.name} holds other files and stays")
-    boards.forget(board.name)
-    print(f"removed {board.name}")
+            tell(f"{board.directory} on {name} holds other files and stays")
+    boards.forget(name)
+    print(f"removed {name}")
     return 0

@@ -208,7 +208,7 @@ class Ssh:
             out = channel.rest(limit, end)
             code = channel.wait(end)
             if code is None or code == _CONNECTION_LOST:
-                raise explain(channel.said, self.address)
+                raise explain(channel.said, self.address, own=False)
             return Reply(code, out, channel.said)
 
     def close(self) -> None:
@@ -246,6 +246,7 @@ class Channel:
         )
         self.ahead = _AHEAD  # most bytes taken that nobody asked for yet
         self._out, self._err = bytearray(), bytearray()
+        self._greeted = False
         self._open = {self._file("stdout").fileno(), self._file("stderr").fileno()}
         for name in ("stdin", "stdout", "stderr"):
             os.set_blocking(self._file(name).fileno(), False)
@@ -293,8 +294,9 @@ class Channel:
         """Wait until there is output."""
         while not self._out:
             if self.ended:
-                self.wait(time.monotonic() + 5)
-                raise explain(self.said, self._address)
+                code = self.wait(time.monotonic() + 5)
+                own = code == _CONNECTION_LOST and not self._greeted  # later it is the other side that speaks
+                raise explain(self.said, self._address, own)
             self._wait(end)
 
     def until(self, mark: bytes, end: float) -> None:
@@ -314,6 +316,7 @@ class Channel:
                     f"{self._address} writes too much when one logs in: let its shell's start-up files be silent "
                     "without a terminal"
                 )
+        self._greeted = True
 
     def rest(self, limit: int, end: float) -> bytes:
         """All of its output up to its end."""
@@ -397,10 +400,10 @@ def printable(text: str, most: int = 400) -> str:
     return shown if len(shown) <= most else f"... {shown[-most:]}"
 
 
-def explain(said: str, address: Address) -> FarthingError:
-    """The error for what the client says when a connection fails: a LinkError where trying again may help."""
+def explain(said: str, address: Address, own: bool) -> FarthingError:
+    """The error for what is said when a connection fails; if they are the client's own words, by what they mean."""
     last = printable(said) or "nothing"
-    for pattern, kind, advice in _REASONS:
+    for pattern, kind, advice in _REASONS if own else ():
         if re.search(pattern, said):
             return kind(f"{address}: {advice.format(host=address.host)} (ssh says: {last})")
     return LinkError(f"{address}: the connection broke: is the machine still on? (ssh says: {last})")

@@ -84,7 +84,9 @@ class Boards:
         try:
             board = read(self._path(name), Board)
         except ConfigError as error:
-            raise TargetError(f"{error}: correct the file, or remove it and add the target again") from error
+            raise TargetError(
+                f"{error}: correct it, or `farthing target remove {name} --keep-remote` and add the target again"
+            ) from error
         if board.name != name:
             raise TargetError(f"{self._path(name)} describes {board.name!r}: correct its name")
         return board

@@ -20,13 +20,16 @@ import hashlib
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +77,8 @@ def lease(
         _take(handle, directory, wait, busy)
         said = {"who": who, "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
         os.truncate(handle, 0)
-        os.pwrite(handle, json.dumps(said).encode(), 0)
+        with contextlib.suppress(OSError):  # the disk is full: it is held all the same
+            os.pwrite(handle, json.dumps(said).encode(), 0)
         yield
         os.truncate(handle, 0)
     finally:
@@ -137,11 +141,34 @@ def claim(directory: Path) -> None:
     Raises:
         Refusal: it holds what we did not put there.
     """
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not (directory / MARKER).is_file() and any(entry.name not in OURS for entry in directory.iterdir()):
-        raise Refusal("StorageError", f"{directory} on the board holds other files: name another --directory")
-    if not (directory / MARKER).is_file():
-        (directory / MARKER).write_text("{}\n")
+    made = [str(place) for place in directory.parents if not place.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (directory / MARKER).is_file():
+            return
+        if any(entry.name not in OURS for entry in directory.iterdir()):
+            words = f"{directory} on the board holds other files: name another --directory"
+            raise Refusal("StorageError", words)
+        _write(directory / MARKER, json.dumps({"parents": made}) + "\n")
+    except OSError:
+        _rmdir([directory, *map(Path, made)])
+        raise
+
+
+def _rmdir(places: Iterable[Path]) -> None:
+    """Remove directories in which nothing is, one after another."""
+    with contextlib.suppress(OSError):
+        for place in places:
+            place.rmdir()
+
+
+def _parents(directory: Path) -> list[str]:
+    """The directories above ours that were made for it, the nearest first."""
+    try:
+        noted = json.loads((directory / MARKER).read_bytes())["parents"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [str(place) for place in directory.parents if str(place) in noted]
 
 
 def install(directory: Path, order: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +186,7 @@ def install(directory: Path, order: dict[str, Any]) -> dict[str, Any]:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     versions = dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
-    found = {"stamp": order["stamp"], "engines": versions, "python": sys.version.split()[0]}
+    found = {"stamp": order["stamp"], "engines": versions, "parents": _parents(directory)}
     _write(directory / MARKER, json.dumps(found) + "\n")
     sweep(directory)
     return found
@@ -200,18 +227,21 @@ def _build(fresh: Path, wheels: list[Path], scratch: Path) -> None:
     others = [wheel for wheel in wheels if wheel != pip]
     quiet = ["--isolated", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
     base = [fresh / "bin" / "python", "-I", pip / "pip"]
-    _checked([*base, "install", "-q", *quiet, "--no-index", "--no-deps", *others], scratch)
+    names = [f"./{wheel.name}" for wheel in others]  # a path may hold what pip takes for more than a path
+    _checked([*base, "install", "-q", *quiet, "--no-index", "--no-deps", *names], scratch, pip.parent)
     _checked([*base, "check", *quiet], scratch)
 
 
-def _checked(command: list[Any], scratch: Path | None = None) -> str:
+def _checked(command: list[Any], scratch: Path | None = None, here: Path | None = None) -> str:
     """Run a program; what it wrote.
 
     Raises:
         Refusal: it failed.
     """
     words = [*(["env", f"TMPDIR={scratch}"] if scratch else []), *map(str, command)]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=here
+    )
     if done.returncode == 0:
         return done.stdout
     said = (done.stderr.strip() or done.stdout.strip())[-2000:]
@@ -223,8 +253,9 @@ def _checked(command: list[Any], scratch: Path | None = None) -> str:
             "TargetError", f"{Path(wrong[1]).name} is for another machine than this {os.uname().machine}"
         )
     what = "pip" if any("pip-" in word for word in words) else " ".join(words[:4])
-    last = said.splitlines()[-1] if said else f"exit code {done.returncode}"
-    raise Refusal("TargetError", f"{what} failed on the board: {last}")
+    lines = said.splitlines() or [f"exit code {done.returncode}"]
+    reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+    raise Refusal("TargetError", f"{what} failed on the board: {reason}")
 
 
 def _point(link: Path, target: Path) -> None:
@@ -244,15 +275,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def remove(directory: Path) -> dict[str, Any]:
-    """Remove all that is ours, and the directory if nothing else is in it."""
+    """Remove all that is ours, and the directory if nothing else is in it; so too those that were made above it."""
+    above = _parents(directory)
     for entry in list(directory.iterdir()):
         if entry.is_symlink() or entry.is_file():
             if entry.name in OURS or entry.name.startswith((f".{VENV}-", f".{MARKER}")):
                 entry.unlink()
         elif entry.name in OURS:
             shutil.rmtree(entry)
-    with contextlib.suppress(OSError):
-        directory.rmdir()
+    _rmdir([directory, *map(Path, above)])
     return {"left": directory.exists()}
 
 
@@ -285,8 +316,33 @@ def carry_out(order: dict[str, Any]) -> dict[str, Any]:
         raise Refusal("StorageError", f"cannot write {directory} on the board: {reason}") from error
 
 
+def when_gone(handle: int, events: int, then: Callable[[], object]) -> None:
+    """Call ``then``, in a thread of its own, as soon as the other side of a pipe or socket is gone.
+
+    Args:
+        handle: our side of it.
+        events: what of `select.poll` tells; that it is gone altogether is told in any case.
+    """
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(handle, events)
+        while not poll.poll():  # in the kernel: it costs a race nothing
+            pass
+        then()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what tidies up is let finish
+    raise SystemExit(1)
+
+
 def main() -> None:
-    """Carry out the order in our first argument."""
+    """Carry out the order in our first argument; what is half done is undone if whoever gave it leaves."""
+    signal.signal(signal.SIGTERM, _stop)
+    when_gone(1, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         answer = carry_out(json.loads(sys.argv[1]))
     except Refusal as refusal:

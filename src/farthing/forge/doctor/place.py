@@ -40,21 +40,27 @@ def _board(name: str, boards: Path | None) -> tuple[Target | None, Finding] | No
     """A board of the user's, asked what it is; None if no board has the name."""
     from farthing.bench.remote import Boards
     from farthing.bench.remote.install import look
+    from farthing.bench.remote.wheels import stamp
 
     if name == THIS or boards is None or name not in Boards(boards).names():
         return None
     try:
         found = look(Boards(boards).get(name))
     except LinkError as error:
-        mend = "is it on, and does `ssh` reach it by hand? A new host key must be accepted there first"
+        mend = "is it on, and does `ssh` reach it by hand?"
         return None, problem("target", "reachable", str(error), mend)
     except FarthingError as error:
-        return None, problem("target", "reachable", str(error), f"farthing target update {name}")
+        return None, problem(
+            "target", "reachable", str(error), f"do what it says, then: farthing target show {name}"
+        )
     engines = ", ".join(f"{engine} {version}" for engine, version in found.engines.items()) or "no engine"
     words = f"{name} answers: {found.description}; {engines}"
     if found.holder:
         words = f"{words}; {found.holder} measures there since {found.since}"
         return found.target, warning("target", "reachable", words, "wait until that is done")
+    if found.stamp not in {"", stamp()}:
+        words = f"{words}; its files of Farthing are not those that are here"
+        return found.target, warning("target", "reachable", words, f"farthing target update {name}")
     return found.target, ok("target", "reachable", words)
 
 
