@@ -455,11 +455,17 @@ def test_a_disk_without_a_byte_left_is_said(small: Board) -> None:
     with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
-    with pytest.raises(StorageError, match=r"on small: cannot write .*: the disk is full"):
-        Remote(small, None, QUICK).open()
-    (disk / "filler").unlink()
     with Remote(small, None, QUICK) as remote:
+        with pytest.raises(EngineError, match=r"on small: cannot write .*: the disk is full"):
+            remote.load(fake_model(features=4), "", ONE)
+        (disk / "filler").unlink()
         assert remote.load(fake_model(features=4), "", ONE)[0].run({"x": rows(1)})["y"].shape == (1, 3)
+
+
+def test_a_directory_that_cannot_be_written_is_said(small: Board) -> None:
+    (Path(small.directory) / "lease").mkdir()
+    with pytest.raises(StorageError, match=r"on small: cannot write .*directory"):
+        Remote(small, None, QUICK).open()
 
 
 def test_a_board_without_its_farthing(board: Board, tmp_path: Path) -> None:
