@@ -23,6 +23,7 @@ COMMANDS = {
     "optimize": ("searching", "find the best measured artefact for a task, a device and a budget"),
     "compare": ("compare", "lay two searches side by side: what changed, and by how much"),
     "matrix": ("matrix", "run models in every engine: equal, or refused and by which operator"),
+    "cut": ("cutting", "cut a model into parts for several cores or devices, or into early exits"),
     "bench": (
         "benching",
         "measure latency, throughput, load time, memory and energy; race models and engines",
