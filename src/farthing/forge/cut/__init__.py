@@ -115,6 +115,7 @@ def cut(
         ConfigError: none of ``parts``, ``at`` and ``memory_mb``, or some that contradict one another.
         UnsupportedError: not ONNX, a model with state, something crosses that is no tensor, or no cuts keep the limit.
         ModelError: no node makes a tensor of ``at``.
+        MeasurementError: numbers cannot be made up for its inputs: feeds are needed.
         ConversionError: the parts compute something else than the model.
         StorageError: the bundle cannot be written.
     """

@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 import onnx
 
-from farthing.errors import UnsupportedError
+from farthing.bench import random_feeds
 from farthing.forge import graph
 from farthing.forge.cut.flow import Flow
-from farthing.forge.inspect.facts import random_feeds
 from farthing.model import DTYPES, TensorSpec
 
 DATA_DEPENDENT = frozenset("NonZero NonMaxSuppression Unique Compress If Loop Scan Range".split())
@@ -48,13 +47,11 @@ def observe(
         Tensor name -> what was seen, inputs included, values that are no tensors left out; and the feeds of one sample.
 
     Raises:
-        UnsupportedError: no numbers can be made up for its inputs: feeds are needed.
+        MeasurementError: no numbers can be made up for its inputs: feeds are needed.
         EngineError: it does not run.
     """
     if feeds is None:
-        feeds, reason = random_feeds(inputs)
-        if reason:
-            raise UnsupportedError(f"the model cannot be looked into: {reason}")
+        feeds = random_feeds(inputs, FEW, np.random.default_rng(0))
     free = next(
         (str(s.shape[s.batch_axis]) for s in inputs if s.batch_axis is not None and not s.fixed_batch), ""
     )
