@@ -156,6 +156,21 @@ def test_who_waits_is_answered_before_it_closes(
     service.close()
 
 
+def test_who_is_not_answered_within_the_grace_is_told(
+    gated: tuple[Gated, Gated, Sharded], x: dict[str, Any]
+) -> None:
+    first, second, service = gated
+    futures = [service.submit(Request(x)) for _ in range(3)]
+    first.entered.acquire()
+    service.close(grace=0.0)
+    assert isinstance(futures[2].exception(0), ClosedError), "it stood in line"
+    assert isinstance(futures[1].exception(30), ClosedError), "it stood before the first part"
+    first.gate.set()
+    second.gate.set()
+    assert isinstance(futures[0].exception(30), ClosedError | EngineError), "its next part is closed"
+    assert service.stats().running == 0
+
+
 def test_a_request_that_was_taken_back_is_not_computed(
     gated: tuple[Gated, Gated, Sharded], x: dict[str, Any]
 ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -102,8 +103,11 @@ class OwnThread(Service):
             return failed(ClosedError(f"{self.name} was closed: open it again"))
 
     def close(self, grace: float = GRACE) -> None:
-        """See `Service.close`: everyone who waits is answered first."""
-        self._thread.shutdown()
+        """See `Service.close`: who still waits after the grace finds the request cancelled."""
+        with contextlib.suppress(RuntimeError):  # closed before
+            last = self._thread.submit(int)
+            wait([last], grace)
+            self._thread.shutdown(wait=last.done(), cancel_futures=True)
         self._engine.close()
 
     def _run(self, request: Request, came: float) -> Answer:
@@ -203,12 +207,16 @@ class Sharded(Service):
             return self._tally.stats(len(self._line), self._running)
 
     def close(self, grace: float = GRACE) -> None:
-        """See `Service.close`: everyone in line is answered first."""
+        """See `Service.close`."""
         with self._idle:
             self._closed = True
-            self._idle.wait_for(lambda: not (self._line or self._running), grace)
+            answered = self._idle.wait_for(lambda: not (self._line or self._running), grace)
+            left, self._running = list(self._line), self._running + len(self._line)
+            self._line.clear()
+        for run in left:
+            self._finish(run, ClosedError(f"{self.name} was closed before this request had its turn"))
         for part in self._parts:
-            part.close(grace)
+            part.close(grace if answered else 0.0)
 
     def _refusal(self, request: Request) -> FarthingError | None:
         if self._closed:
@@ -283,9 +291,9 @@ class Sharded(Service):
 
 
 def refuse_state(parts: Sequence[Engine | Service]) -> None:
-    """Raise an EngineError for an engine that keeps a state between calls."""
+    """Raise an EngineError for a part that keeps a state between calls."""
     for number, part in enumerate(parts, 1):
-        if not isinstance(part, Service) and part.stateful:
+        if part.stateful:
             raise EngineError(
                 f"part {number} ({part.name}) keeps a state between calls, which requests of several callers would "
                 "mix up: run it as one model, a session() for each stream"
