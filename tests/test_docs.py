@@ -16,6 +16,8 @@ import pytest
 import farthing
 from farthing import catalogue, errors
 from farthing.cli import COMMANDS
+from farthing.device.serving.backlog import QueueRule, QueueStats
+from farthing.device.serving.lru import CacheRule, CacheStats
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
@@ -158,6 +160,10 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/targets.md", Target),
         ("how-to/read-result-json.md", Summary),
         ("how-to/read-result-json.md", Candidate),
+        ("how-to/answer-in-real-time.md", QueueRule),
+        ("how-to/answer-in-real-time.md", QueueStats),
+        ("how-to/cache-answers.md", CacheRule),
+        ("how-to/cache-answers.md", CacheStats),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
