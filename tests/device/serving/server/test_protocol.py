@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from farthing.device.serving.server import protocol
 from farthing.device.serving.server.protocol import Inference, decode, encode, raw_inference
-from farthing.device.serving.server.tensors import DTYPES, from_bytes, to_bytes
+from farthing.engines.openinference import DTYPES, from_bytes, to_bytes
 from farthing.errors import ProtocolError
 from farthing.model import TensorSpec
 

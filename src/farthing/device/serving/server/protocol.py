@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 from numpy.typing import NDArray
 
-from farthing.device.serving.server.tensors import (
+from farthing.engines.openinference import (
     DATATYPES,
     datatype_of,
     from_bytes,

@@ -1,4 +1,7 @@
-"""Tensors as the Open Inference Protocol writes them: raw little-endian bytes, or JSON numbers."""
+"""Tensors as the Open Inference Protocol writes them: raw little-endian bytes, or JSON numbers.
+
+Read by the server and by the engine that asks one.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +65,13 @@ def from_bytes(
     count = math.prod(shape)
     if count * itemsize != size:
         raise ProtocolError(
-            f"input {name!r}: {datatype} {list(shape)} has {count * itemsize} bytes, not {size}"
+            f"tensor {name!r}: {datatype} {list(shape)} has {count * itemsize} bytes, not {size}"
         )
     if not count:
         return np.empty(shape, _NUMPY[datatype])
     array: NDArray[Any] = np.ndarray(shape, _NUMPY[datatype], body, offset)
     if datatype == "BOOL" and array.view(np.uint8).max() > 1:
-        raise ProtocolError(f"input {name!r}: a BOOL is a byte of 0 or 1")
+        raise ProtocolError(f"tensor {name!r}: a BOOL is a byte of 0 or 1")
     return array if array.flags.aligned else array.copy()
 
 
@@ -79,20 +82,20 @@ def _texts(name: str, datatype: str, shape: Sequence[int], data: bytes) -> NDArr
     texts: list[str] = []
     at, count = 0, math.prod(shape)
     if count * _LENGTH.size > len(data):
-        raise ProtocolError(f"input {name!r}: {len(data)} bytes cannot hold {count} texts and their lengths")
+        raise ProtocolError(f"tensor {name!r}: {len(data)} bytes cannot hold {count} texts and their lengths")
     while at < len(data):
         if len(data) - at < _LENGTH.size:
-            raise ProtocolError(f"input {name!r}: the length of text {len(texts)} is cut off")
+            raise ProtocolError(f"tensor {name!r}: the length of text {len(texts)} is cut off")
         (length,) = _LENGTH.unpack_from(data, at)
         at += _LENGTH.size
         if length > len(data) - at:
             raise ProtocolError(
-                f"input {name!r}: text {len(texts)} has {length} bytes, but {len(data) - at} are left"
+                f"tensor {name!r}: text {len(texts)} has {length} bytes, but {len(data) - at} are left"
             )
         texts.append(_decoded(name, len(texts), data[at : at + length]))
         at += length
     if len(texts) != count:
-        raise ProtocolError(f"input {name!r}: shape {list(shape)} has {count} texts, not {len(texts)}")
+        raise ProtocolError(f"tensor {name!r}: shape {list(shape)} has {count} texts, not {len(texts)}")
     return _objects(texts, shape)
 
 
@@ -100,7 +103,7 @@ def _decoded(name: str, index: int, data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ProtocolError(f"input {name!r}: text {index} is not UTF-8: {error.reason}") from error
+        raise ProtocolError(f"tensor {name!r}: text {index} is not UTF-8: {error.reason}") from error
 
 
 def _objects(texts: Sequence[str], shape: Sequence[int]) -> NDArray[Any]:
@@ -170,10 +173,10 @@ def from_json(name: str, datatype: str, shape: Sequence[int], raw: bytes | msgsp
         with np.errstate(over="raise"):  # 1e300 is no FP32
             array = np.array(data, _NUMPY.get(datatype, np.dtype(object)))
     except (msgspec.MsgspecError, ValueError, OverflowError, FloatingPointError, RecursionError) as error:
-        raise ProtocolError(f"input {name!r}: data is not {datatype} {list(shape)}: {error}") from error
+        raise ProtocolError(f"tensor {name!r}: data is not {datatype} {list(shape)}: {error}") from error
     if array.size != math.prod(shape) or (nested and array.shape != tuple(shape)):
         found = list(array.shape) if nested else f"{array.size} elements"
-        raise ProtocolError(f"input {name!r}: data has {found}, but its shape is {list(shape)}")
+        raise ProtocolError(f"tensor {name!r}: data has {found}, but its shape is {list(shape)}")
     return array.reshape(shape)
 
 
