@@ -39,6 +39,7 @@ from farthing.engines.base import open_engine
 from farthing.measure import ratio_of_medians
 from harness import overhead, rivals, table
 from harness.duel import CALLERS, TINY, Duel, Nets, Setting, ours, sample
+from harness.overload import cache_rows, queue_rows
 from harness.rivals import RIVALS
 from harness.table import Bar, Row
 from harness.traffic import Load, Server
@@ -316,12 +317,26 @@ def _served(port: int) -> str:
     return ", ".join(told.get("versions", []))
 
 
+def overloaded(setting: Setting, made: Nets) -> list[Row]:
+    """A queue that is asked for three times what its engine computes."""
+    model = made.models["cnn"]
+    return queue_rows(model, {model.manifest.inputs[0].name: sample(model)}, setting.seconds * 2)
+
+
+def cached(setting: Setting, made: Nets) -> list[Row]:
+    """An answer out of the cache."""
+    model = made.models["cnn"]
+    return cache_rows(model, {model.manifest.inputs[0].name: sample(model)}, setting.seconds)
+
+
 CASES: dict[str, Callable[[Setting, Nets], list[Row]]] = {
     "cnn": whole_server,
     "tiny": tiny_server,
     "batcher": batcher,
     "footprint": footprint,
     "swap": hot_swap,
+    "overload": overloaded,
+    "cache": cached,
 }
 
 
