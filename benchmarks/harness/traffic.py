@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -160,7 +161,7 @@ def wrk(url: str, body: Body, connections: int, seconds: float) -> dict[str, flo
         (place / "body").write_bytes(body.content)
         (place / "post.lua").write_text(_LUA)
         headers = ";".join(f"{key}={value}" for key, value in body.headers.items())
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s"]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s", "--timeout", "30s"]
         try:
             told = subprocess.run(
                 [*command, "-s", str(place / "post.lua"), url],
