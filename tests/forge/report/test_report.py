@@ -9,13 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from farthing.config import plain, to_yaml
 from farthing.errors import MeasurementError
 from farthing.forge.report import render
-from farthing.forge.report.typeset import clean, element, number, signed, size_unit, time_unit
 from farthing.measure import Figures, Interval
 from farthing.options import EngineOptions
 from farthing.recipe import Candidate, Recipe, Step, Summary
@@ -355,48 +352,3 @@ def test_it_can_be_written_whatever_names_hold(build, recipe, tmp_path: Path) ->
     (tmp_path / "report.html").write_text(text, "utf-8")
     assert "\x00" not in text
     assert "\x1b" not in text
-
-
-@given(st.text(), st.text())
-def test_an_element_holds_any_text(text: str, value: str) -> None:
-    page = Page(element("p", text, title=value))
-    assert [e[0] for e in page.elements] == ["p"]
-    assert page.all("p") == [clean(text)] or not text
-    assert page.elements[0][1]["title"] == clean(value)
-
-
-@given(st.floats(min_value=1e-6, max_value=1e12))
-def test_a_number_keeps_three_digits(value: float) -> None:
-    read = float(number(value).replace(",", ""))
-    assert read == pytest.approx(value, rel=0.0051)
-    assert "e" not in number(value)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"),
-        (None, "–"),
-        (math.nan, "–"),
-        (99.96, "100"),
-        (0.9996, "1.00"),
-        (1234567.0, "1,234,567"),
-        (-2.5, "−2.50"),
-    ],
-)
-def test_numbers(value: float | None, text: str) -> None:
-    assert number(value) == text
-
-
-def test_signs_and_units() -> None:
-    assert (signed(0.2, 2), signed(-0.2, 2), signed(0.0001, 2), signed(-0.0001, 2)) == (
-        "+0.20",
-        "−0.20",
-        "0.00",
-        "0.00",
-    )
-    assert time_unit([0.03, 0.5, None]).sign == "µs"
-    assert time_unit([0.5, 40.0]).sign == "ms"
-    assert time_unit([]).sign == "ms"
-    assert size_unit([0.1, 0.4]).sign == "kB"
-    assert size_unit([11.2, 44.0]).sign == "MB"

@@ -14,10 +14,11 @@ from farthing.config import to_yaml
 from farthing.forge.report.engines import engines
 from farthing.forge.report.findings import Findings, single
 from farthing.forge.report.inside import placement, portability, sizes
-from farthing.forge.report.page import filled, page, resource
 from farthing.forge.report.plot import plot
 from farthing.forge.report.tables import budget, candidates, comparison, verdict_groups
-from farthing.forge.report.typeset import (
+from farthing.measure import Interval
+from farthing.page.frame import filled, page, resource
+from farthing.page.typeset import (
     Child,
     Html,
     clean,
@@ -30,7 +31,6 @@ from farthing.forge.report.typeset import (
     section,
     times,
 )
-from farthing.measure import Interval
 from farthing.recipe import Candidate, Recipe, Summary
 
 __all__ = ["render"]
@@ -66,8 +66,8 @@ def render(summary: Summary, recipe: Recipe) -> str:
         f"{summary.model_name} on {summary.task_name}: Farthing report",
         "Farthing report",
         joined([_head(found), _hero(found)]),
-        Html(filled(resource("search.html"), parts)),
-        resource("page.js"),
+        Html(filled(resource("search.html", __name__), parts)),
+        resource("page.js", __name__),
         _embedded(plot(found)),
     )
 
@@ -87,7 +87,7 @@ def _figure(found: Findings) -> Html:
         for place, name in enumerate(found.engines if several else [])
     ]
     parts = {"kind": " by-engine" if several else "", "engines": joined(shown)}
-    return Html(filled(resource("figure.html"), parts)) if found.timed else Html("")
+    return Html(filled(resource("figure.html", __name__), parts)) if found.timed else Html("")
 
 
 # Top of the page ------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from farthing.forge.compare import Comparison, Figure, Moved, Side
-from farthing.forge.report.page import plain_page
-from farthing.forge.report.typeset import (
+from farthing.measure import Interval
+from farthing.page.frame import plain_page
+from farthing.page.typeset import (
     MISSING,
     Child,
     Html,
@@ -21,7 +22,6 @@ from farthing.forge.report.typeset import (
     size_unit,
     time_unit,
 )
-from farthing.measure import Interval
 
 STATES = {"better": "kept", "worse": "exceeded", "same": "kept", "cannot tell": "unknown"}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from farthing.forge.report.findings import Findings, single
-from farthing.forge.report.typeset import (
+from farthing.measure import Interval
+from farthing.page.typeset import (
     MISSING,
     Child,
     Html,
@@ -14,7 +15,6 @@ from farthing.forge.report.typeset import (
     section,
     times,
 )
-from farthing.measure import Interval
 from farthing.recipe import Candidate
 
 HEADS = (

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from farthing.errors import MeasurementError
-from farthing.forge.report.typeset import Scale, number, size_unit, time_unit
 from farthing.measure import Measurement
+from farthing.page.typeset import Scale, number, size_unit, time_unit
 from farthing.recipe import Candidate, Step, Summary
 
 METRICS = {

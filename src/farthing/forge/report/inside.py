@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from farthing.anatomy import Anatomy, Cell, Layer, Matrix, Placed
 from farthing.forge.report.findings import Findings
-from farthing.forge.report.typeset import (
+from farthing.page.typeset import (
     MISSING,
     Child,
     Html,

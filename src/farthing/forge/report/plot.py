@@ -7,8 +7,8 @@ from typing import Any
 
 from farthing.errors import ConfigError
 from farthing.forge.report.findings import Findings, single
-from farthing.forge.report.typeset import MISSING, capital, clean, number, times
 from farthing.measure import Interval
+from farthing.page.typeset import MISSING, capital, clean, number, times
 from farthing.recipe import Candidate
 from farthing.target import Budget
 

@@ -6,8 +6,8 @@ from collections import Counter
 
 from farthing.anatomy import Matrix
 from farthing.forge.report.inside import WORDS, portability
-from farthing.forge.report.page import plain_page
-from farthing.forge.report.typeset import count, element, section
+from farthing.page.frame import plain_page
+from farthing.page.typeset import count, element, section
 
 
 def render_matrix(matrix: Matrix) -> str:

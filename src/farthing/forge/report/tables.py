@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from farthing.errors import ConfigError
 from farthing.forge.report.findings import Findings, single
-from farthing.forge.report.typeset import (
+from farthing.measure import Interval, compare, within
+from farthing.page.typeset import (
     MISSING,
     Child,
     Html,
@@ -26,7 +27,6 @@ from farthing.forge.report.typeset import (
     smaller,
     whole,
 )
-from farthing.measure import Interval, compare, within
 from farthing.recipe import Candidate
 from farthing.target import BUDGET_NAMES, Budget
 

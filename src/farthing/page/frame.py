@@ -8,7 +8,7 @@ import importlib.resources
 import re
 from collections.abc import Mapping
 
-from farthing.forge.report.typeset import Child, element, escaped, joined
+from farthing.page.typeset import Child, element, escaped, joined
 
 
 def page(title: str, kicker: str, head: Child, content: Child, script: str = "", data: str = "") -> str:
@@ -52,9 +52,9 @@ def filled(frame: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], frame)
 
 
-def resource(name: str) -> str:
-    """A file that lies beside this one."""
-    return (importlib.resources.files("farthing.forge.report") / name).read_text("utf-8")
+def resource(name: str, package: str = "farthing.page") -> str:
+    """A file that lies beside the modules of a package."""
+    return (importlib.resources.files(package) / name).read_text("utf-8")
 
 
 def digest(text: str) -> str:
