@@ -18,6 +18,7 @@ from farthing import catalogue, errors
 from farthing.cli import COMMANDS
 from farthing.device.serving.backlog import QueueRule, QueueStats
 from farthing.device.serving.lru import CacheRule, CacheStats
+from farthing.device.watch.advice import Thresholds
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
@@ -158,6 +159,7 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/recipe.md", Float16),
         ("reference/budget.md", Budget),
         ("reference/targets.md", Target),
+        ("how-to/watch-a-device.md", Thresholds),
         ("how-to/read-result-json.md", Summary),
         ("how-to/read-result-json.md", Candidate),
         ("how-to/answer-in-real-time.md", QueueRule),

@@ -32,6 +32,10 @@ COMMANDS = {
     "predict": ("measuring", "label pictures or arrays with a model"),
     "target": ("boards", "boards that measure for us over SSH: add, list, show, update, remove"),
     "doctor": ("doctor", "look for what stands in the way of a good run, and say how to mend it"),
+    "monitor": (
+        "monitoring",
+        "watch this device: load, memory, temperature, power, throttling; say what is wrong, and plot it",
+    ),
     "demo": ("searching", "train a small network on real digits and optimise it for this machine"),
     "targets": ("catalogue", "list the devices of the catalogue, or show one, or this machine"),
     "cache": ("searching", "show or clear what searches and downloads have kept"),

@@ -44,6 +44,11 @@ class Interrupt:
         if self.came:
             raise KeyboardInterrupt
 
+    def answered(self) -> None:
+        """The command took Ctrl-C for what it is meant for there, and comes to its own end; the next one ends it."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.came = False
+
     def listen(self) -> None:
         """Take over Ctrl-C, unless whoever started this process has it ignored (``nohup``, a job in the background)."""
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

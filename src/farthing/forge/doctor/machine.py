@@ -14,6 +14,7 @@ import farthing
 from farthing.forge.doctor.finding import Finding, ok, problem, warning
 from farthing.measure import machine_name
 from farthing.meter import find_meter, temperature
+from farthing.sysfs import memory_info, text
 from farthing.target import Target
 
 MB = 1 << 20
@@ -59,7 +60,7 @@ def _cores(target: Target) -> Finding:
 
 
 def _load(target: Target, root: Path) -> Finding:
-    match = re.match(r"([\d.]+)", _text(root / "proc/loadavg"))
+    match = re.match(r"([\d.]+)", text(root / "proc/loadavg"))
     if match is None:
         return ok("machine", "load", "unavailable")
     load, cores = float(match[1]), target.cores or 1
@@ -78,7 +79,7 @@ def _threads(environment: Mapping[str, str], target: Target) -> Iterator[Finding
         given = [*pinned, *(["OMP_WAIT_POLICY=active"] if active else [])]
         words = f"{', '.join(given)}: threads are bound or spin whatever Farthing asks for"
         yield warning(
-            "machine", "threads", words, f"unset {' '.join(text.partition('=')[0] for text in given)}"
+            "machine", "threads", words, f"unset {' '.join(each.partition('=')[0] for each in given)}"
         )
     elif counts and (target.cores or 1) > 1:
         words = f"{', '.join(counts)}: training and conversion keep to that; engines get the threads that are asked for"
@@ -88,14 +89,11 @@ def _threads(environment: Mapping[str, str], target: Target) -> Iterator[Finding
 
 
 def _memory(root: Path) -> Finding:
-    kilobytes = {
-        name: int(value)
-        for name, value in re.findall(r"^(\w+):\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
-    }
-    if "MemAvailable" not in kilobytes:
+    sizes = memory_info(root)
+    if "MemAvailable" not in sizes:
         return ok("machine", "memory", "unavailable")
-    free, total = kilobytes["MemAvailable"] >> 10, kilobytes.get("MemTotal", 0) >> 10
-    swapped = (kilobytes.get("SwapTotal", 0) - kilobytes.get("SwapFree", 0)) >> 10
+    free, total = sizes["MemAvailable"] // MB, sizes.get("MemTotal", 0) // MB
+    swapped = (sizes.get("SwapTotal", 0) - sizes.get("SwapFree", 0)) // MB
     words = f"{free:,} of {total:,} MiB available, {swapped:,} MiB swapped out"
     if free < FREE_MB:
         return warning("machine", "memory", words, "stop what takes memory: swapping spoils every timing")
@@ -109,7 +107,7 @@ def _memory(root: Path) -> Finding:
 def _clock(root: Path) -> Finding:
     """The governor and turbo: what makes two runs of one model differ."""
     places = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))
-    governors = sorted({_text(place).strip() for place in places} - {""})
+    governors = sorted({text(place).strip() for place in places} - {""})
     turbo = _turbo(root)
     hint = f", turbo {turbo}" if turbo else ""
     if not governors:
@@ -127,7 +125,7 @@ def _clock(root: Path) -> Finding:
 
 def _turbo(root: Path) -> str:
     cpu = root / "sys/devices/system/cpu"
-    intel, other = _text(cpu / "intel_pstate/no_turbo").strip(), _text(cpu / "cpufreq/boost").strip()
+    intel, other = text(cpu / "intel_pstate/no_turbo").strip(), text(cpu / "cpufreq/boost").strip()
     if intel:
         return "off" if intel == "1" else "on"
     return {"1": "on", "0": "off"}.get(other, "")
@@ -173,10 +171,3 @@ def _room(name: str, place: Path, hint: str) -> Finding:
     if room < ROOM_MB:
         return warning("machine", name, f"{place}: {room:,} MiB of room", f"make room there; {hint}")
     return ok("machine", name, f"{place}: {room:,} MiB of room")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

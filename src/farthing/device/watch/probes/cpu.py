@@ -59,7 +59,7 @@ class Cpu:
             now: seconds by any clock that does not go back.
         """
         cores, quota = core_times(self._root), cpu_quota(self._root)
-        allowed = [core for core in cores if core in allowed_cores(self._root, cores)]
+        allowed = allowed_cores(self._root, cores)
         limited = quota is not None and quota.cores < len(allowed)
         group = group_times(self._root, quota) if quota and limited else None
         elapsed, cores_before, group_before = now - self._when, self._cores, self._group
