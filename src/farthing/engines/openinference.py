@@ -37,10 +37,76 @@ DTYPES: dict[str, str] = {
 DATATYPES = {name: datatype for datatype, name in DTYPES.items()}
 """Our name of an element type -> the protocol's; complex and bfloat16 have none here."""
 
+MAX_TENSORS = 256
+MAX_AXES = 16
+Text = Annotated[str, Meta(max_length=1024)]
+
+
+class SentTensor(msgspec.Struct):
+    """A tensor in the JSON of a request or an answer: with its data, or with the size of that in the bytes behind."""
+
+    name: Text
+    datatype: Text
+    shape: Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 40)]], Meta(max_length=MAX_AXES)]
+    parameters: dict[str, Any] | None = None  # servers put things of their own there
+    data: msgspec.Raw = msgspec.Raw()
+
+
 _NUMPY = {datatype: np.dtype(name) for datatype, name in DTYPES.items() if name != "str"}
 _NAMES = {dtype: datatype for datatype, dtype in _NUMPY.items()}
 _SIZES = {datatype: dtype.itemsize for datatype, dtype in _NUMPY.items()}
 _LENGTH = struct.Struct("<I")
+
+
+def read_tensors(sent: Sequence[SentTensor], body: bytes, offset: int) -> dict[str, NDArray[Any]]:
+    """The tensors that a header describes, by name.
+
+    Args:
+        sent: what the header says of them, in its order.
+        body: header and raw tensors.
+        offset: where the header ends.
+
+    Raises:
+        ProtocolError: one does not fit what is said of it, bytes are left over, or a name comes twice.
+    """
+    tensors: dict[str, NDArray[Any]] = {}
+    for one in sent:
+        size = _binary_size(one)
+        if size is None:
+            tensors[one.name] = _from_json(one)
+            continue
+        if size > len(body) - offset:
+            raise ProtocolError(
+                f"tensor {one.name!r} is said to have {size} bytes, but {len(body) - offset} are left in the body"
+            )
+        tensors[one.name] = from_bytes(one.name, one.datatype, one.shape, body, offset, size)
+        offset += size
+    if offset != len(body):
+        raise ProtocolError(f"{len(body) - offset} bytes of the body belong to no tensor")
+    if len(tensors) != len(sent):
+        raise ProtocolError("two tensors have the same name")
+    return tensors
+
+
+def _binary_size(tensor: SentTensor) -> int | None:
+    parameters = tensor.parameters
+    if parameters is None:
+        return None
+    if "shared_memory_region" in parameters:
+        raise ProtocolError(f"tensor {tensor.name!r}: shared memory is not offered; send the tensor")
+    size = parameters.get("binary_data_size")
+    if size is None:
+        return None
+    if type(size) is not int or size < 0 or tensor.data:
+        what = "has data and a binary_data_size" if tensor.data else f"binary_data_size is {size!r}"
+        raise ProtocolError(f"tensor {tensor.name!r}: {what}; give one, a whole number from 0")
+    return size
+
+
+def _from_json(tensor: SentTensor) -> NDArray[Any]:
+    if not tensor.data:
+        raise ProtocolError(f"tensor {tensor.name!r} has neither data nor a binary_data_size")
+    return from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
 
 
 def from_bytes(
@@ -148,14 +214,18 @@ _ELEMENTS: dict[str, Any] = {
 _decoders: dict[tuple[str, int], msgspec.json.Decoder[Any]] = {}
 
 
+def lists(datatype: str, depth: int) -> Any:
+    """The type of lists of a datatype's elements, ``depth`` deep, as msgspec checks it."""
+    kind = _ELEMENTS[datatype]
+    for _ in range(depth):
+        kind = types.GenericAlias(list, kind)
+    return kind
+
+
 def _decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
-    """Of lists of elements, ``depth`` deep."""
     key = datatype, depth
     if key not in _decoders:
-        kind = _ELEMENTS[datatype]
-        for _ in range(depth):
-            kind = types.GenericAlias(list, kind)
-        _decoders[key] = msgspec.json.Decoder(kind)
+        _decoders[key] = msgspec.json.Decoder(lists(datatype, depth))
     return _decoders[key]
 
 

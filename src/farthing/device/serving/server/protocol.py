@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 
 from farthing.engines.openinference import (
     DATATYPES,
+    MAX_TENSORS,
+    SentTensor,
+    Text,
     datatype_of,
     from_bytes,
-    from_json,
+    read_tensors,
     to_bytes,
     to_json,
 )
 from farthing.errors import ProtocolError, nearest
 from farthing.model import TensorSpec
 
-MAX_TENSORS = 256
-MAX_AXES = 16
 EXTENSIONS = (
     "binary_tensor_data",
     "model_repository",
@@ -40,27 +41,18 @@ EXTENSIONS = (
 """What `/v2` announces."""
 
 Parameters = dict[str, str | int | float | bool]
-_Text = Annotated[str, Meta(max_length=1024)]
-
-
-class _Input(msgspec.Struct):
-    name: _Text
-    datatype: _Text
-    shape: Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 40)]], Meta(max_length=MAX_AXES)]
-    parameters: Parameters | None = None
-    data: msgspec.Raw = msgspec.Raw()
 
 
 class Wanted(msgspec.Struct):
     """An output that a client asks for: ``binary_data`` among its parameters says how it is to be written."""
 
-    name: _Text
+    name: Text
     parameters: Parameters | None = None
 
 
 class _Header(msgspec.Struct):
-    inputs: Annotated[list[_Input], Meta(max_length=MAX_TENSORS)]
-    id: _Text = ""
+    inputs: Annotated[list[SentTensor], Meta(max_length=MAX_TENSORS)]
+    id: Text = ""
     parameters: Parameters | None = None
     outputs: Annotated[list[Wanted], Meta(max_length=MAX_TENSORS)] | None = None
 
@@ -110,44 +102,7 @@ def decode(body: bytes, header: int | None = None) -> Inference:
         raise ProtocolError(f"the request is no inference request: {error}") from error
     except RecursionError:
         raise ProtocolError("the request is nested too deeply") from None
-    feeds: dict[str, NDArray[Any]] = {}
-    for tensor in asked.inputs:
-        size = _binary_size(tensor)
-        if size is None:
-            feeds[tensor.name] = _from_json(tensor)
-            continue
-        if size > len(body) - offset:
-            raise ProtocolError(
-                f"input {tensor.name!r} is said to have {size} bytes, but {len(body) - offset} are left in the body"
-            )
-        feeds[tensor.name] = from_bytes(tensor.name, tensor.datatype, tensor.shape, body, offset, size)
-        offset += size
-    if offset != len(body):
-        raise ProtocolError(f"{len(body) - offset} bytes of the body belong to no input")
-    if len(feeds) != len(asked.inputs):
-        raise ProtocolError("two inputs have the same name")
-    return _inference(asked, feeds)
-
-
-def _binary_size(tensor: _Input) -> int | None:
-    parameters = tensor.parameters
-    if parameters is None:
-        return None
-    if "shared_memory_region" in parameters:
-        raise ProtocolError(f"input {tensor.name!r}: shared memory is not offered; send the tensor")
-    size = parameters.get("binary_data_size")
-    if size is None:
-        return None
-    if type(size) is not int or size < 0 or tensor.data:
-        what = "has data and a binary_data_size" if tensor.data else f"binary_data_size is {size!r}"
-        raise ProtocolError(f"input {tensor.name!r}: {what}; give one, a whole number from 0")
-    return size
-
-
-def _from_json(tensor: _Input) -> NDArray[Any]:
-    if not tensor.data:
-        raise ProtocolError(f"input {tensor.name!r} has neither data nor a binary_data_size")
-    return from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
+    return _inference(asked, read_tensors(asked.inputs, body, offset))
 
 
 _REFUSED = {
