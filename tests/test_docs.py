@@ -15,6 +15,7 @@ import pytest
 
 import farthing
 from farthing import catalogue, errors
+from farthing.bundle import BundleManifest, Exits
 from farthing.cli import COMMANDS
 from farthing.device.serving.backlog import QueueRule, QueueStats
 from farthing.device.serving.lru import CacheRule, CacheStats
@@ -150,6 +151,8 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/manifest.md", Preprocess),
         ("reference/manifest.md", Resize),
         ("reference/manifest.md", Quantization),
+        ("reference/manifest.md", BundleManifest),
+        ("reference/manifest.md", Exits),
         ("reference/task-file.md", TaskFile),
         ("reference/task-file.md", Source),
         ("reference/recipe.md", Recipe),

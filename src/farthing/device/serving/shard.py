@@ -6,11 +6,12 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from farthing.bundle import Bundle, wire
 from farthing.config import Section
@@ -118,7 +119,7 @@ class OwnThread(Service):
         return Answer(outputs, self.name, latency=self._clock() - came)
 
 
-class _Run:
+class Run:
     """A request on its way through the parts."""
 
     __slots__ = ("came", "future", "request", "tensors")
@@ -176,7 +177,7 @@ class Sharded(Service):
         ]
         self._depth = depth or (2 * len(parts) if pipeline else None)
         self._waiting, self._clock = waiting, clock
-        self._line: deque[_Run] = deque()
+        self._line: deque[Run] = deque()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._running, self._pumping, self._closed = 0, False, False
@@ -184,7 +185,7 @@ class Sharded(Service):
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
-        run = _Run(request, self._clock())
+        run = self._begun(request)
         with self._lock:
             self._tally.requests += 1
             error = self._refusal(request)
@@ -200,6 +201,9 @@ class Sharded(Service):
         else:
             self._pump()
         return run.future
+
+    def _begun(self, request: Request) -> Run:
+        return Run(request, self._clock())
 
     def stats(self) -> ShardStats:
         """What it has done so far."""
@@ -244,7 +248,7 @@ class Sharded(Service):
                 self._running += 1
             self._step(run, 0)
 
-    def _step(self, run: _Run, number: int) -> None:
+    def _step(self, run: Run, number: int) -> None:
         """Hand a request to a part; what the part answers goes to `_arrived`."""
         now = self._clock()
         if run.future.cancelled():
@@ -257,7 +261,7 @@ class Sharded(Service):
             asked = Request(feeds, told.deadline, told.id, told.priority, told.stream, told.context)
             self._parts[number].submit(asked).add_done_callback(partial(self._arrived, run, number))
 
-    def _arrived(self, run: _Run, number: int, done: Future[Answer]) -> None:
+    def _arrived(self, run: Run, number: int, done: Future[Answer]) -> None:
         part = self._parts[number]
         if done.cancelled():
             self._finish(run, ClosedError(f"{part.name} gave the request back"))
@@ -271,6 +275,10 @@ class Sharded(Service):
             self._finish(run, EngineError(f"part {number + 1} of {self.name} did not give {missing[0]!r}"))
             return
         run.tensors.update(answer.outputs)
+        self._advance(run, number)
+
+    def _advance(self, run: Run, number: int) -> None:
+        """Go on after a part has answered."""
         for name in self._wiring.spent[number]:
             run.tensors.pop(name, None)
         if number + 1 < len(self._parts):
@@ -279,7 +287,7 @@ class Sharded(Service):
             outputs = {spec.name: run.tensors[spec.name] for spec in self.outputs}
             self._finish(run, Answer(outputs, self.name, latency=self._clock() - run.came))
 
-    def _finish(self, run: _Run, outcome: Answer | BaseException | None) -> None:
+    def _finish(self, run: Run, outcome: Answer | BaseException | None) -> None:
         with self._idle:
             self._running -= 1
             self._tally.count(None if run.future.cancelled() else outcome)
@@ -320,15 +328,27 @@ def open_sharded(
         FarthingError: as `open_engine`; what was opened is closed again.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if opened.manifest.role != "parts":
-        raise ConfigError(f"{opened.path} is a bundle of {opened.manifest.role}, not of parts")
     manifest = opened.manifest
-    engines: list[Engine] = []
-    try:
-        for model in opened.models.values():
-            engines.append(open_engine(model, engine, options))
+    if manifest.role != "parts":
+        raise ConfigError(f"{opened.path} is a bundle of {manifest.role}, not of parts")
+
+    def make(engines: Sequence[Engine]) -> Sharded:
         return Sharded(engines, name=manifest.name, outputs=manifest.outputs, pipeline=how == "threads")
-    except FarthingError:
-        for one in engines:
-            one.close()
-        raise
+
+    return open_parts(opened, make, engine, options)
+
+
+ServiceT = TypeVar("ServiceT", bound=Service)
+
+
+def open_parts(
+    bundle: Bundle, make: Callable[[Sequence[Engine]], ServiceT], engine: str, options: EngineOptions | None
+) -> ServiceT:
+    """A service of all models of a bundle; if it cannot be made, what was opened is closed again."""
+    with ExitStack() as stack:
+        engines = [
+            stack.enter_context(open_engine(model, engine, options)) for model in bundle.models.values()
+        ]
+        made = make(engines)
+        stack.pop_all()
+        return made
