@@ -142,10 +142,52 @@ def test_adaptive_lets_the_less_important_ahead_give_way() -> None:
     for number, deadline in ((2, 2.2), (3, 3.2), (4, 9.0)):
         backlog.offer(Ticket(now + deadline, 5, number), now)
     assert numbers(backlog.offer(Ticket(now + 3.3, 0, 5), now)) == [(3, "displaced")]
-    assert numbers(backlog.offer(Ticket(now + 1.2, 0, 6), now)) == [
-        (6, "hopeless")
-    ]  # nobody is given up in vain
-    assert len(backlog) == 3
+    # The one inside takes longer than it should: without 2 ahead of it, 6 would be late all the same, so 2 stays.
+    assert numbers(backlog.offer(Ticket(now + 2.4, 4, 6), now + 1.5)) == [(6, "hopeless")]
+    assert [ticket.number for ticket in backlog.clear()] == [2, 5, 4]
+
+
+def test_adaptive_leaves_room_for_times_that_vary() -> None:
+    backlog = Backlog(QueueRule(window_s=1e9))
+    now = 0.0
+    for number, seconds in enumerate([0.5, 1.5] * 50, -200):
+        backlog.offer(Ticket(math.inf, 0, number), now)
+        ticket, _ = backlog.take(now)
+        assert ticket is not None
+        now += seconds
+        backlog.finish(ticket, now)
+    backlog.offer(Ticket(math.inf, 0, 1), now)
+    backlog.take(now)
+    assert numbers(backlog.offer(Ticket(now + 2.3, 0, 2), now)) == [(2, "hopeless")]
+    assert backlog.offer(Ticket(now + 2.8, 0, 3), now) == []
+
+
+def test_adaptive_does_not_start_what_became_hopeless_while_it_waited() -> None:
+    backlog = Backlog(QueueRule(window_s=1e9))
+    now = measured(backlog, 1.0)
+    backlog.offer(Ticket(math.inf, 0, 1), now)
+    slow, _ = backlog.take(now)
+    assert slow is not None
+    for number, deadline in ((2, 2.4), (3, 3.5), (4, 9.0)):
+        assert backlog.offer(Ticket(now + deadline, 0, number), now) == []
+    now += 2.0  # twice as long as it should
+    backlog.finish(slow, now)
+    ticket, drops = backlog.take(now)
+    assert numbers(drops) == [(2, "hopeless")]
+    assert ticket is not None
+    assert ticket.number == 3
+
+
+def test_answers_after_their_deadline_and_time_spent_waiting_are_counted() -> None:
+    backlog = Backlog(QueueRule(policy="reject"))
+    for number in (1, 2):
+        backlog.offer(Ticket(5.0, 0, number, arrived=1.0), 1.0)
+    for now, end in ((2.0, 4.0), (4.0, 6.0)):
+        ticket, _ = backlog.take(now)
+        assert ticket is not None
+        backlog.finish(ticket, end)
+    stats = backlog.stats()
+    assert (stats.answered, stats.overdue, stats.waited_ms) == (2, 1, 4000)
 
 
 def test_adaptive_measures_anew_instead_of_refusing_for_ever() -> None:

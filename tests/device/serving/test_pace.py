@@ -72,6 +72,17 @@ def test_who_finds_the_service_idle_passes_and_pays_later() -> None:
     assert thinning.on
     assert all(thinning.passes(0, 0, 10 + k / 30, 10, waiting=0, idle=True) for k in range(3))
     assert not any(thinning.passes(0, 0, 10.1 + k / 30, 10, waiting=0, idle=False) for k in range(3))
+    later = [thinning.passes(0, 0, 10.2 + k / 30, 10, waiting=0, idle=True) for k in range(60)]
+    assert all(later)
+    again = [thinning.passes(0, 0, 12.2 + k / 30, 10, waiting=0, idle=False) for k in range(12)]
+    assert any(again)  # it pays for one, not for all of them
+
+
+def test_streams_that_begin_together_do_not_pass_together() -> None:
+    thinning = Thinning(1.0)
+    feed(thinning, fps=30, seconds=10, capacity=10)
+    passed = [thinning.passes(f"new {k}", 0, 10 + k / 300, 20, waiting=0, idle=False) for k in range(30)]
+    assert 0 < sum(passed) < 20
 
 
 def test_the_important_go_first_and_the_rest_gets_what_is_left() -> None:

@@ -305,23 +305,20 @@ def test_a_broken_service_fails_its_caller_and_nobody_else() -> None:
         assert queue.stats().failed == 2
 
 
-def test_closing_answers_what_was_started_and_fails_the_rest(gated: Gated) -> None:
+def test_closing_fails_everybody_when_the_grace_is_over(gated: Gated) -> None:
     queue = Realtime(gated)
     first = queue.submit(Request(marked(0), deadline=soon()))
     assert gated.entered.acquire(timeout=LONG)
     second = queue.submit(Request(marked(1), deadline=soon()))
-    closing = threading.Thread(target=queue.close, args=(0.05,))
-    closing.start()
-    error = second.exception(LONG)
-    assert isinstance(error, ClosedError)
+    queue.close(0.05)  # the engine hangs
+    assert isinstance(first.exception(0), ClosedError)
+    assert isinstance(second.exception(0), ClosedError)
     assert isinstance(queue.submit(Request(X)).exception(0), ClosedError)
-    gated.open()
-    closing.join(LONG)
-    assert first.result(0).source == "fake"
-    queue.close()
+    queue.close(0.0)
     with pytest.raises(EngineError, match="closed"):
         FakeEngine.run(gated, X)
     assert queue.stats().closed == 1
+    gated.open()  # the late answer harms nobody
 
 
 def test_closing_answers_those_that_wait_while_there_is_time(gated: Gated) -> None:
@@ -342,7 +339,10 @@ def test_closing_answers_those_that_wait_while_there_is_time(gated: Gated) -> No
 def test_closing_waits_for_a_service_that_answers_later_and_for_nobody_in_vain() -> None:
     inner = Later()
     queue = Realtime(inner, QueueRule(policy="reject"))
-    futures = [queue.submit(Request({}, deadline=soon())) for _ in range(3)]
+    futures = [queue.submit(Request({}, deadline=soon()))]
+    assert inner.came.acquire(timeout=LONG)
+    inner.came.release()
+    futures += [queue.submit(Request({}, deadline=soon())) for _ in range(2)]
     futures += [queue.submit(Request({}, deadline=soon(0.05))) for _ in range(3)]
     closing = threading.Thread(target=queue.close, args=(10 * LONG,))
     closing.start()

@@ -205,8 +205,6 @@ class Backlog:
                 ticket = None
         if ticket is not None:
             self._inside[ticket.number] = now
-        elif self.free:
-            self._thinning.idle(now)
         self._mark()
         return ticket, drops
 

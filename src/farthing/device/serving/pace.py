@@ -75,10 +75,6 @@ class Thinning:
         self._credits: dict[object, float] = {}
         self._phase = 0.0
 
-    def idle(self, now: float) -> None:
-        """Say that the service had nothing to do at a moment."""
-        self._idle_at = now
-
     def passes(
         self, stream: object, priority: int, now: float, capacity: float, waiting: int, idle: bool
     ) -> bool:

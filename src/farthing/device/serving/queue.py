@@ -78,6 +78,7 @@ class Realtime(Service):
         self._changed = threading.Condition(self._lock)  # for workers
         self._emptied = threading.Condition(self._lock)  # for who closes
         self._threads: list[threading.Thread] = []
+        self._started: dict[int, Ticket] = {}  # by number
         self._idle = 0  # threads that wait for work
         self._number = 0
         self._closing = False  # takes no more requests
@@ -121,24 +122,33 @@ class Realtime(Service):
             return self._backlog.stats()
 
     def close(self, grace: float = GRACE) -> None:
-        """See `Service.close`: what was started is answered in any case."""
+        """See `Service.close`; from a callback of an answer it does not wait for others."""
+        until = time.monotonic() + grace
+        inward = threading.current_thread() in self._threads
         with self._lock:
             self._closing = True
-            if threading.current_thread() not in self._threads:
+            if not inward:
                 self._emptied.wait_for(lambda: len(self._backlog) == 0, grace)
             self._closed = True
             left = self._backlog.clear()
             self._rouse()
             self._changed.notify_all()
-        error = ClosedError(f"{self.name} was closed before it could answer")
-        for ticket in left:
-            settle(ticket.payload[1], error)
-        self._announce()
+        self._fail(left)
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            if not inward:
+                thread.join(max(0.0, until - time.monotonic()))
         self._alarm.close()
-        self._inner.close(grace)
+        self._inner.close(max(0.0, until - time.monotonic()))
+        if not inward:
+            with self._lock:
+                stuck = list(self._started.values())
+                self._started.clear()
+            self._fail(stuck)
+
+    def _fail(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            settle(ticket.payload[1], ClosedError(f"{self.name} was closed before it could answer"))
+        self._announce()
 
     def _ticket(self, request: Request, future: Future[Answer]) -> Ticket:
         now = self._clock()
@@ -183,6 +193,8 @@ class Realtime(Service):
                 self._changed.wait()
                 self._idle -= 1
                 ticket, drops = self._backlog.take(self._clock())
+            if ticket is not None:
+                self._started[ticket.number] = ticket
             self._rouse()
         self._tell(drops)
         if ticket is not None:
@@ -217,7 +229,10 @@ class Realtime(Service):
             if isinstance(outcome, Answer):
                 kind = "answered"
             self._backlog.finish(ticket, now, kind)
+            wanted = self._started.pop(ticket.number, None) is not None
             self._rouse()
+        if not wanted:  # the queue was closed, and did not wait any longer
+            return
         if isinstance(outcome, Answer):
             settle(ticket.payload[1], replace(outcome, latency=now - ticket.arrived))
         elif outcome is not None:
