@@ -15,7 +15,6 @@ import os
 import shutil
 import stat
 import tempfile
-import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -143,18 +142,6 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _suffix(path: Path) -> str:
     return f"-{path.name[-100:]}"
-
-
-class Scratch:
-    """A temporary directory that goes, without a word, when the last reference to this object goes.
-
-    Attributes:
-        path: the directory.
-    """
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="farthing-"))
-        self._end = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def sync_tree(root: Path) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from farthing import files
 from farthing.config import Section, SectionT, canonical, convert, parse, plain
 from farthing.errors import ConfigError, ModelError, StorageError, nearest
+from farthing.scratch import Scratch
 
 MANIFEST = "manifest.json"
 BUNDLE = "bundle.json"
@@ -230,7 +231,7 @@ class Model:
         manifest: its manifest.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, keep: files.Scratch | None = None) -> None:
+    def __init__(self, path: Path, manifest: Manifest, keep: Scratch | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self._keep = keep  # a temporary directory lives as long as the model that is in it
@@ -285,7 +286,7 @@ class Model:
         _check_content(content)
         keep = None
         if path is None:
-            keep = files.Scratch()
+            keep = Scratch()
             path = keep.path / "model"
         refuse_foreign(path, MANIFEST)
         hashes: dict[str, str] = {}
@@ -375,11 +376,11 @@ def refuse_foreign(path: Path, marker: str) -> None:
         raise StorageError(f"{path} is not empty and holds no {marker}: choose another directory")
 
 
-def _unpacked(archive: Path) -> tuple[Path, files.Scratch]:
+def _unpacked(archive: Path) -> tuple[Path, Scratch]:
     """What a zip of a model unpacks to, and the temporary directory to keep while it is in use."""
     if not zipfile.is_zipfile(archive):
         raise ModelError(f"{archive} is neither a model directory nor a zip of one; {_CONVERT}")
-    keep = files.Scratch()
+    keep = Scratch()
     path = keep.path
     files.unpack(archive, path)
     if not (path / MANIFEST).is_file():

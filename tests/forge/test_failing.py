@@ -18,7 +18,7 @@ from farthing.bench.machine import Entrant, Here
 from farthing.bench.racing import Timed
 from farthing.engines.base import Engine
 from farthing.engines.onnxruntime import OnnxRuntimeEngine
-from farthing.errors import EngineError, LinkError
+from farthing.errors import EngineError, LinkError, RaceError
 from farthing.forge import output
 from farthing.model import Model
 from farthing.options import EngineOptions
@@ -135,6 +135,28 @@ def test_a_candidate_that_kills_the_process_of_a_race_is_dropped_and_the_others_
     assert result.candidates[result.summary.winner].name.startswith("int8")
     assert len({candidate.number for candidate in result.candidates}) == len(result.candidates)
     assert "ended with SIGKILL" in (tmp_path / "out" / output.REPORT).read_text()
+
+
+def test_one_that_is_named_is_dropped_without_looking_for_it(search: Any, cnn: Model, tmp_path: Path) -> None:
+    machine = Apart(lambda model, options, batch: False)
+    plain = machine.race
+    failures: list[int] = []
+
+    def race(entrants: Sequence[Entrant], rule: Rule, tick: Tick | None = None) -> list[Timed]:
+        for place, (engine, _) in enumerate(entrants):
+            if is_int8(machine.marks[id(engine)][0], "percentile"):
+                failures.append(len(entrants))
+                raise RaceError("the process that runs the model ended with SIGSEGV", place)
+        return plain(entrants, rule, tick)
+
+    machine.race = race  # type: ignore[method-assign]
+    result = search(cnn, machine=machine, cache=tmp_path / "cache", budget="size_mb<=1")
+    failed = by_status(result.candidates, "failed")
+    assert [candidate.name for candidate in failed] == ["int8 percentile"]
+    assert "SIGSEGV" in failed[0].verdict
+    assert len(failures) == 1, "it is named: no further race is needed to find it"
+    assert machine.races[0] == failures[0] - 1
+    assert result.met
 
 
 def test_one_thread_count_can_fail_alone(search: Any, cnn: Model, tmp_path: Path) -> None:

@@ -129,12 +129,12 @@ def test_a_cut_connection_is_noticed_and_made_anew(ssh: Ssh, server: Server) -> 
 def test_nothing_stays_behind(server: Server) -> None:
     server.know(server.host_key)
     opened = Ssh(server.address).open()
-    place = opened._place
+    assert opened._place is not None
+    place = opened._place.path
     channel = opened.start("exec sleep 12.321")
     assert processes("sleep 12.321")
     channel.close()
     opened.close()
-    assert place is not None
     assert not place.exists()
     assert not processes(str(server.address.config))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from farthing.forge.optimize import optimize
 from farthing.forge.train import Epoch, fit
 from farthing.model import Manifest, Model, TensorSpec, checked
 from farthing.recipe import Listener, Progress, Result, ignore
+from farthing.scratch import Scratch
 from farthing.task import Task
 from farthing.tasks import MNIST_PREPROCESS, mnist_5k
 
@@ -128,9 +128,9 @@ def _pictures(task: Task, directory: Path) -> list[Path]:
     """The first test pictures as PNG files."""
     pillow = require("PIL.Image", "image")
     paths = []
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         for i, pixels in enumerate(next(iter(task.split("test").take(range(PICTURES)).values()))):
-            draft = Path(folder) / "digit.png"
+            draft = folder / "digit.png"
             pillow.fromarray(pixels).save(draft)
             files.write(directory / f"digit-{i}.png", draft.read_bytes())
             paths.append(directory / f"digit-{i}.png")

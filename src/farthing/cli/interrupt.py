@@ -24,8 +24,6 @@ EXIT_CODE = 130
 MISTAKE = 70  # EX_SOFTWARE of sysexits.h
 MESSAGE = "farthing: interrupted; finished steps are kept, run the same command again to go on"
 SOON = 0.02
-PLACE = "farthing-cli-"
-LEFTOVER_SECONDS = 3600
 
 
 class Interrupt:
@@ -142,43 +140,18 @@ def _workplace() -> str:
 
     It is locked as long as this process lives, so that a later one can tell what a killed one left.
     """
-    import fcntl
     import tempfile
 
+    from farthing.scratch import COMMAND, hold, sweep
+
     try:
-        place = tempfile.mkdtemp(prefix=PLACE)
+        place = tempfile.mkdtemp(prefix=COMMAND)
     except OSError:
         return ""  # what needs one will say so
-    try:
-        fcntl.flock(os.open(place, os.O_RDONLY), fcntl.LOCK_SH)  # open until the process ends
-        _sweep(tempfile.gettempdir())
-    except OSError:  # no locks there, or nothing may be listed: then nothing is swept
-        pass
+    if hold(place) is not None:  # until the process ends; where nothing can be locked nothing is swept
+        sweep(tempfile.gettempdir())
     os.environ["TMPDIR"] = tempfile.tempdir = place
     return place
-
-
-def _sweep(root: str) -> None:
-    """Remove what killed commands of this user left: older than an hour, and locked by no living one."""
-    import fcntl
-    import time
-
-    with os.scandir(root) as entries:
-        found = [entry for entry in entries if entry.name.startswith(PLACE)]
-    for entry in found:
-        handle = -1
-        try:
-            facts = entry.stat(follow_symlinks=False)
-            if facts.st_uid != os.getuid() or time.time() - facts.st_mtime < LEFTOVER_SECONDS:
-                continue
-            handle = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _clear(entry.path)
-        except OSError:  # it has an owner, is none of ours, or somebody else was quicker
-            continue
-        finally:
-            if handle >= 0:
-                os.close(handle)
 
 
 def _clear(place: str) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing import files
 from farthing.anatomy import Portable
 from farthing.bench.memory import signal_name
 from farthing.engines.base import open_engine
@@ -28,6 +27,7 @@ from farthing.errors import (
 )
 from farthing.model import Model, TensorSpec
 from farthing.options import EngineOptions
+from farthing.scratch import Scratch
 from farthing.target import Target
 from farthing.task import Split, Task
 
@@ -50,7 +50,7 @@ class Answer:
 
 def in_child(model: Model, engine: str, version: str, via: str, given: Feeds, seconds: float) -> Answer:
     """An engine that crashes takes only its own process along."""
-    scratch = files.Scratch()
+    scratch = Scratch()
     try:
         np.savez(scratch.path / "feeds.npz", **_flat(given))  # type: ignore[arg-type]
     except OSError as error:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import string
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 from farthing.engines.onnxruntime import CPU, runtime
@@ -14,6 +12,7 @@ from farthing.errors import UnsupportedError, require
 from farthing.forge import graph
 from farthing.model import Model
 from farthing.recipe import PassSection
+from farthing.scratch import Scratch
 from farthing.target import Target
 from farthing.task import Task
 
@@ -34,8 +33,8 @@ class Fuse(PassSection, frozen=True, kw_only=True):
         """Raises UnsupportedError if ONNX Runtime cannot load the graph."""
         ort = runtime()
         source = _modern(graph.load(model.file))
-        with tempfile.TemporaryDirectory(prefix="farthing-") as folder:
-            place = Path(folder) / "fused.onnx"
+        with Scratch() as folder:
+            place = folder / "fused.onnx"
             options = ort.SessionOptions()
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.optimized_model_filepath = str(place)

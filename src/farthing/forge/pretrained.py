@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from farthing.assets import ASSETS, fetch
 from farthing.errors import AssetError, require
 from farthing.forge.convert import convert
 from farthing.model import Manifest, Model, Preprocess, Resize
+from farthing.scratch import Scratch
 
 LITE0_PREPROCESS = Preprocess(
     colour="RGB",
@@ -102,6 +102,6 @@ def centerface(
         ),
         licence=asset.licence,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        onnx.save(net, Path(folder) / "centerface.onnx")
-        return convert(Path(folder) / "centerface.onnx", name="centerface", manifest=facts, path=path).model
+    with Scratch() as folder:
+        onnx.save(net, folder / "centerface.onnx")
+        return convert(folder / "centerface.onnx", name="centerface", manifest=facts, path=path).model

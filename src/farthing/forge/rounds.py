@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from farthing.bench import Rule, Tick
-from farthing.errors import FarthingError
+from farthing.errors import FarthingError, RaceError
 from farthing.forge.candidates import Times
 from farthing.forge.climb import Artefact
 from farthing.forge.timing import Clock, Lap, Variant
@@ -90,6 +90,13 @@ class Rounds:
         except FarthingError as error:
             if self._clock.ends_all(error):
                 raise
+            if isinstance(error, RaceError):
+                named = error.entrant - len(bases)
+                if named < 0:  # without a baseline there is no race
+                    raise
+                dropped[rivals[named][0]] = str(error)
+                rest = [*rivals[:named], *rivals[named + 1 :]]
+                return self._survived(bases, rest, scenario, rule, tick, dropped)
             dropped |= self._culprits(bases, rivals, scenario, rule, tick)
         rivals = [(variant, model) for variant, model in rivals if variant not in dropped]
         return self._clock.race(bases, rivals, scenario, rule, tick)

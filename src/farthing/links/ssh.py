@@ -24,6 +24,7 @@ from typing import BinaryIO, Self
 
 from farthing.config import Section
 from farthing.errors import ConfigError, FarthingError, LinkError, NotInstalled, TargetError
+from farthing.scratch import Scratch
 
 OPTIONS = (
     "BatchMode=yes",
@@ -127,7 +128,7 @@ class Ssh:
             raise NotInstalled("there is no program ssh here: install your system's OpenSSH client")
         self.address = address
         self._seconds = connect_seconds
-        self._place: Path | None = None
+        self._place: Scratch | None = None
         self._main: Channel | None = None
 
     def open(self) -> Self:
@@ -139,7 +140,7 @@ class Ssh:
         """
         self.close()
         # The name of a socket may have some 100 characters, and ssh adds 17 of its own.
-        self._place = Path(tempfile.mkdtemp(prefix="farthing-", dir=_short_directory()))
+        self._place = Scratch(_short_directory())
         command = self._command("exec cat > /dev/null", "ControlMaster=yes", "ControlPersist=no")
         try:
             self._main = Channel(command, self.address)
@@ -157,7 +158,7 @@ class Ssh:
         words += ["-p", str(address.port)] if address.port else []
         words += ["-l", address.user] if address.user else []
         words += ["-i", str(address.identity), "-o", "IdentitiesOnly=yes"] if address.identity else []
-        place = f"ControlPath={self._place}/s"
+        place = f"ControlPath={self._place and self._place.path}/s"
         for option in (*OPTIONS, f"ConnectTimeout={max(1, round(self._seconds))}", place, *settings):
             words += ["-o", option]
         whole = ["sh", "-c", f"printf '\\036farthing\\n'; {script}", "sh", *arguments]
@@ -215,10 +216,9 @@ class Ssh:
         """End the connection and all its channels."""
         main, self._main = self._main, None
         place, self._place = self._place, None
-        if main:
-            main.close()
-        if place:
-            shutil.rmtree(place, ignore_errors=True)
+        for part in (main, place):
+            if part:
+                part.close()
 
     def __enter__(self) -> Self:
         return self.open()

@@ -20,6 +20,7 @@ from farthing.config import Section
 from farthing.errors import ConfigError, LinkError, TargetError
 from farthing.files import file_digest
 from farthing.links.ssh import Address, Reply, Ssh, printable
+from farthing.scratch import Scratch
 
 DIRECTORY = ".local/share/farthing"
 OLDEST = (3, 11)
@@ -166,8 +167,8 @@ def add(
         platform = found.platform()
         board = _board(name, address, str(PurePosixPath(found.home, directory)), engines, found)
         say(f"{address} is {platform}")
-        with tempfile.TemporaryDirectory(prefix="farthing-") as place:
-            files = gather(platform, engines, Path(place), wheels)
+        with Scratch() as place:
+            files = gather(platform, engines, place, wheels)
             size = sum(path.stat().st_size for path in files)
             say(f"sending {len(files)} packages, {size / 1e6:.0f} MB")
             order = {

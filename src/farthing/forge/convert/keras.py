@@ -6,7 +6,6 @@ import importlib.metadata
 import inspect
 import os
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils import _pytree as pytree
 from farthing.errors import ConversionError, ModelError, UnsupportedError, require
 from farthing.forge.convert.example import parse
 from farthing.forge.convert.recognise import FORWARD_ERRORS, first_line
+from farthing.scratch import Scratch
 
 Array = NDArray[Any]
 MAX_BYTES = 4 << 30
@@ -58,10 +58,10 @@ def keras() -> Any:
         NotInstalled: keras is missing.
         ModelError: this process has imported Keras for another backend.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         if "keras" not in sys.modules:
             os.environ["KERAS_BACKEND"] = "torch"
-            os.environ["KERAS_HOME"] = folder  # it writes its settings there when it is imported
+            os.environ["KERAS_HOME"] = str(folder)  # it writes its settings there when it is imported
         found = require("keras", "keras")
     if found.config.backend() != "torch":
         raise ModelError(
@@ -73,8 +73,8 @@ def keras() -> Any:
 def _rebuilt(path: Path) -> Any:
     _check_size(path)
     library = keras()
-    with tempfile.TemporaryDirectory() as folder:  # the library tells formats by their suffix, we by content
-        place = Path(folder) / ("model.keras" if zipfile.is_zipfile(path) else "model.h5")
+    with Scratch() as folder:  # the library tells formats by their suffix, we by content
+        place = folder / ("model.keras" if zipfile.is_zipfile(path) else "model.h5")
         place.symlink_to(path.resolve())
         try:
             known = _older(library) if place.suffix == ".h5" else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from farthing.forge.inspect.facts import (
     layers,
     weights,
 )
+from farthing.scratch import Scratch
 
 _DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16"} | {
     name: name for name in "int8 uint8 int16 uint16 int32 uint32 int64 uint64 bool".split()
@@ -129,9 +129,9 @@ def _profile(proto: Any, feeds: Mapping[str, Array]) -> tuple[tuple[Placed, ...]
     """Nodes in the order they run, from the runtime's own profile of a few runs, the first left out."""
     from farthing.forge import graph
 
-    with tempfile.TemporaryDirectory(prefix="farthing-") as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        session = graph.Session(proto, profile=str(Path(folder) / "profile"), save=str(optimised))
+    with Scratch() as folder:
+        optimised = folder / "optimised.onnx"
+        session = graph.Session(proto, profile=str(folder / "profile"), save=str(optimised))
         for _ in range(RUNS + 1):
             session.run(feeds)
         events = msgspec.json.decode(session.end_profile().read_bytes())

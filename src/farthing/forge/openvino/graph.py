@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from farthing.engines.openvino import OpenVinoEngine, runtime
 from farthing.errors import ModelError, UnsupportedError, require
 from farthing.forge import graph
 from farthing.model import Manifest, Model
+from farthing.scratch import Scratch
 
 XML, BIN = "model.xml", "model.bin"
 SHARED_BYTES = 1 << 14  # scales, ranges and shapes, not weights
@@ -105,8 +104,8 @@ def to_model(read: Any, manifest: Manifest, half: bool = False) -> Model:
     ov = runtime()
     _share_constants(read)
     _rename(read, {spec.name for spec in (*manifest.inputs, *manifest.outputs)})
-    with tempfile.TemporaryDirectory(prefix="farthing-") as folder:
-        place = Path(folder) / XML
+    with Scratch() as folder:
+        place = folder / XML
         ov.save_model(read, str(place), compress_to_fp16=half)
         text = _slim(place.read_bytes())
         return Model.create(manifest, {XML: text, BIN: place.with_name(BIN)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -20,6 +19,7 @@ from farthing.engines.onnxruntime import runtime
 from farthing.errors import TaskError, require
 from farthing.forge.quantize.mse import least_error
 from farthing.model import Model
+from farthing.scratch import Scratch
 from farthing.task import Split, Task
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
@@ -63,9 +63,9 @@ def _observed(model: Model, task: Task, method: Calibrator, samples: int) -> Any
         "percentile": calibrate.PercentileCalibrater,
         "entropy": calibrate.EntropyCalibrater,
     }
-    with tempfile.TemporaryDirectory(prefix="farthing-") as folder, quiet():
-        given = _copied(model, Path(folder))
-        place = str(Path(folder) / "augmented.onnx")
+    with Scratch() as folder, quiet():
+        given = _copied(model, folder)
+        place = str(folder / "augmented.onnx")
         calibrater = kinds[kind](given, symmetric=False, augmented_model_path=place)
         calibrater.augment_graph()
         calibrater.create_inference_session()

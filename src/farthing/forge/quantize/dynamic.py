@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any, ClassVar
 
 from farthing.engines.onnxruntime import runtime
@@ -12,6 +10,7 @@ from farthing.forge import graph
 from farthing.forge.quantize.calibrate import quiet
 from farthing.model import Model, Quantization, checked
 from farthing.recipe import PassSection
+from farthing.scratch import Scratch
 from farthing.target import Target
 from farthing.task import Task
 
@@ -43,8 +42,8 @@ class DynamicInt8(PassSection, frozen=True, kw_only=True):
             raise UnsupportedError(
                 f"{model.manifest.name} has no {', '.join(OPERATORS)} with weights to quantize"
             )
-        with tempfile.TemporaryDirectory(prefix="farthing-") as folder, quiet():
-            place = Path(folder) / "model.onnx"
+        with Scratch() as folder, quiet():
+            place = folder / "model.onnx"
             tools.quantize_dynamic(
                 source,
                 place,
