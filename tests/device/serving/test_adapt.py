@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from farthing.device.serving.adapt import Adaptive, AdaptRule, Band, Chooser, Signals, Switch
 from farthing.device.serving.batch import Batched
 from farthing.device.serving.service import Request, Service
+from farthing.device.watch.probes import Reading
 from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, EngineError
 from farthing.testing import FakeClock, fake_model
@@ -102,6 +104,13 @@ def test_a_low_battery_and_throttling_are_bad_and_what_is_unavailable_decides_no
     assert Chooser(2, RULE, 0.0).decide(1e6, Signals()) == (0, "")
     no_throttling = AdaptRule(throttling=False)
     assert Chooser(2, no_throttling, 0.0).decide(10.0, Signals(throttled=True)) == (0, "")
+
+
+def test_sensors_speak_of_a_battery_only_while_it_drains() -> None:
+    reading = Reading(time_s=0.0, temperature_c=60.0, battery_percent=15.0, battery_status="Discharging")
+    assert Signals.of(reading) == Signals(temperature_c=60.0, battery_percent=15.0)
+    assert Signals.of(replace(reading, battery_status="Charging")).battery_percent is None
+    assert Signals.of(Reading(time_s=0.0)) == Signals()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from farthing.config import Section
 from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service
 from farthing.device.serving.swap import Swapped
+from farthing.device.watch.probes import Reading
 from farthing.errors import ConfigError, FarthingError
 
 Opener = Callable[[], Service]
@@ -41,6 +42,16 @@ class Signals(Section, frozen=True, kw_only=True):
     temperature_c: float | None = None
     battery_percent: float | None = None
     throttled: bool | None = None
+
+    @classmethod
+    def of(cls, reading: Reading) -> Signals:
+        """What sensors say; the charge counts while the battery is discharging."""
+        draining = reading.battery_status == "Discharging"
+        return cls(
+            temperature_c=reading.temperature_c,
+            battery_percent=reading.battery_percent if draining else None,
+            throttled=reading.throttled,
+        )
 
 
 class Band(Section, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from farthing import files
 from farthing.config import Section
 from farthing.device.watch.probes.tools import Runner, run
 from farthing.errors import ConfigError, StorageError, TargetError
+from farthing.sysfs import number, text
 
 CPUFREQ = "sys/devices/system/cpu/cpufreq"
 NVPMODEL = "/etc/nvpmodel.conf"
@@ -68,7 +69,7 @@ class Governor:
         """
         chosen = ""
         for policy in self._policies:
-            known = _text(policy / "scaling_available_governors").split()
+            known = text(policy / "scaling_available_governors").split()
             fitting = next((name for name in wanted if name in known), "")
             if fitting:
                 self._write(policy / "scaling_governor", fitting)
@@ -91,7 +92,7 @@ class Governor:
             raise ConfigError(f"a share of the highest frequency is above 0 and at most 1, not {share}")
         highest = 0
         for policy in self._policies:
-            limits = [_number(policy / f"cpuinfo_{end}_freq") for end in ("min", "max")]
+            limits = [number(policy / f"cpuinfo_{end}_freq") for end in ("min", "max")]
             if None in limits:
                 continue
             least, most = int(limits[0] or 0), int(limits[1] or 0)
@@ -150,7 +151,7 @@ class Governor:
         self.close()
 
     def _write(self, place: Path, content: str) -> None:
-        before = _text(place)
+        before = text(place).strip()
         if before == content:
             return
         former = self._former
@@ -172,8 +173,8 @@ class Governor:
 
     def _mode(self) -> int | None:
         told = "" if self._runner is None else self._runner(["nvpmodel", "-q"], _TOOL_SECONDS) or ""
-        number = re.search(r"^(\d+)\s*$", told, re.MULTILINE)
-        return int(number[1]) if number else None
+        found = re.search(r"^(\d+)\s*$", told, re.MULTILINE)
+        return int(found[1]) if found else None
 
 
 def _recalled(record: Path) -> Former:
@@ -188,15 +189,3 @@ def _recalled(record: Path) -> Former:
     if foreign:
         raise StorageError(f"{record} names files that are no CPU settings: {', '.join(foreign)}; delete it")
     return former
-
-
-def _text(place: Path) -> str:
-    try:
-        return place.read_text().strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def _number(place: Path) -> int | None:
-    text = _text(place)
-    return int(text) if text.isdigit() else None
