@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,21 @@ def test_any_manifest_survives_the_disk(tmp_path_factory: pytest.TempPathFactory
 def test_manifests_that_contradict_themselves(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         convert({**plain(FULL), **change}, Manifest, "manifest.json")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TensorSpec(name="x", dtype="flaot32", shape=(1,)),
+        lambda: Resize(height=0, width=1, filter="box", antialias=True),
+        lambda: Preprocess(colour="GRAY", scale=0),
+        lambda: Manifest(name="m", format="fake", inputs=(X, X), outputs=()),
+    ],
+)
+def test_what_is_made_wrong_in_python_is_an_error_of_ours(make: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert isinstance(caught.value, ValueError), "whoever reads it from plain data is told its place"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -25,7 +25,7 @@ from typing import IO, Literal
 
 from farthing import files
 from farthing.config import Section
-from farthing.errors import AssetError, nearest
+from farthing.errors import AssetError, ConfigError, nearest
 
 OUTPUT = "output"
 MAX_BYTES = 2 << 30
@@ -63,10 +63,10 @@ class Asset(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not re.fullmatch(_NAMES[self.source], self.package):
-            raise ValueError(f"{self.package!r} is not the name of a {self.source} package")
+            raise ConfigError(f"{self.package!r} is not the name of a {self.source} package")
         version = re.fullmatch(r"[A-Za-z0-9][\w.+~:!-]*", self.version)
         if not version and not (self.source == "debian" and not self.version):
-            raise ValueError(f"{self.version!r} is not an exact version of {self.package}")
+            raise ConfigError(f"{self.version!r} is not an exact version of {self.package}")
         member = PurePosixPath(self.member)
         if (
             not member.name
@@ -74,9 +74,9 @@ class Asset(Section, frozen=True, kw_only=True):
             or ".." in member.parts
             or member.as_posix() != self.member
         ):
-            raise ValueError(f"{self.member!r} is not a path inside a package")
+            raise ConfigError(f"{self.member!r} is not a path inside a package")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"{self.sha256!r} is not a SHA-256")
+            raise ConfigError(f"{self.sha256!r} is not a SHA-256")
 
     def __str__(self) -> str:
         package = f"{self.package} {self.version}".strip()

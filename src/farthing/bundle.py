@@ -10,7 +10,7 @@ import msgspec
 
 from farthing import files
 from farthing.config import Section, plain
-from farthing.errors import ModelError, nearest
+from farthing.errors import ConfigError, ModelError, nearest
 from farthing.model import BUNDLE, Model, TensorSpec, is_plain, read_section, refuse_foreign
 
 Role = Literal["parts", "exits", "variants", "head_tail"]
@@ -35,7 +35,7 @@ class Exits(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not all(0 <= value <= 1 for value in self.thresholds):
-            raise ValueError(f"thresholds are from 0 to 1, not {list(self.thresholds)}")
+            raise ConfigError(f"thresholds are from 0 to 1, not {list(self.thresholds)}")
 
     def resolved(self, exits: int) -> tuple[float, ...]:
         """The threshold of each of so many exits but the last.

@@ -55,19 +55,19 @@ class TensorSpec(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.scale is not None and not (0 < self.scale < math.inf and "int" in self.dtype):
-            raise ValueError(
+            raise ConfigError(
                 f"tensor {self.name}: a scale is above 0 and belongs to integers, not {self.dtype}"
             )
         if self.dtype not in DTYPES:
-            raise ValueError(
+            raise ConfigError(
                 f"tensor {self.name}: no dtype is called {self.dtype!r}; {nearest(self.dtype, DTYPES)}"
             )
         if any(size == "" or (isinstance(size, int) and size < 0) for size in self.shape):
-            raise ValueError(
+            raise ConfigError(
                 f"tensor {self.name}: sizes are whole numbers from 0 or names, not {list(self.shape)}"
             )
         if self.batch_axis is not None and not 0 <= self.batch_axis < len(self.shape):
-            raise ValueError(
+            raise ConfigError(
                 f"tensor {self.name}: batch_axis {self.batch_axis} is outside {list(self.shape)}"
             )
 
@@ -102,9 +102,9 @@ class Resize(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise ValueError(f"height and width must be from 1, not {self.height} x {self.width}")
+            raise ConfigError(f"height and width must be from 1, not {self.height} x {self.width}")
         if not 0 <= self.fill <= 255:
-            raise ValueError(f"fill must be from 0 to 255, not {self.fill}")
+            raise ConfigError(f"fill must be from 0 to 255, not {self.fill}")
 
 
 class Preprocess(Section, frozen=True, kw_only=True):
@@ -129,15 +129,15 @@ class Preprocess(Section, frozen=True, kw_only=True):
         channels = 1 if self.colour == "GRAY" else 3
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in {1, channels}:
-                raise ValueError(
+                raise ConfigError(
                     f"{name} has {len(values)} values, but {self.colour} has {channels} channels"
                 )
         if not all(0 < value < math.inf for value in (self.scale, *self.std)):
-            raise ValueError("scale and every std must be above 0")
+            raise ConfigError("scale and every std must be above 0")
         if not all(map(math.isfinite, self.mean)):
-            raise ValueError("every mean must be a number, not NaN or infinity")
+            raise ConfigError("every mean must be a number, not NaN or infinity")
         if self.crop and min(self.crop) < 1:
-            raise ValueError(f"crop must be from 1, not {self.crop[0]} x {self.crop[1]}")
+            raise ConfigError(f"crop must be from 1, not {self.crop[0]} x {self.crop[1]}")
 
 
 class Quantization(Section, frozen=True, kw_only=True):
@@ -198,18 +198,18 @@ class Manifest(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for group, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             if len({spec.name for spec in specs}) != len(specs):
-                raise ValueError(f"two {group} have the same name")
+                raise ConfigError(f"two {group} have the same name")
         for name, sha in self.files.items():
             if not is_plain(name):
-                raise ValueError(f"{name!r} is not a plain file name")
+                raise ConfigError(f"{name!r} is not a plain file name")
             if not re.fullmatch(r"[0-9a-f]{64}", sha):
-                raise ValueError(f"the hash of {name} is not a SHA-256")
+                raise ConfigError(f"the hash of {name} is not a SHA-256")
         kept = [[spec for spec in specs if spec.role == "state"] for specs in (self.inputs, self.outputs)]
         if [(spec.dtype, len(spec.shape)) for spec in kept[0]] != [
             (spec.dtype, len(spec.shape)) for spec in kept[1]
         ]:
             names = [[spec.name for spec in specs] for specs in kept]
-            raise ValueError(f"state outputs {names[1]} do not feed the state inputs {names[0]} one by one")
+            raise ConfigError(f"state outputs {names[1]} do not feed the state inputs {names[0]} one by one")
 
     @property
     def data_inputs(self) -> tuple[TensorSpec, ...]:

@@ -6,16 +6,21 @@ import json
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
 from farthing.cli import main
 from farthing.config import plain
 from farthing.forge import nets
+from farthing.forge.apply import build
 from farthing.forge.convert import convert
 from farthing.measure import Figures, Interval
+from farthing.model import Model
 from farthing.options import EngineOptions
-from farthing.recipe import Candidate, Summary
+from farthing.recipe import Candidate, Step, Summary
+from farthing.target import Target
+from farthing.task import Split, Task
 from farthing.testing import fake_model
 
 
@@ -108,3 +113,32 @@ def test_doctor_of_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "did you mean 'digits'" in said
     assert "nowhere" in said
     assert not (tmp_path / "cache").exists(), "it changes nothing"
+
+
+@pytest.mark.parametrize("package", ["ai_edge_litert", "openvino", "torch"])
+def test_a_bare_file_is_a_model_to_every_command(
+    digits: Path, tmp_path: Path, package: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `inspect` reads the others read; a script, which states no sizes, by those of the task's samples."""
+    pytest.importorskip(package)
+    place = tmp_path / "m"
+    if package == "torch":
+        torch.jit.trace(nets.digits_cnn(), torch.zeros(1, 1, 28, 28)).save(str(place))
+    else:
+        kind = {"openvino": "openvino", "ai_edge_litert": "tflite"}[package]
+        made, _ = build(Step(use=f"export.{kind}.v1"), Target.detect())
+        nothing = Task("none", {"validation": Split({"": np.zeros((1, 1), np.float32)})}, "cosine")
+        exported = made(Model.open(digits), Target.detect(), nothing)
+        assert isinstance(exported, Model)
+        place = exported.save(place).file
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", x=generator.random((40, 1, 28, 28), np.float32), y=np.arange(40) % 10)
+    task = tmp_path / "task.yaml"
+    task.write_text("name: mine\nsource: {format: npz, path: mine.npz, labels: y}\nmetric: top1\n")
+    quick = ["--min-count", "5", "--seconds", "0", "--no-memory"]
+    for words in (["bench", *quick], ["evaluate"], ["matrix", "--engine", "fake"]):
+        assert main([*words, str(place), "--task", str(task)]) == 0, capsys.readouterr().err
+    assert main(["inspect", str(place)]) == 0
+    if package == "torch":
+        assert main(["bench", str(place), *quick]) == 2
+        assert "does not say what it takes" in capsys.readouterr().err

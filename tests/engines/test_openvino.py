@@ -15,6 +15,7 @@ from rows.openvino import affine, identity, ir_model, large
 from farthing.engines.base import Engine, open_engine
 from farthing.engines.openvino import SHARED_BYTES
 from farthing.errors import EngineError, ModelError, UnsupportedError
+from farthing.forge.inspect import inspect
 from farthing.model import Model
 from farthing.options import EngineOptions
 
@@ -139,6 +140,20 @@ def test_a_result_is_a_copy_even_of_the_input() -> None:
         assert not np.shares_memory(result, x)
         x[:] = 0
         assert result[-1, -1] == SHARED_BYTES // 2 - 1
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    model = affine("batch")
+    file = model.file.read_bytes()
+    assert file.count(b'names="x"')
+    for name in model.manifest.files:
+        (tmp_path / name).write_bytes((model.path / name).read_bytes())
+    (tmp_path / model.file.name).write_bytes(file.replace(b'names="x"', b'names="\xff"'))
+    content = {name: tmp_path / name for name in model.manifest.files}
+    with pytest.raises(ModelError, match="is no text"):
+        open_engine(Model.create(model.manifest, content))
+    with pytest.raises(ModelError, match=r"names that are no text|cannot read"):
+        inspect(tmp_path / model.file.name)
 
 
 def test_text_is_refused() -> None:

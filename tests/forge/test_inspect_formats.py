@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from farthing.bench import Rule
 from farthing.errors import ModelError
 from farthing.forge import nets
+from farthing.forge.candidates import Listing
 from farthing.forge.convert import convert
 from farthing.forge.inspect import Inspection, inspect
 from farthing.model import Model, checked
-from farthing.target import Target
+from farthing.target import Budget, Target
+from farthing.testing import fake_model
 
 DIGITS_MACS = 28 * 28 * 32 * 9 + 14 * 14 * 64 * 32 * 9 + 3136 * 128 + 128 * 10
 PARAMETERS = 421_642
@@ -172,3 +175,12 @@ def test_a_damaged_archive(torchscript: Model, tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError):
         inspect(tmp_path / "cut.pt")
+
+
+def test_a_search_counts_operators_in_every_format(digits: Model, tflite: Model, openvino: Model) -> None:
+    counted = Listing(Budget(), Any, False, True, Rule())  # type: ignore[arg-type]  # no clock is asked here
+    assert [counted._node_count(model) for model in (digits, tflite, openvino)] == [
+        inspect(model, run=False).nodes for model in (digits, tflite, openvino)
+    ]
+    assert counted._node_count(tflite)
+    assert counted._node_count(fake_model()) is None

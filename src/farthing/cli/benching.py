@@ -102,8 +102,8 @@ def bench(parsed: argparse.Namespace) -> int:
     from farthing.recipe import Progress
 
     rule = _rule(parsed)
-    models = [options.open_model(path) for path in parsed.model]
-    task = options.open_task(parsed.task) if parsed.task else None
+    task = options.open_task(parsed.task, *parsed.model) if parsed.task else None
+    models = [options.open_model(path, task) for path in parsed.model]
     entrants = _entrants(parsed, models)
     with (
         find_machine(parsed.on, options.boards_directory(), tell) as machine,

@@ -126,15 +126,14 @@ def _samples(name: str | None, facts: Manifest | None) -> dict[str, Any] | None:
     from farthing.bench import feeds
 
     task = options.open_task(name)
-    split = task.split("validation")
-    picks = range(min(16, len(split)))
     if task.form == "tensor":
-        return dict(split.take(picks))
+        return options.samples_of(task)
     if facts is None or not facts.inputs:
         raise ConfigError(
             f"task {task.name} has pictures: say in --facts how they become the input (inputs, preprocess)"
         )
-    return dict(feeds(task, split, facts, picks))
+    split = task.split("validation")
+    return dict(feeds(task, split, facts, range(min(16, len(split)))))
 
 
 def init_arguments(parser: argparse.ArgumentParser) -> None:

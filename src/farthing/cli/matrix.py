@@ -45,8 +45,8 @@ def matrix(parsed: argparse.Namespace) -> int:
 
     if not 0 < parsed.seconds < 86400:
         raise ConfigError("--seconds is above 0 and below 86400")
-    models = [options.open_model(name) for name in parsed.models]
-    task = options.open_task(parsed.task) if parsed.task else None
+    task = options.open_task(parsed.task, *parsed.models) if parsed.task else None
+    models = [options.open_model(name, task) for name in parsed.models]
     with show.progress(False, quiet=parsed.json) as listener:
         found = compare(
             models,

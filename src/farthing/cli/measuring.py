@@ -19,7 +19,7 @@ def _engine_options(parsed: argparse.Namespace) -> EngineOptions:
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing evaluate``."""
     parser.epilog = "example: farthing evaluate best --task work/task.yaml --split test"
-    parser.add_argument("model", help="model directory, zip, output of a search, or ONNX file")
+    parser.add_argument("model", help="model directory, zip, output of a search, or model file")
     parser.add_argument(
         "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
     )
@@ -40,7 +40,8 @@ def evaluate(parsed: argparse.Namespace) -> int:
     from farthing.errors import TaskError
     from farthing.recipe import Progress
 
-    model, task = options.open_model(parsed.model), options.open_task(parsed.task)
+    task = options.open_task(parsed.task, parsed.model)
+    model = options.open_model(parsed.model, task)
     if task.metric.needs == "reference" and not parsed.reference:
         raise TaskError(
             f"metric {task.metric.name} compares with the float model: name that with --reference MODEL"
@@ -52,7 +53,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
             parsed.split,
             engine=parsed.engine,
             options=_engine_options(parsed),
-            reference=options.open_model(parsed.reference) if parsed.reference else None,
+            reference=options.open_model(parsed.reference, task) if parsed.reference else None,
             tick=lambda done, total: listener(
                 Progress(stage="evaluate", text="running", done=done, total=total)
             ),

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from farthing.assets import default_cache
 from farthing.errors import ModelError, suggestion
@@ -98,21 +99,35 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON lines, for programs")
 
 
-def open_model(path: str) -> Model:
-    """A model directory, a zip of one, the output of a search, or an ONNX file as it is (assumptions are printed).
+def open_model(path: str, task: Task | None = None, keep: bool = True) -> Model:
+    """A model directory, a zip of one, the output of a search, or any file `convert` reads (assumptions are printed).
+
+    Args:
+        path: as the user named it.
+        task: whose samples say what a file takes that does not say so itself.
+        keep: take TorchScript as it is, not as ONNX.
 
     Raises:
         ModelError: none of these.
     """
-    place = existing(path)
-    if place.is_file() and not _is_zip(place):
-        from farthing.forge.convert import convert
+    from farthing.forge.convert.recognise import kind_of
 
-        conversion = convert(place)
-        for assumption in conversion.assumptions:
-            print(f"assumed: {assumption}", file=sys.stderr)
-        return conversion.model
-    return Model.open(place)
+    place = existing(path)
+    if place.is_dir() or kind_of(place, place.read_bytes()) == "model":
+        return Model.open(place)
+    from farthing.forge.convert import convert
+
+    samples = samples_of(task) if task and task.form == "tensor" else None
+    conversion = convert(place, samples=samples, keep=keep)
+    for assumption in conversion.assumptions:
+        print(f"assumed: {assumption}", file=sys.stderr)
+    return conversion.model
+
+
+def samples_of(task: Task) -> dict[str, Any]:
+    """Some validation samples of a task of tensors, for `convert` to check a model on."""
+    split = task.split("validation")
+    return dict(split.take(range(min(16, len(split)))))
 
 
 def existing(path: str) -> Path:
@@ -132,20 +147,27 @@ def existing(path: str) -> Path:
         if os.access(place, os.R_OK):
             return place
         raise ModelError(f"cannot read {path}: you have no right to; ask its owner for it")
-    meant = suggestion(place.name, beside) or "give a model directory, a zip of one, or an ONNX file"
+    meant = suggestion(place.name, beside) or "give a model directory, a zip of one, or a model file"
     raise ModelError(f"{path} does not exist: {meant}")
 
 
-def open_task(name: str) -> Task:
+def open_task(name: str, *models: str) -> Task:
     """A task as ``--task`` names it; the module of ``module:function`` is also looked for in the working directory.
 
     What has to be fetched for it is said on standard error, with its licence.
 
+    Args:
+        name: of the task.
+        models: paths that must exist before anything is fetched.
+
     Raises:
+        ModelError: one of the models is not there.
         TaskError: no such task, or one that cannot be used.
     """
     from farthing.task import find_task
 
+    for model in models:
+        existing(model)
     if ":" in name:
         stand_here()
     return find_task(name, cache_directory(), lambda event: print(event, file=sys.stderr))
@@ -155,8 +177,3 @@ def stand_here() -> None:
     """Find the user's modules where the user stands, as ``python -m`` does."""
     if "" not in sys.path:
         sys.path.insert(0, "")
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"

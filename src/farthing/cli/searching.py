@@ -43,7 +43,7 @@ SEARCHING = {
 def optimize_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing optimize``."""
     parser.epilog = BUDGETS
-    parser.add_argument("model", help="model directory, zip, or ONNX file: the baseline")
+    parser.add_argument("model", help="model directory, zip, or model file: the baseline")
     parser.add_argument(
         "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
     )
@@ -87,7 +87,8 @@ def optimize(parsed: argparse.Namespace) -> int:
     if parsed.recipe:
         return _replay(parsed)
     command = shlex.join(["farthing", *sys.argv[1:]])
-    model, task = options.open_model(parsed.model), options.open_task(parsed.task)
+    task = options.open_task(parsed.task, parsed.model)
+    model = options.open_model(parsed.model, task, keep=False)
     counts = options.counts(parsed.threads)
     with _place(parsed.target, counts) as (machine, target), show.progress(parsed.json) as listener:
         result = search(
@@ -152,12 +153,9 @@ def _replay(parsed: argparse.Namespace) -> int:
     if out.exists() and any(out.iterdir()):
         raise StorageError(f"{out} is not empty: a replay writes a model into a new directory")
     recipe = read(Path(parsed.recipe), Recipe)
-    made = replay(
-        recipe,
-        options.open_model(parsed.model),
-        options.open_task(parsed.task),
-        Cache(options.cache_directory()),
-    )
+    task = options.open_task(parsed.task, parsed.model)
+    model = options.open_model(parsed.model, task, keep=False)
+    made = replay(recipe, model, task, Cache(options.cache_directory()))
     made.save(out / "model")
     print(f"{out / 'model'}: {made.digest}" + (", as recorded" if recipe.artefact else ""))
     return 0

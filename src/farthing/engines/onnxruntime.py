@@ -136,7 +136,7 @@ def session_options(ort: ModuleType, options: EngineOptions) -> Any:
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # errors are raised: they need not be printed as well
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
     return settings
 

@@ -224,7 +224,10 @@ def _read(core: Any, model: Model) -> Any:
         if model.manifest.format == "onnx":
             _check_external(model)
             return core.read_model(file)
+        file.read_text("utf-8")
         return core.read_model(file, others[0]) if others else core.read_model(file.read_bytes(), b"")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{file} holds what is no text: convert or copy it again") from error
     except (RuntimeError, OSError) as error:
         if any(mark in str(error) for mark in _UNSUPPORTED):
             raise UnsupportedError(

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from farthing.bench import Rule
 from farthing.errors import EngineError, MeasurementError
-from farthing.forge import graph
 from farthing.forge.climb import Artefact
+from farthing.forge.inspect import inspect
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.verdict import choose, gains, harmless, speed_words
 from farthing.measure import Figures, Interval, compare, violations
@@ -142,7 +142,7 @@ class Listing:
     def _node_count(self, model: Model) -> int | None:
         """Operators in a model's graph, read from its file once."""
         if model.digest not in self._nodes:
-            self._nodes[model.digest] = graph.node_count(model)
+            self._nodes[model.digest] = inspect(model, run=False).nodes or None
         return self._nodes[model.digest]
 
     def _figures(self, artefact: Artefact, lap: Lap | None, offline: Lap | None, finalist: bool) -> Figures:

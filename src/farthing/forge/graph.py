@@ -15,7 +15,7 @@ from onnx import external_data_helper, helper
 
 from farthing.engines.onnxruntime import CPU, runtime, session_options
 from farthing.errors import EngineError, ModelError, UnsupportedError
-from farthing.model import DTYPES, Model, TensorSpec
+from farthing.model import DTYPES, TensorSpec
 from farthing.options import EngineOptions
 
 Array = NDArray[Any]
@@ -383,11 +383,6 @@ def name_nodes(model: onnx.ModelProto) -> None:
 def elements(tensor: onnx.TensorProto) -> int:
     """How many numbers a tensor holds."""
     return math.prod(tensor.dims)
-
-
-def node_count(model: Model) -> int | None:
-    """Operators in a model's graph; None if it is not an ONNX file."""
-    return len(load(model.file).graph.node) if model.manifest.format == "onnx" else None
 
 
 def _first_line(error: Exception) -> str:

@@ -70,7 +70,8 @@ def ladder(model: Model, engines: Sequence[str], target: Target) -> list[Rung]:
     """
     if model.manifest.format != "onnx":
         raise UnsupportedError(
-            f"{model.manifest.name} is {model.manifest.format}: the search works on ONNX models"
+            f"{model.manifest.name} is {model.manifest.format}: the search works on ONNX models; convert the network "
+            "that it was made of"
         )
     proto = graph.load(model.file)
     quantized = any(node.op_type in QUANTIZED for node in graph.nodes(proto.graph))

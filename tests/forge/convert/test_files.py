@@ -25,7 +25,9 @@ from farthing.errors import ConversionError, ModelError, UnsupportedError
 from farthing.forge.convert import convert
 from farthing.forge.convert.archive import checked_program
 from farthing.forge.graph import run
+from farthing.forge.inspect import inspect
 from farthing.model import Manifest, TensorSpec
+from farthing.testing import fake_model
 
 
 def net() -> nn.Module:
@@ -174,6 +176,31 @@ def test_no_such_file(tmp_path: Path) -> None:
         convert(tmp_path / "none.onnx")
     with pytest.raises(ModelError, match="is a directory"):
         convert(tmp_path)
+
+
+@pytest.mark.parametrize("look", [convert, inspect])
+def test_a_directory_of_a_zip_that_is_damaged(tmp_path: Path, look: Any) -> None:
+    place = tmp_path / "m.pt"
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(place))  # type: ignore[no-untyped-call]
+    whole = place.read_bytes()
+    start = whole.rindex(b"PK\x01\x02")
+    length = int.from_bytes(whole[start + 28 : start + 30], "little")
+    flags = (int.from_bytes(whole[start + 8 : start + 10], "little") | 0x800).to_bytes(2, "little")
+    name = start + 46
+    no_text = (
+        whole[: start + 8] + flags + whole[start + 10 : name] + b"\xff" * length + whole[name + length :]
+    )
+    for spoiled in (no_text, whole[:start] + b"PK\0\0" + whole[start + 4 :]):
+        place.write_bytes(spoiled)
+        with pytest.raises(ModelError, match=f"{place} is a damaged archive"):
+            look(place)
+
+
+def test_the_zip_of_a_model_is_not_converted_again(tmp_path: Path) -> None:
+    fake_model().pack(tmp_path / "m.zip")
+    with pytest.raises(ModelError, match="is the zip of a model already"):
+        convert(tmp_path / "m.zip")
+    assert inspect(tmp_path / "m.zip").format == "fake"
 
 
 def test_a_plain_zip(tmp_path: Path) -> None:

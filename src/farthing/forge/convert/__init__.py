@@ -130,6 +130,8 @@ def _opened(source: str, example: Any, keep: bool) -> tuple[Any, str, str]:
 
     data = read(path)
     kind = recognise.kind_of(path, data)
+    if kind == "model":
+        raise ModelError(f"{path} is the zip of a model already: open it as it is")
     if kind in {"onnx", "tflite", "openvino"} or (keep and kind == "torchscript"):
         return path, kind, path.stem
     require("torch", "forge")

@@ -25,6 +25,7 @@ from farthing.forge.convert.example import (
     rows_like,
 )
 from farthing.model import Manifest, Model, TensorSpec
+from farthing.ops.scale import stored
 
 Array = NDArray[Any]
 Specs = Sequence[TensorSpec]
@@ -129,7 +130,7 @@ def pool_for(inputs: Specs, example: Example, samples: Mapping[str, Array] | Non
         elif sample is not None:
             if not len(sample):
                 raise ModelError(f"there are no samples of input {spec.name!r} to check the model on")
-            arrays[number] = np.asarray(sample)[np.arange(count) % len(sample)].astype(spec.dtype, copy=False)
+            arrays[number] = stored(np.asarray(sample)[np.arange(count) % len(sample)], spec)
             words = f"{min(count, len(sample))} real samples"
     return Pool(arrays, words, set(range(len(inputs))) - moving)
 

@@ -150,7 +150,8 @@ def _torchscript(draft: Model, wanted: Wanted) -> _Found:
     given = example_of(wanted.example, wanted.samples, np.float32)
     if given is None:
         raise ModelError(
-            f"{draft.file} does not say what it takes: say it, as in --example 1x3x224x224, or give --task"
+            f"{draft.file} does not say what it takes: say it when you convert it, as in --example 1x3x224x224, or "
+            "give --task"
         )
     arguments = torchscript.arguments(module)
     if len(given.arrays) > len(arguments):

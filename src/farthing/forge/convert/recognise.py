@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from farthing.errors import ModelError, UnsupportedError, nearest, require
+from farthing.model import BUNDLE, MANIFEST
 
-Kind = Literal["onnx", "torchscript", "export", "keras", "tflite", "openvino"]
+Kind = Literal["onnx", "torchscript", "export", "keras", "tflite", "openvino", "model"]
+"""What a file holds; ``model`` is the zip of a model directory."""
 HDF5 = b"\x89HDF\r\n\x1a\n"
 NESTS = ("state_dict", "model_state_dict", "model", "weights", "ema")
 FORWARD_ERRORS = (
@@ -64,8 +66,13 @@ def kind_of(path: Path, data: bytes) -> Kind:
 
 
 def _kind_of_zip(path: Path, data: bytes) -> Kind:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
+        raise ModelError(f"{path} is a damaged archive ({error}): copy or save it again") from error
+    if MANIFEST in names or BUNDLE in names:
+        return "model"
     inner = {name.split("/", 1)[-1] for name in names}
     if {"metadata.json", "config.json"} <= {*names}:
         return "keras"

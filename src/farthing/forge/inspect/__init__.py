@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from farthing.anatomy import Layer, Placed
 from farthing.errors import ModelError
+from farthing.forge.convert.recognise import kind_of
 from farthing.forge.inspect.facts import Array, Inspection, Subject, Weights
 from farthing.model import Model
 from farthing.options import EngineOptions
@@ -40,7 +40,7 @@ def inspect(
     chosen = options or EngineOptions()
     if not isinstance(model, Model):
         place = Path(model)
-        if place.is_file() and (kind := _kind_of(place)):
+        if place.is_file() and (kind := _kind_of(place)) != "model":
             kind = "openvino" if (kind, engine) == ("onnx", "openvino") else kind
             return _look(kind, Subject(place, None, _size(place, kind), feeds, run, chosen))
         model = Model.open(place)
@@ -50,19 +50,10 @@ def inspect(
 
 
 def _kind_of(path: Path) -> str:
-    """The format of a file by its content; empty for the zip of a model directory."""
     try:
-        with path.open("rb") as file:
-            start = file.read(512)
-        if start.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(path) as archive:
-                inside = {name.split("/", 1)[-1] for name in archive.namelist()}
-            return "torchscript" if "constants.pkl" in inside else ""
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if start[4:8] == b"TFL3":
-        return "tflite"
-    return "openvino" if start.lstrip().startswith(b"<") and b"<net" in start else "onnx"
+        return kind_of(path, path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _size(path: Path, kind: str) -> int:

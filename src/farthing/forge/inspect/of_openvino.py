@@ -41,7 +41,10 @@ def look(subject: Subject) -> Inspection:
     except RuntimeError as error:
         said = next((line for line in str(error).splitlines() if line.strip()), "unreadable")
         raise ModelError(f"OpenVINO cannot read {subject.path}: {said.strip()}") from error
-    return _look(openvino, model, subject)
+    try:
+        return _look(openvino, model, subject)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{subject.path} has names that are no text: convert or copy it again") from error
 
 
 def _look(openvino: Any, model: Any, subject: Subject) -> Inspection:
