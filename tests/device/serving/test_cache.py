@@ -293,6 +293,23 @@ def test_the_last_one_who_takes_it_back_stops_it() -> None:
         assert len(inner.inside) == 2
 
 
+def test_a_request_taken_back_while_it_is_submitted_is_stopped() -> None:
+    class Hooked(Later):
+        def submit(self, request: Request) -> Future[Answer]:
+            if request.id == "b":
+                futures[1].cancel()
+            return super().submit(request)
+
+    inner = Hooked()
+    with Cached(inner, "digest") as cached:
+        futures = [cached.submit(Request(marked(1), id=name)) for name in "abc"]
+        inner.settle(error=EngineError("no"))
+        running = {request.id: not future.cancelled() for request, future in inner.inside}
+        assert running == {"b": False, "c": True}
+        inner.settle([request.id for request, _ in inner.inside].index("c"))
+        assert value(futures[2]) == 1.0
+
+
 def test_errors_of_many_do_not_pile_up_on_the_stack() -> None:
     engine = Counting()
     gate, entered = threading.Event(), threading.Event()
