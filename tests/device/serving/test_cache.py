@@ -367,6 +367,16 @@ def test_an_answer_that_comes_too_late_is_none() -> None:
         assert isinstance(futures[1].exception(LONG), DeadlineError)
 
 
+def test_who_is_too_late_is_not_computed_in_place_of_one_who_failed() -> None:
+    clock, inner = FakeClock(), Later()
+    with Cached(inner, "digest", clock=clock) as cached:
+        futures = [cached.submit(Request(marked(1), deadline=deadline)) for deadline in (9e9, 1e9, 8e9)]
+        clock.advance(2e9)
+        inner.settle(error=EngineError("no"))
+        assert isinstance(futures[1].exception(LONG), DeadlineError)
+        assert [request.deadline for request, _ in inner.inside] == [8e9]
+
+
 def test_answers_of_strings_are_shared_and_not_kept() -> None:
     class Words(Later):
         def settle(self, place: int = 0, error: FarthingError | None = None) -> None:
@@ -413,6 +423,18 @@ def test_closing_answers_or_fails_everybody() -> None:
         assert [type(future.exception(0)) for future in futures] == [ClosedError] * 3
         assert isinstance(cached.submit(Request(marked(1))).exception(0), ClosedError)
         assert cached.stats().entries == 0
+
+
+def test_answers_given_while_it_closes_are_not_kept() -> None:
+    class Prompt(Later):
+        def close(self, grace: float = 0.0) -> None:
+            self.settle()
+
+    cached = Cached(Prompt(), "digest")
+    future = cached.submit(Request(marked(1)))
+    cached.close()
+    assert value(future) == 1.0
+    assert cached.stats().entries == 0
 
 
 def test_coroutines_share_and_give_up() -> None:
