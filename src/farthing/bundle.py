@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-import msgspec
-
 from farthing import files
-from farthing.config import Section, plain
+from farthing.config import Section
 from farthing.errors import ConfigError, ModelError, nearest
-from farthing.model import BUNDLE, Model, TensorSpec, is_plain, read_section, refuse_foreign
+from farthing.model import BUNDLE, Model, TensorSpec, is_plain, read_section, refuse_foreign, written
 
 Role = Literal["parts", "exits", "variants", "head_tail"]
 THRESHOLDS = (0.95, 0.8, 0.6)
@@ -57,7 +55,7 @@ class BundleManifest(Section, frozen=True, kw_only=True):
     """What models are to each other: parts run in order, exits of one network, variants of one model, head and tail.
 
     Attributes:
-        name: of the whole.
+        name, version: what the owner calls the whole.
         role: what the models are to each other.
         models: name -> digest, in order.
         outputs: of ``parts``: names of the whole's outputs, in order; empty: what parts make and no later part takes.
@@ -65,6 +63,7 @@ class BundleManifest(Section, frozen=True, kw_only=True):
     """
 
     name: str
+    version: str = "1"
     role: Role
     models: dict[str, str]
     outputs: tuple[str, ...] = ()
@@ -117,7 +116,7 @@ class Bundle:
         def fill(fresh: Path) -> None:
             for key, model in models.items():
                 model.save(fresh / key)
-            (fresh / BUNDLE).write_bytes(msgspec.json.format(msgspec.json.encode(plain(manifest))) + b"\n")
+            (fresh / BUNDLE).write_bytes(written(manifest))
 
         files.write_directory(path, fill)
         return cls(path, manifest, {key: Model.open(path / key) for key in models})

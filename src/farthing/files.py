@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from farthing.errors import StorageError
 
 TEMPORARY = ".tmp-"
 MAX_MEMBERS = 10_000
+_PAUSE = 0.01  # seconds between two attempts to get a lock
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another directory",
     errno.EDQUOT: "the disk quota is used up: free some space or choose another directory",
@@ -47,6 +49,22 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content as 64 hexadecimal digits, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_digest(directory: Path) -> str:
+    """SHA-256 over every name and every byte below a directory, as 64 hexadecimal digits.
+
+    It is the hash of the lines that ``sha256sum`` would write for the files, sorted by path. What is not a file, such
+    as a link or an empty directory, counts too: as a line without a hash.
+    """
+    lines = []
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and not path.is_symlink():
+            lines.append(f"{file_digest(path)}  {name}\n")
+        elif path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
+            lines.append(f"  {name}\n")
+    return digest("".join(lines).encode())
 
 
 @contextlib.contextmanager
@@ -81,12 +99,12 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
@@ -107,7 +125,7 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
             fresh.chmod(0o755)
             sync_tree(fresh)
             _take_place(fresh, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)  # what was there before, or what failed
 
@@ -147,10 +165,11 @@ def _suffix(path: Path) -> str:
 def sync_tree(root: Path) -> None:
     """Flush every file and directory below ``root`` to the disk."""
     for path in [*root.rglob("*"), root]:
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or a directory (the names in it, not their content) to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -175,17 +194,23 @@ def sweep(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
     """Hold an exclusive lock file for the length of a ``with`` block; the kernel drops it if we are killed.
 
     The file goes with the lock; one that a killed holder left serves the next and goes with it.
 
+    Args:
+        path: the lock file; its directory is made.
+        what: which work is under way, for the error.
+        patience: seconds to wait for another holder.
+
     Raises:
-        StorageError: another process (or thread) holds it; ``what`` says which work is under way.
+        StorageError: another process (or thread) holds it.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    while (handle := _locked(path, what)) is None:
+    until = time.monotonic() + patience
+    while (handle := _locked(path, what, until)) is None:
         continue
     try:
         yield
@@ -195,8 +220,11 @@ def lock(path: Path, what: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(path: Path, what: str) -> int | None:
-    """A handle that holds the lock; None if its last holder removed the file after we had opened it."""
+def _locked(path: Path, what: str, until: float) -> int | None:
+    """A handle that holds the lock; None if it is to be tried again.
+
+    That is while there is time to wait, and if its last holder removed the file after we had opened it.
+    """
     with explained(path):
         handle, held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), False
         try:
@@ -204,13 +232,99 @@ def _locked(path: Path, what: str) -> int | None:
             with contextlib.suppress(FileNotFoundError):
                 held = os.path.samestat(os.fstat(handle), path.stat())
         except BlockingIOError as error:
-            raise StorageError(
-                f"{what} is in use by another process (lock file {path}): wait for it or choose another directory"
-            ) from error
+            if time.monotonic() >= until:
+                raise StorageError(
+                    f"{what} is in use by another process (lock file {path}): wait for it or choose another directory"
+                ) from error
+            time.sleep(_PAUSE)
         finally:
             if not held:
                 os.close(handle)
     return handle if held else None
+
+
+@contextlib.contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Keep a directory from being removed (see `claim`) for the length of a ``with`` block. Many may hold it at once.
+
+    Raises:
+        StorageError: it is gone, or about to be.
+    """
+    with explained(directory), _opened(directory) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            there = os.path.samestat(os.fstat(handle), directory.stat())
+        except (BlockingIOError, FileNotFoundError):
+            there = False
+        if not there:
+            raise StorageError(f"{directory} is being removed: look again which one is to be used")
+        yield
+
+
+@contextlib.contextmanager
+def claim(directory: Path) -> Iterator[bool]:
+    """Whether nobody holds a directory; if so, nobody will for the length of the ``with`` block, and it may go.
+
+    Raises:
+        StorageError: there is none.
+    """
+    with explained(directory), _opened(directory) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory whole or not at all; a killed remover leaves a hidden ``.tmp-*`` beside it.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with explained(directory):
+        gone = directory.with_name(f"{TEMPORARY}{directory.name[-100:]}")
+        shutil.rmtree(gone, ignore_errors=True)  # of an earlier one that was killed
+        directory.rename(gone)
+        sync(directory.parent)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def link(path: Path, target: str) -> None:
+    """Make a symbolic link, or point one elsewhere in one step; it is on the disk when this returns.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with explained(path):
+        fresh = path.with_name(f"{TEMPORARY}{path.name}")  # one writer at a time: callers hold a lock
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        fresh.replace(path)
+        sync(path.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, each on the disk before the next.
+
+    Raises:
+        StorageError: one cannot be made.
+    """
+    with explained(path):
+        missing = [one for one in (path, *path.parents) if not one.is_dir()]
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True)
+            sync(one.parent)
 
 
 def pack(directory: Path, names: Iterable[str], archive: Path) -> None:
@@ -233,6 +347,16 @@ def pack(directory: Path, names: Iterable[str], archive: Path) -> None:
                 shutil.copyfileobj(source, file, 1 << 20)
 
 
+def member_sizes(archive: Path) -> list[int]:
+    """Bytes of each member of an archive, as it declares them; `unpack` writes no more.
+
+    Raises:
+        StorageError: not a zip, or damaged.
+    """
+    with _archive(archive) as zipped:
+        return [member.file_size for member in zipped.infolist()]
+
+
 def unpack(archive: Path, directory: Path, limit: int = 4 << 30) -> None:
     """Unzip into a directory, refusing what a stranger's archive could do.
 
@@ -245,13 +369,7 @@ def unpack(archive: Path, directory: Path, limit: int = 4 << 30) -> None:
         StorageError: not a zip, damaged, absolute or ``..`` names, links, duplicates, more than ``limit`` bytes
             or `MAX_MEMBERS` members, or the disk is full.
     """
-    try:
-        zipped = zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise StorageError(
-            f"{archive} is not a sound zip archive ({error}): fetch or pack it again"
-        ) from error
-    with zipped, explained(directory):
+    with _archive(archive) as zipped, explained(directory):
         members = zipped.infolist()
         _refuse_unsafe(archive, members, limit)
         for member in members:
@@ -262,6 +380,13 @@ def unpack(archive: Path, directory: Path, limit: int = 4 << 30) -> None:
             with place.open("wb") as file:
                 for chunk in _chunks(zipped, member, archive):
                     file.write(chunk)
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise StorageError(f"{path} is not a sound zip archive ({error}): fetch or pack it again") from error
 
 
 def _refuse_unsafe(archive: Path, members: list[zipfile.ZipInfo], limit: int) -> None:

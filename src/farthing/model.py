@@ -301,7 +301,7 @@ class Model:
                 if hashes[name] != expected.get(name, hashes[name]):
                     raise ModelError(f"{name} changed while it was copied: copy the model again")
             complete = checked(manifest, files=hashes)
-            (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(plain(complete))) + b"\n")
+            (fresh / MANIFEST).write_bytes(written(complete))
 
         files.write_directory(path, fill)
         return cls(path, checked(manifest, files=hashes), keep)
@@ -406,6 +406,11 @@ def as_model(given: object) -> Model:
 def checked(manifest: Manifest, **changes: object) -> Manifest:
     """A copy of a manifest with some fields replaced, its rules checked again."""
     return msgspec.structs.replace(manifest, **changes)
+
+
+def written(manifest: Section) -> bytes:
+    """A manifest as its file has it."""
+    return msgspec.json.format(msgspec.json.encode(plain(manifest))) + b"\n"
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -1,0 +1,1 @@
+"""What a device keeps of models, and how it comes to others."""
