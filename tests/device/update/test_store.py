@@ -321,17 +321,24 @@ def test_a_manifest_of_another_farthing_is_no_damage(store: Store) -> None:
 
 def test_a_process_without_file_handles_does_not_condemn_a_model(store: Store) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest, failed = max(map(int, os.listdir("/proc/self/fd"))), 0
-    for more in range(8):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + more, hard))
-        try:
-            with store.open("net") as model:
-                assert model.manifest.version == "2"
-        except (FarthingError, OSError):
-            failed += 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert failed
+    failed, taken = 0, [os.dup(0) for _ in range(20)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(8):  # one more each time
+            try:
+                with store.open("net") as model:
+                    assert model.manifest.version == "2"
+            except (FarthingError, OSError):
+                failed += 1
+            os.close(taken.pop())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for handle in taken:
+            os.close(handle)
+    assert 1 < failed < 8
     assert (store.verify(), os.listdir(store.root / ".quarantine")) == ((), [])
 
 
