@@ -12,7 +12,9 @@
     │   └── LinkError                  the connection to a target could not be made, or broke
     ├── EngineError                    an engine could not load or run a model
     │   ├── FeedError                  tensors given to run() do not fit the model's inputs
-    │   └── RaceError                  an entrant of a race could not be loaded or failed; it says which
+    │   ├── RaceError                  an entrant of a race could not be loaded or failed; it says which
+    │   └── RemoteError                a server that computes for us cannot be reached, is late, or answers nonsense
+    │       └── CircuitOpenError       it failed several times in a row, and is left alone for a while
     ├── ServiceError                   a service did not answer a request
     │   ├── DeadlineError              the deadline passed first
     │   ├── OverloadError              no room for it; the same request may be answered later
@@ -35,6 +37,7 @@ from types import ModuleType
 
 __all__ = [
     "AssetError",
+    "CircuitOpenError",
     "ClosedError",
     "ConfigError",
     "ConversionError",
@@ -50,6 +53,7 @@ __all__ = [
     "PluginError",
     "ProtocolError",
     "RaceError",
+    "RemoteError",
     "ServiceError",
     "StorageError",
     "TargetError",
@@ -124,6 +128,32 @@ class RaceError(EngineError):
     def __init__(self, message: str, entrant: int) -> None:
         super().__init__(message)
         self.entrant = entrant
+
+
+class RemoteError(EngineError):
+    """A server that computes for us cannot be reached, did not answer in time, refused, or answered nonsense.
+
+    Attributes:
+        again: whether the server did not take the request, or gave it back: it may be asked again, there or elsewhere.
+        retry_after: seconds after which the server wants to be asked again; None if it did not say.
+    """
+
+    def __init__(self, message: str, again: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.again = again
+        self.retry_after = retry_after
+
+
+class CircuitOpenError(RemoteError):
+    """A server failed several times in a row: it is left alone for a while, and requests fail at once.
+
+    Attributes:
+        until: the moment by the engine's clock (`time.monotonic` unless told otherwise) from which it is asked again.
+    """
+
+    def __init__(self, message: str, until: float, retry_after: float) -> None:
+        super().__init__(message, again=True, retry_after=retry_after)
+        self.until = until
 
 
 class ServiceError(FarthingError):

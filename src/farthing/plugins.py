@@ -22,6 +22,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "litert": "farthing.engines.litert:LiteRtEngine",
         "torchscript": "farthing.engines.torchscript:TorchScriptEngine",
         "fake": "farthing.engines.fake:FakeEngine",
+        "oip": "farthing.engines.oip:OipEngine",
     },
     "pass": {
         "graph.fuse.v1": "farthing.forge.fuse:Fuse",

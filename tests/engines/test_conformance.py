@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from rows import BIAS, DECAY, WEIGHTS, Array, Row, fake, litert, onnxruntime, openvino, spec, torchscript
+from rows import BIAS, DECAY, WEIGHTS, Array, Row, fake, litert, oip, onnxruntime, openvino, spec, torchscript
 from rows.onnxruntime import onnx_affine
 
 from farthing import plugins
@@ -33,7 +33,7 @@ from farthing.model import Model
 from farthing.options import make_options
 from farthing.testing import fake_model
 
-ROWS = [fake.ROW, onnxruntime.ROW, openvino.ROW, litert.ROW, torchscript.ROW]
+ROWS = [fake.ROW, onnxruntime.ROW, openvino.ROW, litert.ROW, torchscript.ROW, oip.ROW]
 
 
 def having(*builders: str) -> pytest.MarkDecorator:

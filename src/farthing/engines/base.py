@@ -299,6 +299,25 @@ class FileTensor(NamedTuple):
     shape: tuple[int | str | None, ...] | None  # None: the file does not even say how many axes
 
 
+BATCH = "batch"  # name of a free batch axis
+
+
+def spec_of(name: str, dtype: str, shape: Sequence[int | str | None]) -> TensorSpec:
+    """The spec of a tensor. Open sizes get names: a first axis is the batch, others those of their tensor and axis.
+
+    Raises:
+        ModelError: a type or a shape that no tensor has.
+    """
+    free = [BATCH if axis == 0 else f"{name}_{axis}" for axis in range(len(shape))]
+    sizes = tuple(size if isinstance(size, int) else free[axis] for axis, size in enumerate(shape))
+    try:
+        return TensorSpec(
+            name=name, dtype=dtype, shape=sizes, batch_axis=0 if sizes[:1] == (BATCH,) else None
+        )
+    except ValueError as error:
+        raise ModelError(f"this model cannot be described: {error}") from error
+
+
 def check_manifest(model: Model, inputs: Sequence[FileTensor], outputs: Sequence[FileTensor]) -> None:
     """Hold the manifest against the file: names and element types in order, and sizes of the axes.
 

@@ -10,10 +10,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from farthing.engines.base import BATCH
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import EngineError, ModelError, UnsupportedError
 from farthing.forge import graph
-from farthing.forge.convert.describe import BATCH, manifest_of, with_layouts
+from farthing.forge.convert.describe import manifest_of, with_layouts
 from farthing.forge.convert.difference import batch_axes, distance
 from farthing.forge.convert.example import (
     SAMPLES,

@@ -9,7 +9,6 @@ import msgspec
 from farthing.errors import ModelError, nearest
 from farthing.model import Manifest, TensorSpec
 
-BATCH = "batch"  # name of a free batch axis
 IMAGE_CHANNELS = (1, 3)
 
 

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from farthing.config import Section
+from farthing.engines.base import BATCH
 from farthing.errors import EngineError, ModelError, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.convert.compare import Trial
-from farthing.forge.convert.describe import BATCH, manifest_of, with_layouts
+from farthing.forge.convert.describe import manifest_of, with_layouts
 from farthing.forge.convert.difference import batch_axes
 from farthing.forge.convert.example import Example, Pool, example_of, pool_of
 from farthing.forge.convert.module import ModuleSource, parameter_dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.engines import openvino, tflite, torchscript
-from farthing.engines.base import Engine, open_engine
+from farthing.engines.base import Engine, open_engine, spec_of
 from farthing.errors import ModelError
 from farthing.forge.convert.asis import Trial, example_for, pool_for, with_role
-from farthing.forge.convert.describe import BATCH, manifest_of, with_layouts
+from farthing.forge.convert.describe import manifest_of, with_layouts
 from farthing.forge.convert.example import example_of
 from farthing.model import Manifest, Model, TensorSpec
 
@@ -97,18 +97,6 @@ def _content(path: Path, wanted: Wanted) -> tuple[dict[str, bytes | Path], list[
     return {"model.xml": path}, []
 
 
-def _spec(name: str, dtype: str, shape: Sequence[int | str | None]) -> TensorSpec:
-    """Open sizes get names: the first is the batch, others those of their tensor and axis."""
-    free = [BATCH if axis == 0 else f"{name}_{axis}" for axis in range(len(shape))]
-    sizes = tuple(size if isinstance(size, int) else free[axis] for axis, size in enumerate(shape))
-    try:
-        return TensorSpec(
-            name=name, dtype=dtype, shape=sizes, batch_axis=0 if sizes[:1] == (BATCH,) else None
-        )
-    except ValueError as error:
-        raise ModelError(f"this file cannot be described: {error}") from error
-
-
 def _tflite(draft: Model, wanted: Wanted) -> _Found:
     content = tflite.read(draft.file.read_bytes(), draft.file)
     inputs, outputs = ([_scaled(one) for one in side] for side in (content.inputs, content.outputs))
@@ -122,7 +110,7 @@ def _tflite(draft: Model, wanted: Wanted) -> _Found:
 
 def _scaled(one: tflite.FileTensor) -> TensorSpec:
     """A tensor with its scale, if it has one for all its integers."""
-    spec = _spec(one.names[0], one.dtype, one.shape)
+    spec = spec_of(one.names[0], one.dtype, one.shape)
     if spec.dtype not in _STORED or not len(one.scales) == len(one.zero_points) == 1:
         return spec
     scale, zero = one.scales[0], one.zero_points[0]
@@ -140,7 +128,7 @@ def _openvino(draft: Model, wanted: Wanted) -> _Found:
     for side in openvino.describe(draft):
         if any(one.shape is None for one in side):
             raise ModelError(f"{draft.file} leaves even the number of axes open: convert it again with sizes")
-        sides.append([_spec(one.name, one.dtype, one.shape or ()) for one in side])
+        sides.append([spec_of(one.name, one.dtype, one.shape or ()) for one in side])
     return _Found(sides[0], sides[1], [])
 
 
@@ -183,7 +171,7 @@ def _torchscript(draft: Model, wanted: Wanted) -> _Found:
 
 def _seen(name: str, array: Array, batched: bool) -> TensorSpec:
     free: tuple[int | None, ...] = (None, *array.shape[1:]) if batched and array.ndim else array.shape
-    spec = _spec(name, array.dtype.name, free)
+    spec = spec_of(name, array.dtype.name, free)
     return spec if array.ndim else msgspec.structs.replace(spec, role="parameter")
 
 

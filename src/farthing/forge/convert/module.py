@@ -13,8 +13,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from farthing.engines.base import BATCH
 from farthing.errors import ModelError
-from farthing.forge.convert.describe import BATCH
 from farthing.forge.convert.source import as_tensors, exporting, flat, forwarding, output_names, tidy
 from farthing.forge.convert.trace import Recorder, Step, scopes
 

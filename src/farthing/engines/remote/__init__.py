@@ -1,0 +1,1 @@
+"""Asking a server over HTTP: patience, transport and two protocols, for the engine ``oip``."""
