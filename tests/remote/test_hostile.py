@@ -28,12 +28,13 @@ import numpy as np
 from msgspec.structs import replace
 from pathlib import Path
 from farthing.bench.remote import wire
-from farthing.bench.worker import Worker, _die_with_the_connection
+from farthing.bench.worker import Worker, die_with_the_connection
 class Liar(Worker):
 {body}
-_die_with_the_connection()
 sink = os.fdopen(os.dup(1), "wb")
-Liar(Path({directory!r}), os.fdopen(os.dup(0), "rb", buffering=0), sink).serve()
+liar = Liar(Path({directory!r}), os.fdopen(os.dup(0), "rb", buffering=0), sink)
+die_with_the_connection(liar.tidy)
+liar.serve()
 """
 NOTHING = "    pass"
 

@@ -398,6 +398,7 @@ def test_a_user_who_leaves_in_a_race_leaves_nothing_there(fragile: tuple[Server,
     remote.close()
     assert eventually(lambda: not worker(board), 10)
     assert time.monotonic() - begin < 25
+    assert not (Path(board.directory) / "tmp").exists()
     assert look(board, QUICK).holder == ""
 
 

@@ -103,6 +103,11 @@ class Worker:
             while True:
                 self._answer()
 
+    def tidy(self) -> None:
+        """Remove temporary files; those of another who holds the lease are left alone."""
+        if self._working:
+            shutil.rmtree(self._directory / SCRATCH, ignore_errors=True)
+
     def _answer(self) -> None:
         try:
             self._number, request, tensors = wire.unpack(self._read_into, wire.Request)
@@ -152,7 +157,7 @@ class Worker:
             fell = _fallen(self._directory)
             sweep(self._directory)
             tempfile.tempdir = str(self._directory / SCRATCH)
-            self._lease.callback(shutil.rmtree, self._directory / SCRATCH, ignore_errors=True)
+            self._lease.callback(self.tidy)
         elif held(self._directory):
             by, since = holder(self._directory)
             by = by or "somebody"
@@ -345,13 +350,14 @@ def engines() -> dict[str, str]:
     return found
 
 
-def _die_with_the_connection() -> None:
+def die_with_the_connection(tidy: Callable[[], object]) -> None:
     """End this process and its children as soon as the other side is gone, whatever they are doing."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
 
     def end() -> None:
         time.sleep(1)  # whoever waits for the next request leaves by itself
+        tidy()
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     when_gone(0, select.POLLHUP | select.POLLRDHUP, end)
@@ -372,11 +378,12 @@ def main() -> None:
     if sys.argv[1] == "--trial":
         trial(sys.argv[2:])
         return
-    _die_with_the_connection()
     sink = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
     os.dup2(2, 1)
     source = os.fdopen(os.dup(0), "rb", buffering=0)
-    Worker(Path(sys.argv[1]), source, sink).serve()
+    worker = Worker(Path(sys.argv[1]), source, sink)
+    die_with_the_connection(worker.tidy)
+    worker.serve()
 
 
 if __name__ == "__main__":
