@@ -72,7 +72,7 @@ class Remote(Patience, frozen=True, kw_only=True):
         super().__post_init__()
         address_of(self.url)
         if not self.model:
-            raise ValueError("the name of the model on the server is empty")
+            raise ConfigError("the name of the model on the server is empty")
 
 
 class OipEngine:
@@ -263,12 +263,15 @@ def remote_model(
         served = speaker_of(remote, client).served()
     finally:
         client.close()
-    manifest = Manifest(
-        name=name or remote.model,
-        format="oip",
-        inputs=tuple(inputs) or _specs(served.inputs, url),
-        outputs=tuple(outputs) or _specs(served.outputs, url),
-    )
+    try:
+        manifest = Manifest(
+            name=name or remote.model,
+            format="oip",
+            inputs=tuple(inputs) or _specs(served.inputs, url),
+            outputs=tuple(outputs) or _specs(served.outputs, url),
+        )
+    except ConfigError as error:
+        raise ModelError(f"{url} describes no model that can be: {error}") from error
     content: dict[str, bytes | Path] = {FILE: msgspec.json.format(msgspec.json.encode(plain(remote)))}
     return Model.create(manifest, content | ({CERTIFICATE: ca} if ca else {}), path)
 

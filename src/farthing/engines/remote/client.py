@@ -59,9 +59,9 @@ class Patience(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in ("timeout_ms", "connect_ms"):
             if not 0 < getattr(self, name) <= 86_400_000:
-                raise ValueError(f"{name} is above 0 and at most a day, not {getattr(self, name):g}")
+                raise ConfigError(f"{name} is above 0 and at most a day, not {getattr(self, name):g}")
         if not 0 < self.max_answer_mb <= 4096:
-            raise ValueError(f"max_answer_mb is above 0 and at most 4096, not {self.max_answer_mb:g}")
+            raise ConfigError(f"max_answer_mb is above 0 and at most 4096, not {self.max_answer_mb:g}")
 
 
 class Client:

@@ -8,7 +8,9 @@ again with a single request (Nygard, *Release It!*, 2007).
 from __future__ import annotations
 
 from farthing.config import Section
-from farthing.errors import CircuitOpenError
+from farthing.errors import CircuitOpenError, ConfigError
+
+_ROUNDING = 1e-9  # ten times 0.1 is a little less than 1
 
 
 class RetryRule(Section, frozen=True, kw_only=True):
@@ -29,13 +31,13 @@ class RetryRule(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 1 <= self.attempts <= 100:
-            raise ValueError(f"attempts are from 1 to 100, not {self.attempts}")
+            raise ConfigError(f"attempts are from 1 to 100, not {self.attempts}")
         if not 0 <= self.share <= 1:
-            raise ValueError(f"share is from 0 to 1 retry for each request, not {self.share:g}")
+            raise ConfigError(f"share is from 0 to 1 retry for each request, not {self.share:g}")
         if not 0 <= self.burst <= 1000:
-            raise ValueError(f"burst is from 0 to 1000 retries, not {self.burst}")
+            raise ConfigError(f"burst is from 0 to 1000 retries, not {self.burst}")
         if not 0 <= self.pause_ms <= 60_000:
-            raise ValueError(f"pause_ms is from 0 to 60000, not {self.pause_ms:g}")
+            raise ConfigError(f"pause_ms is from 0 to 60000, not {self.pause_ms:g}")
 
 
 class BreakerRule(Section, frozen=True, kw_only=True):
@@ -51,9 +53,9 @@ class BreakerRule(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 0 <= self.failures <= 1_000_000:
-            raise ValueError(f"failures are from 0 to 1000000, not {self.failures}")
+            raise ConfigError(f"failures are from 0 to 1000000, not {self.failures}")
         if not 0 < self.open_ms <= 86_400_000:
-            raise ValueError(f"open_ms is above 0 and at most a day, not {self.open_ms:g}")
+            raise ConfigError(f"open_ms is above 0 and at most a day, not {self.open_ms:g}")
 
 
 class RetryBudget:
@@ -69,7 +71,7 @@ class RetryBudget:
 
     def retry(self) -> bool:
         """Take a retry out; False if there is none."""
-        if self._tokens < 1:
+        if self._tokens < 1 - _ROUNDING:
             return False
         self._tokens -= 1
         return True
