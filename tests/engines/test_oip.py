@@ -182,7 +182,7 @@ def answering() -> Iterator[tuple[Server, Engine, Told]]:
 
 @given(st.data())
 def test_a_spoiled_answer_is_refused_or_fits(
-    data: st.DataObject, answering: tuple[Server, Engine, Told]
+    answering: tuple[Server, Engine, Told], data: st.DataObject
 ) -> None:
     server, engine, good = answering
     body = bytearray(good.body)
