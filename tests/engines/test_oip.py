@@ -223,6 +223,18 @@ def test_what_a_server_gives_beyond_what_it_is_asked_is_left_out(server: Server,
     assert list(one.engine.run({"x": X})) == ["y"]
 
 
+def test_a_vector_that_comes_as_a_column_is_a_vector(server: Server) -> None:
+    """MLServer's NumpyCodec writes it so, whatever the metadata says."""
+    model = hosted("best", [spec("x", "batch", 4)], [spec("n", "batch")], lambda f: f["x"][:, :1], server)
+    with open_engine(model) as engine:
+        assert engine.run({"x": X})["n"].tolist() == [1, 1]
+        server.told = [
+            said({"outputs": [{"name": "n", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]})
+        ]
+        with pytest.raises(RemoteError, match=r"float32 \[1, 2\], not as float32 \[2\]"):
+            engine.run({"x": X})
+
+
 # --- patience
 
 

@@ -204,6 +204,8 @@ def checked(
         if array is None:
             raise RemoteError(f"the server gave {sorted(answer)!r:.300}, but not the output {spec.name!r}")
         shape = list(spec.shape)
+        if len(shape) == 1 and array.shape[1:] == (1,):
+            array = array[:, 0]  # MLServer writes vectors as columns
         if batch is not None and spec.batch_axis is not None and spec.fixed_batch is None:
             shape[spec.batch_axis] = batch
         found = "str" if array.dtype.kind in "OU" else array.dtype.name
