@@ -36,6 +36,7 @@ COMMANDS = {
         "monitoring",
         "watch this device: load, memory, temperature, power, throttling; say what is wrong, and plot it",
     ),
+    "store": ("stores", "models a device keeps: add, list, activate, rollback, gc, verify"),
     "demo": ("searching", "train a small network on real digits and optimise it for this machine"),
     "targets": ("catalogue", "list the devices of the catalogue, or show one, or this machine"),
     "cache": ("searching", "show or clear what searches and downloads have kept"),

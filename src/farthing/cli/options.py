@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the environment: FARTHING_CACHE and FARTHING_CONFIG are read from it."""
+"""Arguments that several commands share, and the environment: FARTHING_CACHE, _CONFIG and _STORE are read from it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def boards_directory() -> Path:
     """Where boards are kept by name: below ``$FARTHING_CONFIG``, or ``~/.config/farthing``."""
     named = os.environ.get("FARTHING_CONFIG")
     return (Path(named).expanduser() if named else Path.home() / ".config" / "farthing") / "targets"
+
+
+def store_directory() -> Path:
+    """Where a device keeps its models: ``$FARTHING_STORE``, or ``~/.local/share/farthing/store``."""
+    named = os.environ.get("FARTHING_STORE")
+    return Path(named).expanduser() if named else Path.home() / ".local" / "share" / "farthing" / "store"
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
