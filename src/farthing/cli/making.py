@@ -23,7 +23,12 @@ What a runner must know beside the graph comes from you, and nothing of it is gu
   --facts FILE   YAML with any of: preprocess, labels, decode, licence, task, version, inputs, outputs
                  (see docs/reference/manifest.md); or run `farthing init`, which asks
 
+A model on a server stays there: the model directory says where it is, and `remote` in --facts how patiently it is
+asked (timeout_ms, retry, breaker, ca ...: see docs/reference/engines.md). A bearer token is read from ~/.netrc:
+machine HOST login bearer password TOKEN
+
 examples: farthing convert net.onnx --out model
+          farthing convert https://host:8000/v2/models/gate/versions/3 --out gate
           farthing convert --model mynets:resnet --weights net.pt --example 1x3x224x224 --out model
 """
 
@@ -39,6 +44,7 @@ class Facts(Section, frozen=True, kw_only=True):
     task: str = ""
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    remote: dict[str, Any] = {}
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +54,7 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="?",
         help="an ONNX, TorchScript, torch.export or Keras file, or one of TFLite or OpenVINO, which is taken as it is; "
-        "told by its content",
+        "told by its content; or the URL of a served model (Open Inference Protocol or TensorFlow Serving)",
     )
     parser.add_argument(
         "--model", metavar="MODULE:FACTORY", help="Python that makes the torch module (its code is run)"
@@ -82,7 +88,7 @@ def convert(parsed: argparse.Namespace) -> int:
         raise ConfigError("give either a file to convert, or --model module:factory")
     out = Path(parsed.out)
     _free(out, parsed.force)
-    facts = _facts(parsed)
+    facts, remote = _facts(parsed)
     if parsed.model:
         options.stand_here()
     made = bring_in(
@@ -96,6 +102,7 @@ def convert(parsed: argparse.Namespace) -> int:
         manifest=facts,
         keep=parsed.keep,
         path=out,
+        remote=remote,
     )
     for assumption in made.assumptions:
         print(f"assumed: {assumption}")
@@ -108,15 +115,17 @@ def _free(out: Path, force: bool) -> None:
         raise ConfigError(f"{out} exists: give another directory, or --force to replace it")
 
 
-def _facts(parsed: argparse.Namespace) -> Manifest | None:
+def _facts(parsed: argparse.Namespace) -> tuple[Manifest | None, dict[str, Any]]:
+    """What the owner says of the model, and of its server."""
     from farthing.config import convert as typed
     from farthing.config import plain, read
 
     if not parsed.facts:
-        return None
-    facts = read(Path(parsed.facts), Facts)
-    blank = {"name": parsed.name or "model", "format": "onnx"}
-    return typed({**blank, **plain(facts)}, Manifest, parsed.facts)
+        return None, {}
+    facts = plain(read(Path(parsed.facts), Facts))
+    remote = facts.pop("remote")
+    blank = {"name": parsed.name, "format": "onnx"}
+    return typed({**blank, **facts}, Manifest, parsed.facts), remote
 
 
 def _samples(name: str | None, facts: Manifest | None) -> dict[str, Any] | None:

@@ -245,7 +245,7 @@ def remote_model(
         url: of the model, as in ``https://host:8000/v2/models/NAME`` or, for servers like TensorFlow Serving,
             ``http://host:8501/v1/models/NAME``; each may go on with ``/versions/VERSION``.
         name: of the model here; by default as there.
-        inputs, outputs: the tensors, for servers that do not say.
+        inputs, outputs: the tensors, for servers that do not say which.
         token: see `OipEngine`; it is not kept.
         ca: file of certificates, one of which vouches for the server's; it is kept with the model.
         path: directory to write; None makes a temporary one that lives as long as the returned model.
@@ -267,8 +267,8 @@ def remote_model(
         manifest = Manifest(
             name=name or remote.model,
             format="oip",
-            inputs=tuple(inputs) or _specs(served.inputs, url),
-            outputs=tuple(outputs) or _specs(served.outputs, url),
+            inputs=_specs(served.inputs, inputs, url),
+            outputs=_specs(served.outputs, outputs, url),
         )
     except ConfigError as error:
         raise ModelError(f"{url} describes no model that can be: {error}") from error
@@ -298,7 +298,10 @@ def _located(url: str, settings: dict[str, Any]) -> Remote:
     return convert({**plain(settings), **told}, Remote, url)
 
 
-def _specs(tensors: Sequence[FileTensor], url: str) -> tuple[TensorSpec, ...]:
+def _specs(tensors: Sequence[FileTensor], told: Sequence[TensorSpec], url: str) -> tuple[TensorSpec, ...]:
+    """What the server says, and where it says nothing what its user does."""
+    if not tensors and told:
+        return tuple(told)
     if not tensors or any(one.shape is None for one in tensors):
         raise ModelError(
             f"{url} does not say which tensors the model takes and gives: say it yourself "

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from farthing.errors import ConfigError, RemoteError
 
 MAX_IDLE = 32  # connections that are kept
+_BUFFER = 1 << 16
 _OVERHEAD = 1 << 20  # bytes of headers and of the framing of chunks
 _LOST = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
@@ -175,7 +176,8 @@ class Pool:
     ) -> Reply:
         used, done = connection.used, False
         try:
-            reply, done = connection.exchange(method, self.address.prefix + path, headers, body, limits)
+            head = _head(method, self.address, path, headers, len(body))
+            reply, done = connection.exchange(head, body, limits)
         except TimeoutError as error:
             raise RemoteError(
                 f"{self.address} did not answer in time: give it more (timeout_ms), or a smaller model"
@@ -221,66 +223,48 @@ class _Timed(io.RawIOBase):
         super().close()
 
 
-class _Socket:
-    """A socket as `http.client` uses it."""
-
-    def __init__(self, connection: _Connection, real: socket.socket) -> None:
-        self._connection, self.real = connection, real
-
-    def makefile(self, mode: str, buffering: int = -1) -> io.BufferedReader:
-        return io.BufferedReader(_Timed(self._connection, self.real.makefile("rb", buffering=0)), 1 << 16)
-
-    def sendall(self, data: Any) -> None:
-        self._connection.wait()
-        self.real.sendall(data)  # its time-out is for all of it
-
-    def close(self) -> None:
-        self.real.close()
-
-
 class _Connection:
     """One connection. Its user has it alone."""
 
     def __init__(self, address: Address, tls: ssl.SSLContext | None, clock: Callable[[], float]) -> None:
         self._address, self._tls, self._clock = address, tls, clock
-        self._http = http.client.HTTPConnection(address.host, address.port)
-        self._http.auto_open = 0  # connecting is ours to do
         self._socket: socket.socket | None = None
         self._deadline = 0.0
         self.allowance = 0
         self.used = self.heard = False
 
     def open(self, timeout: float) -> None:
-        real = socket.create_connection((self._address.host, self._address.port), timeout)
-        self._socket = real
-        real.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = socket.create_connection((self._address.host, self._address.port), timeout)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
-            self._socket = real = self._tls.wrap_socket(real, server_hostname=self._address.host)
-        self._http.sock = _Socket(self, real)
+            self._socket = self._tls.wrap_socket(self._socket, server_hostname=self._address.host)
 
     def quiet(self) -> bool:
         """Whether nothing came while nobody asked: neither an end nor bytes that belong to no answer."""
-        if self._socket is None:
-            return False
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
+        poll.register(self._open(), select.POLLIN | select.POLLHUP | select.POLLERR)
         return not poll.poll(0)
 
     def wait(self) -> None:
         """Before the socket is used: let it wait for what is left of the time."""
         left = self._deadline - self._clock()
-        if left <= 0 or self._socket is None:
+        if left <= 0:
             raise TimeoutError("the time is up")
-        self._socket.settimeout(left)
+        self._open().settimeout(left)
 
-    def exchange(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, limits: Limits
-    ) -> tuple[Reply, bool]:
+    def makefile(self, mode: str, buffering: int = -1) -> io.BufferedReader:
+        """What `http.client.HTTPResponse` reads from."""
+        return io.BufferedReader(_Timed(self, self._open().makefile("rb", buffering=0)), _BUFFER)
+
+    def exchange(self, head: bytes, body: bytes, limits: Limits) -> tuple[Reply, bool]:
         """The answer, and whether the connection may be used again."""
         self._deadline, self.allowance = limits.deadline, 2 * limits.answer + _OVERHEAD
         self.used, self.heard = True, False
-        self._http.request(method, path, body or None, dict(headers))
-        with self._http.getresponse() as response:
+        for part in [head + body] if len(body) < _BUFFER else [head, body]:
+            self.wait()
+            self._open().sendall(part)  # its time-out is for all of it
+        with http.client.HTTPResponse(self) as response:  # type: ignore[arg-type]  # it calls makefile only
+            response.begin()
             length = response.length
             if length is not None and length > limits.answer:
                 raise http.client.HTTPException(f"{length} bytes are more than max_answer_mb allows")
@@ -294,9 +278,25 @@ class _Connection:
         return reply, whole
 
     def close(self) -> None:
-        self._http.close()
         if self._socket is not None:
             self._socket.close()
+
+    def _open(self) -> socket.socket:
+        if self._socket is None:
+            raise ConnectionResetError("it was never made")
+        return self._socket
+
+
+def _head(method: str, address: Address, path: str, headers: Mapping[str, str], length: int) -> bytes:
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    lines = [
+        f"{method} {address.prefix}{path} HTTP/1.1",
+        f"Host: {host}:{address.port}",
+        "Accept-Encoding: identity",
+        *(f"{name}: {value}" for name, value in headers.items()),
+        *([f"Content-Length: {length}"] if method == "POST" else []),
+    ]
+    return "\r\n".join([*lines, "\r\n"]).encode("ascii")
 
 
 def _words(error: Exception) -> str:

@@ -48,16 +48,19 @@ def convert(
     manifest: Manifest | None = None,
     path: Path | None = None,
     keep: bool = False,
+    remote: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Make an ONNX model of a trained network, and check that it computes the same.
 
+    A model on a server stays there: what is made says where and how to ask, for the engine ``oip``.
     ONNX, TFLite and OpenVINO files are taken as they are, for the engines that run them. Nothing about preprocessing,
     labels or the meaning of outputs is guessed: they come from ``manifest`` or stay open.
 
     Args:
         source: a ``torch.nn.Module``, script module or ``torch.export.ExportedProgram``; ``package.module:factory``
             (runs that code); or a file, whose kind is told by its content: ONNX, TFLite,
-            OpenVINO's XML, TorchScript, a saved program, Keras.
+            OpenVINO's XML, TorchScript, a saved program, Keras; or the URL of a served model, as in
+            ``http://host:8000/v2/models/NAME``.
         name: of the model; by default that of the file, factory or class.
         example: what the network takes: ``"1x3x224x224"``, a shape, or arrays; several in the order of its inputs.
         weights: a state dict for the factory's module, read with ``weights_only=True``; or the file of weights that
@@ -70,15 +73,22 @@ def convert(
             name their role, layout and batch axis.
         path: directory to write; None makes a temporary one that lives as long as the returned model.
         keep: take a TorchScript file as it is as well, for the engine ``torchscript``.
+        remote: settings of a served model, such as ``timeout_ms``, ``retry`` and ``ca``: see `farthing.engines.oip`.
 
     Raises:
         ModelError: not a model, damaged, refused (pickles), or it fails on the example.
         UnsupportedError: an operator or opset that cannot be handled.
         ConversionError: the result computes something else; the first differing operator is named.
         ConfigError: an example that is no shape.
+        RemoteError: the server of a model does not answer, or refuses.
         NotInstalled: torch, onnx, or the runtime of the file is missing.
         StorageError: ``path`` cannot be written.
     """
+    from farthing.forge.convert import served
+
+    if remote or served.is_url(source):
+        served.refuse(source, remote, weights=weights, samples=samples, opset=opset, keep=keep or None)
+        return Conversion(*served.take(source, name, example, manifest, remote or {}, path))
     require("onnx", "forge")
     from farthing.forge.convert import asis, exported, kept  # need onnx
 
