@@ -9,7 +9,16 @@ from typing import Literal, NamedTuple, Protocol
 from farthing import files
 from farthing.config import Section
 from farthing.errors import ConfigError, ModelError, nearest
-from farthing.model import BUNDLE, Model, TensorSpec, is_plain, read_section, refuse_foreign, written
+from farthing.model import (
+    BUNDLE,
+    MANIFEST,
+    Model,
+    TensorSpec,
+    is_plain,
+    read_section,
+    refuse_foreign,
+    written,
+)
 
 Role = Literal["parts", "exits", "variants", "head_tail"]
 THRESHOLDS = (0.95, 0.8, 0.6)
@@ -142,6 +151,15 @@ class Bundle:
                 raise ModelError(f"{path / key} is not the model that was bundled: copy the bundle again")
         _check_role(manifest, models)
         return cls(path, manifest, models)
+
+    def pack(self, archive: Path) -> None:
+        """Write the bundle as one zip file, for a device's store; the same bundle gives the same bytes."""
+        names = (
+            f"{key}/{name}"
+            for key, model in self.models.items()
+            for name in (MANIFEST, *model.manifest.files)
+        )
+        files.pack(self.path, (BUNDLE, *names), archive)
 
 
 def _check_role(manifest: BundleManifest, models: Mapping[str, Model]) -> None:

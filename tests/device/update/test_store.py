@@ -93,7 +93,11 @@ def test_a_bundle_goes_in_too(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "small" / "stray").touch()
     store = Store(tmp_path / "store")
     assert store.add(bundle).digest == store.add(tmp_path / "bundle").digest
-    store.add(bundle, version="2")
+    for copy in ("a.zip", "b.zip"):
+        bundle.pack(tmp_path / copy)
+    assert store.add(tmp_path / "a.zip").digest == store.list()[0].digest
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    store.add(tmp_path / "a.zip", version="2")
     store.activate("both", "2")
     with store.open("both") as got:
         assert isinstance(got, Bundle)
