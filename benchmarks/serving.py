@@ -41,6 +41,7 @@ from harness import overhead, rivals, table
 from harness.duel import CALLERS, TINY, Duel, Nets, Setting, ours, sample
 from harness.overload import cache_rows, queue_rows
 from harness.rivals import RIVALS
+from harness.sharding import sharding_rows
 from harness.table import Bar, Row
 from harness.traffic import Load, Server
 
@@ -329,6 +330,14 @@ def cached(setting: Setting, made: Nets) -> list[Row]:
     return cache_rows(model, {model.manifest.inputs[0].name: sample(model)}, setting.seconds)
 
 
+def sharded(setting: Setting, nets: Nets) -> list[Row]:
+    """Two parts of the CNN as a pipeline, over threads and over processes."""
+    model = nets.models["cnn"]
+    return sharding_rows(
+        model, {model.manifest.inputs[0].name: sample(model)}, setting.rounds, setting.seconds / 3
+    )
+
+
 CASES: dict[str, Callable[[Setting, Nets], list[Row]]] = {
     "cnn": whole_server,
     "tiny": tiny_server,
@@ -337,6 +346,7 @@ CASES: dict[str, Callable[[Setting, Nets], list[Row]]] = {
     "swap": hot_swap,
     "overload": overloaded,
     "cache": cached,
+    "sharding": sharded,
 }
 
 

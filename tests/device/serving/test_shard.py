@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
+from rows.oip import hosted
+from rows.serving import Server, Told
 
 from farthing.bundle import Bundle
 from farthing.device.serving.service import Answer, Direct, Request, Service
@@ -25,7 +27,7 @@ from farthing.errors import (
     ModelError,
     OverloadError,
 )
-from farthing.model import Model
+from farthing.model import Model, TensorSpec
 from farthing.options import EngineOptions
 from farthing.testing import FakeClock, fake_model
 
@@ -279,3 +281,19 @@ def test_parts_that_cannot_be_run_together_are_refused(tmp_path: Any) -> None:
     Bundle.create("two", "variants", {"a": fake_model()}, tmp_path / "two")
     with pytest.raises(ConfigError, match="bundle of variants, not of parts"):
         open_sharded(tmp_path / "two")
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_a_part_may_be_computed_by_a_server_on_another_device(pipeline: bool, x: dict[str, Any]) -> None:
+    weights = np.random.default_rng(1).standard_normal((4, 4)).astype(np.float32)
+    specs = [[TensorSpec(name=name, dtype="float32", shape=("batch", 4), batch_axis=0)] for name in "ay"]
+    with Server() as server, open_engine(link("x", "a")) as first:
+        expected = first.run(x)["a"] @ weights
+        far = hosted("tail", *specs, lambda feeds: feeds["a"] @ weights, server)
+        with Sharded([first, open_engine(far)], pipeline=pipeline) as service:
+            np.testing.assert_array_equal(service.answer(x).outputs["y"], expected)
+            server.told += [Told(400, b'{"error": "not today"}')]
+            error = service.submit(Request(x)).exception(30)
+            assert isinstance(error, EngineError | FeedError)
+            assert "not today" in str(error)
+            np.testing.assert_array_equal(service.answer(x).outputs["y"], expected)
