@@ -19,6 +19,7 @@ from farthing.bundle import BundleManifest, Exits
 from farthing.cli import COMMANDS
 from farthing.device.serving.backlog import QueueRule, QueueStats
 from farthing.device.serving.lru import CacheRule, CacheStats
+from farthing.device.serving.server.settings import Batching, Entry, Limits, Settings
 from farthing.device.watch.advice import Thresholds
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
@@ -163,6 +164,10 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/budget.md", Budget),
         ("reference/targets.md", Target),
         ("how-to/watch-a-device.md", Thresholds),
+        ("reference/server.md", Settings),
+        ("reference/server.md", Entry),
+        ("reference/server.md", Batching),
+        ("reference/server.md", Limits),
         ("how-to/read-result-json.md", Summary),
         ("how-to/read-result-json.md", Candidate),
         ("how-to/answer-in-real-time.md", QueueRule),

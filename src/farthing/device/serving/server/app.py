@@ -1,0 +1,190 @@
+"""The Open Inference Protocol over HTTP, as a plain ASGI application: no framework, one dictionary of infer routes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from farthing.device.serving.server.access import Access
+from farthing.device.serving.server.core import Core
+from farthing.device.serving.server.http import (
+    Gone,
+    Head,
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    refusal,
+    refuse,
+    reply,
+)
+from farthing.device.serving.server.pages import Pages
+from farthing.device.serving.server.protocol import Inference, decode, encode, raw_inference
+from farthing.device.serving.server.served import Served
+from farthing.device.serving.server.settings import Limits
+from farthing.device.serving.server.visits import Visit, Visits
+from farthing.device.serving.service import Answer
+from farthing.errors import FarthingError, ProtocolError
+
+Log = Callable[[dict[str, Any]], None]
+"""Takes one line of the access log."""
+
+_JSON, _BINARY = b"application/json", b"application/octet-stream"
+
+
+class App:
+    """The ASGI application.
+
+    Args:
+        core: what answers.
+        limits: what clients may take.
+        access: who may do what.
+        log: takes the access log; None keeps none.
+        report: told of errors that nobody foresaw; their clients get 500.
+        triton_metrics: offer Triton's names of metrics beside ours.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        limits: Limits | None = None,
+        access: Access | None = None,
+        log: Log | None = None,
+        report: Callable[[BaseException], None] = lambda error: None,
+        triton_metrics: bool = False,
+    ) -> None:
+        self._core, self._access = core, access or Access()
+        self._log, self._report = log, report
+        self._visits = Visits(limits or Limits())
+        self._pages = Pages(core, self._access, self._visits, triton_metrics)
+        self._generation = -1
+        self._routes: dict[str, Served] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if self._log is not None:
+            send = _logged(self._log, scope, send)
+        visit = self._visits.enter(receive)
+        try:
+            await self._answer(visit, scope, send)
+        except Gone:
+            pass
+        except Refusal as refused:
+            await refuse(send, refused)
+        except FarthingError as error:
+            await refuse(send, refusal(error))
+        except asyncio.CancelledError:
+            if not visit.ended or visit.task is None:
+                raise
+            visit.task.uncancel()
+            if visit.ended == "slow":
+                await refuse(
+                    send, Refusal(408, "the body did not come in time", ((b"connection", b"close"),))
+                )
+        except Exception as error:  # noqa: BLE001 - its client is told, and others are not harmed
+            self._report(error)
+            await refuse(send, Refusal(500, "an error of the server's own: its log says more"))
+        finally:
+            self._visits.leave(visit)
+
+    async def _answer(self, visit: Visit, scope: Scope, send: Send) -> None:
+        if self._generation != self._core.repository.generation:
+            self._renew_routes()
+        served = self._routes.get(scope["path"])
+        if served is None or scope["method"] != "POST":
+            await self._pages.answer(visit, scope, send)
+        else:
+            await self._infer(served, Head(scope["headers"]), visit, send)
+
+    def _renew_routes(self) -> None:
+        repository = self._core.repository
+        self._generation = repository.generation
+        self._routes = {}
+        for served in repository.served():  # the default version comes last
+            self._routes[f"/v2/models/{served.name}/infer"] = served
+            self._routes[f"/v2/models/{served.name}/versions/{served.version}/infer"] = served
+
+    async def _infer(self, served: Served, head: Head, visit: Visit, send: Send) -> None:
+        if not self._access.open:
+            self._access.check(head.authorization)
+        if head.encoding or head.kind not in {_BINARY, _JSON, b""}:
+            _check_kind(head)
+        body = await self._visits.body(visit, head.length)
+        tally = served.tally
+        began = time.perf_counter_ns()
+        asked = _understood(body, head, served)
+        tally.decode.add(time.perf_counter_ns() - began)
+        answer = await self._core.infer(served, asked)
+        began = time.perf_counter_ns()
+        written, length = encode(served.name, served.version, asked, answer.outputs, _said(answer))
+        tally.encode.add(time.perf_counter_ns() - began)
+        if length is None:
+            await reply(send, 200, written, _JSON)
+        else:
+            await reply(send, 200, written, _BINARY, ((b"inference-header-content-length", b"%d" % length),))
+
+
+def _check_kind(head: Head) -> None:
+    if head.encoding not in {b"", b"identity"}:
+        raise Refusal(415, "bodies are not unpacked here: send the request without Content-Encoding")
+    kind = head.kind.partition(b";")[0].strip().lower()
+    if kind not in {_BINARY, _JSON}:
+        raise Refusal(
+            415,
+            f"a request is application/json or application/octet-stream, not {kind.decode('latin-1')!r}: "
+            "say so in Content-Type (curl: -H 'Content-Type: application/json')",
+        )
+
+
+def _understood(body: bytes, head: Head, served: Served) -> Inference:
+    if head.header is None:
+        return raw_inference(body, served.inputs) if head.kind == _BINARY else decode(body)
+    if not head.header.isdigit() or len(head.header) > 12:
+        raise ProtocolError(
+            f"Inference-Header-Content-Length is a number, not {head.header.decode('latin-1')!r}"
+        )
+    length = int(head.header)
+    return decode(body, length) if length else raw_inference(body, served.inputs)
+
+
+def _said(answer: Answer) -> dict[str, str | float] | UnsetType:
+    """What there is to say about an answer that is not the plain one."""
+    if answer.confidence is None and not answer.reason:
+        return UNSET
+    said: dict[str, str | float] = {"source": answer.source}
+    if answer.confidence is not None:
+        said["confidence"] = answer.confidence
+    if answer.reason:
+        said["reason"] = answer.reason
+    return said
+
+
+def _logged(log: Log, scope: Scope, send: Send) -> Send:
+    """A ``send`` that writes a line when the answer is through."""
+    began, status = time.perf_counter(), 0
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        nonlocal status
+        await send(message)
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        elif not message.get("more_body"):
+            client = scope.get("client")
+            log(
+                {
+                    "time": round(time.time(), 3),
+                    "client": client[0] if client else "",
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "bytes": len(message["body"]),
+                    "ms": round((time.perf_counter() - began) * 1000, 3),
+                }
+            )
+
+    return sending
