@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -20,6 +21,7 @@ from farthing.model import Model, TensorSpec
 from farthing.options import EngineOptions
 from farthing.testing import FakeClock, fake_model
 
+INTERRUPT = 7.5
 MODES = pytest.mark.parametrize("runners", [0, 1, 2], ids="{} runners".format)
 
 
@@ -39,6 +41,8 @@ class Gated(FakeEngine):
         self.inside.set()
         self.gate.wait(30)
         x = feeds["x"]
+        if (x == INTERRUPT).any():
+            raise KeyboardInterrupt
         if (x < 0).any():
             raise EngineError("negative numbers")
         if (x > 1e6).any():
@@ -303,6 +307,16 @@ def test_a_full_line_turns_requests_away(engine: Gated) -> None:
         assert service.stats().refused == 1
 
 
+def test_requests_without_samples_fill_the_line_too(engine: Gated) -> None:
+    with Batched(engine, BatchRule(capacity=8), runners=1) as service:
+        held(service, engine)
+        futures = [service.submit(Request(feed(count=0))) for _ in range(9)]
+        assert isinstance(futures[8].exception(0), OverloadError)
+        engine.gate.set()
+        assert all(len(future.result(30).outputs["y"]) == 0 for future in futures[:8])
+        assert service.waiting == 0
+
+
 def test_closing_answers_everyone_who_waits(gated: Batched, engine: Gated) -> None:
     futures = [held(gated, engine), *[gated.submit(Request(feed())) for _ in range(20)]]
     closer = threading.Thread(target=gated.close)
@@ -339,6 +353,91 @@ def test_who_is_answered_may_ask_again_and_close(engine: Gated) -> None:
         assert closed.wait(30)
 
 
+def test_closing_from_a_callback_answers_everyone_who_waits(engine: Gated) -> None:
+    service = Batched(engine, BatchRule(max_size=1), runners=1)
+    held(service, engine).add_done_callback(lambda _: service.close())
+    waiting = [service.submit(Request(feed())) for _ in range(5)]
+    engine.gate.set()
+    assert all(future.result(30) for future in waiting)
+
+
+def test_closing_fails_callers_who_compute_themselves_when_the_engine_hangs(engine: Gated) -> None:
+    """One is in the engine, others wait for their turn: nobody is left behind, nor who closes."""
+    service = Batched(engine, runners=0)
+    engine.shut()
+    errors: list[BaseException | None] = []
+
+    def call() -> None:
+        errors.append(service.submit(Request(feed())).exception(0))
+
+    stuck, *others = [threading.Thread(target=call, daemon=True) for _ in range(4)]
+    stuck.start()
+    assert engine.inside.wait(30)
+    for thread in others:
+        thread.start()
+    while service.waiting < 3:
+        time.sleep(0.001)
+    closer = threading.Thread(target=service.close, args=(0.05,), daemon=True)
+    closer.start()
+    for thread in [closer, *others]:
+        thread.join(30)
+    assert [type(error) for error in errors] == [ClosedError] * 3
+    engine.gate.set()
+    stuck.join(30)
+    assert [type(error) for error in errors] == [ClosedError] * 4
+
+
+def test_closing_does_not_wait_for_an_engine_that_hangs_and_cannot_be_closed(engine: Gated) -> None:
+    closed = threading.Event()
+
+    def close() -> None:
+        engine.gate.wait(30)  # as engines do whose callers take turns
+        closed.set()
+
+    engine.close = close  # type: ignore[method-assign]
+    service = Batched(engine, runners=1)
+    held(service, engine)
+    closer = threading.Thread(target=service.close, args=(0.05,), daemon=True)
+    closer.start()
+    closer.join(20)
+    assert not closer.is_alive()
+    assert not closed.is_set()
+    engine.gate.set()
+    assert closed.wait(30)
+
+
+@MODES
+def test_what_interrupts_a_batch_fails_its_callers_and_not_the_next(runners: int) -> None:
+    """Ctrl-C in the thread that computes; a runtime that would exit."""
+    told: list[str] = []
+
+    def ask_twice() -> None:
+        try:
+            told.append(str(service.submit(Request(feed(INTERRUPT))).exception(30)))
+        except KeyboardInterrupt:
+            told.append("Ctrl-C")
+        told.append(str(service.submit(Request(feed())).exception(30)))
+
+    with Batched(Gated(fake_model()), runners=runners, name="net") as service:
+        caller = threading.Thread(target=ask_twice, daemon=True)
+        caller.start()
+        caller.join(60)
+        assert told == ["net was interrupted by KeyboardInterrupt" if runners else "Ctrl-C", "None"]
+        assert (service.stats().failed, service.stats().retried) == (1, 0)
+
+
+def test_a_request_is_not_kept_once_it_is_answered(engine: Gated) -> None:
+    with Batched(engine, runners=1) as service:
+        x = feed()
+        gone = weakref.ref(x["x"])
+        service.submit(Request(x)).result(30)
+        del x
+        until = time.monotonic() + 30
+        while gone() is not None and time.monotonic() < until:
+            time.sleep(0.001)
+        assert gone() is None
+
+
 def test_models_that_keep_a_state_are_refused_by_name() -> None:
     with pytest.raises(EngineError, match=r"melody keeps a state .* session\(\)"):
         Batched(open_engine(fake_model(decay=0.5)), name="melody")
@@ -356,6 +455,12 @@ def test_serial_engines_have_one_runner_each() -> None:
         Batched(open_engine(fake_model()), runners=2)
     with pytest.raises(ConfigError, match="neither wait nor rest"):
         Batched(open_engine(fake_model()), BatchRule(delay_ms=5), runners=0)
+
+
+@pytest.mark.parametrize(("engines", "runners", "message"), [(0, 1, "an engine at least"), (1, -1, "from 0")])
+def test_nobody_to_compute_is_refused(engines: int, runners: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Batched([open_engine(fake_model()) for _ in range(engines)], runners=runners)
 
 
 def test_small_models_are_computed_where_they_are_asked() -> None:
@@ -400,6 +505,25 @@ def test_who_listens_hears_of_every_batch(engine: Gated) -> None:
     assert all(one.compute >= 0 and min(one.waited) >= 0 for one in heard)
 
 
+@MODES
+def test_a_listener_that_raises_harms_nobody(runners: int, caplog: pytest.LogCaptureFixture) -> None:
+    def listener(_: Ran) -> None:
+        raise RuntimeError("listening failed")
+
+    with Batched(Gated(fake_model()), runners=runners, listener=listener) as service:
+        assert all(service.submit(Request(feed())).result(30) for _ in range(3))
+    assert caplog.text.count("RuntimeError: listening failed") == 3
+
+
+def test_a_listener_may_close_where_callers_compute() -> None:
+    service = Batched(Gated(fake_model()), runners=0, listener=lambda _: service.close())
+    answered: list[Future[Answer]] = []
+    caller = threading.Thread(target=lambda: answered.append(service.submit(Request(feed()))), daemon=True)
+    caller.start()
+    caller.join(30)
+    assert answered[0].result(0)
+
+
 class Echo:
     """Gives its input back, not a copy; with a free length and a setting beside it."""
 
@@ -442,6 +566,23 @@ def test_shapes_and_settings_that_differ_do_not_share_a_batch() -> None:
     for i, (answer, (length, _)) in enumerate(zip(first, asked, strict=True)):
         np.testing.assert_array_equal(answer.outputs["y"], np.full((1, length), i))
     assert sorted(echo.shapes[:3]) == [(1, 2), (2, 2), (2, 3)]
+
+
+class Words(Echo):
+    """Gives strings back."""
+
+    inputs = (TensorSpec(name="x", dtype="str", shape=("batch",), batch_axis=0),)
+    outputs = (TensorSpec(name="y", dtype="str", shape=("batch",), batch_axis=0),)
+
+
+def test_strings_of_any_length_share_a_batch() -> None:
+    async def main(service: Batched, *words: str) -> list[str]:
+        asks = [service.ask(Request({"x": np.array([word])})) for word in words]
+        return [answer.outputs["y"][0] for answer in await asyncio.gather(*asks)]
+
+    with Batched(Words(), runners=0) as service:  # type: ignore[arg-type]
+        for words in (["a", "b"], ["hello", "world"], ["a", "longer than that"]):
+            assert asyncio.run(main(service, *words)) == words
 
 
 class Sideways(Echo):

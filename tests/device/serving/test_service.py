@@ -78,3 +78,10 @@ def test_a_cancelled_coroutine_takes_its_request_back() -> None:
 
     asyncio.run(give_up())
     assert silent.waiting[0].cancelled()
+
+
+def test_a_bug_of_an_engine_is_in_the_future_too(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_engine", object())
+    error = direct.submit(Request(X)).exception(0)
+    assert isinstance(error, EngineError)
+    assert str(error) == "net failed: AttributeError: 'object' object has no attribute 'run'"

@@ -7,6 +7,7 @@ one is computed, and a lone request never waits for a timer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from farthing.config import Section
 from farthing.device.serving.delivery import Delivery, Entry, Verdict
 from farthing.device.serving.gather import Batch, BatchRule, Line, Why
-from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service, late
+from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service, guarded, late, typed
 from farthing.device.serving.stacking import Stack
 from farthing.engines.base import Engine
 from farthing.errors import ClosedError, ConfigError, EngineError, FarthingError, FeedError, OverloadError
@@ -28,6 +29,7 @@ from farthing.target import Target
 
 INLINE_SECONDS = 150e-6  # below, handing a batch to another thread costs more than it brings
 _WARM_UP = 5
+_GLANCE = 0.1  # seconds after which who waits for its turn looks whether it was answered meanwhile
 
 
 class BatchStats(Section, frozen=True, kw_only=True):
@@ -61,6 +63,17 @@ class Ran(NamedTuple):
     waited: list[float]
 
 
+class _Done(NamedTuple):
+    """A batch that was computed: what became of its requests, in how many seconds, what a listener is told of it, and
+    what interrupted it.
+    """
+
+    verdicts: list[Verdict]
+    seconds: float = 0.0
+    ran: Ran | None = None
+    interrupt: BaseException | None = None
+
+
 class Batched(Service):
     """An engine that computes the requests of many callers in batches.
 
@@ -76,9 +89,11 @@ class Batched(Service):
         duty: share of the time in which a runner computes; it rests accordingly when the answers of a batch are out.
         name: of the model; empty takes the engine's name.
         clock: seconds, what deadlines are held against.
-        listener: called after each batch, from the thread that computed it.
+        listener: called after each batch, before its answers are out, from the thread that computed it: it must not
+            wait for answers. What it raises is logged.
 
     Raises:
+        ConfigError: no engine, a duty that is no share, or runners that do not go with the rest.
         EngineError: the model keeps a state: its streams cannot share batches.
     """
 
@@ -94,6 +109,8 @@ class Batched(Service):
         listener: Callable[[Ran], None] | None = None,
     ) -> None:
         engines = list(engine) if isinstance(engine, Sequence) else [engine]
+        if not engines:
+            raise ConfigError("a batched service needs an engine at least")
         first = engines[0]
         self.name = name or first.name
         self.inputs, self.outputs = first.inputs, first.outputs
@@ -123,19 +140,15 @@ class Batched(Service):
         self._closing = False
         self._over = threading.Event()  # of resting
         self._delivery = Delivery()
-        self._running: dict[Stack, list[Entry]] = {}
         self._turn = threading.Lock()  # of callers who compute themselves
         self._flusher: asyncio.AbstractEventLoop | None = None
         count = self._runners(runners, full)
         self.inline = count == 0
+        stacks += [Stack(first, rule.max_size) for _ in range(count - len(stacks))]
+        self._running: dict[Stack, list[Entry]] = {stack: [] for stack in stacks}
         self._threads = [
-            threading.Thread(
-                target=self._work,
-                args=(stacks[i] if i < len(stacks) else Stack(first, rule.max_size),),
-                name=f"{self.name} runner {i}",
-                daemon=True,
-            )
-            for i in range(count)
+            threading.Thread(target=self._work, args=(stack,), name=f"{self.name} runner {i}", daemon=True)
+            for i, stack in enumerate(stacks[:count])
         ]
         for thread in self._threads:
             thread.start()
@@ -146,6 +159,8 @@ class Batched(Service):
             if full < INLINE_SECONDS and not (self._rule.delay_ms or self._rest):
                 return 0
             return (Target.detect().cores or 1) if shared else len(self._engines)
+        if wanted < 0:
+            raise ConfigError(f"runners are from 0, not {wanted}")
         if not wanted and (self._rule.delay_ms or self._rest):
             raise ConfigError(
                 "callers who compute themselves neither wait nor rest: give runners, or no delay_ms or duty"
@@ -162,8 +177,9 @@ class Batched(Service):
         entry = self._entry(request, future, None, request.stream or threading.get_ident())
         if entry is not None and self.inline:
             while not future.done():
-                if not self._compute_next():
-                    future.exception()  # another thread has it
+                if not self._compute_next(_GLANCE):
+                    with contextlib.suppress(TimeoutError):
+                        future.exception(_GLANCE)  # another thread has it
         return future
 
     def ask(self, request: Request) -> asyncio.Future[Answer]:
@@ -172,8 +188,8 @@ class Batched(Service):
         future: asyncio.Future[Answer] = loop.create_future()
         entry = self._entry(request, future, loop, request.stream or None)
         if entry is not None and self.inline and self._flusher is not loop:
-            self._flusher = loop
             loop.call_soon(self._flush)
+            self._flusher = loop
         return future
 
     def stats(self) -> BatchStats:
@@ -197,20 +213,28 @@ class Batched(Service):
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`: computes what waits, for at most ``grace`` seconds, and fails what is left then."""
+        until = time.monotonic() + grace
         with self._lock:
             self._closing = True
             self._changed.notify_all()
         self._over.set()
-        until = time.monotonic() + grace
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, until - time.monotonic()))
-        while self.inline and self._compute_next():
-            pass
+        here = threading.current_thread()
+        others = [thread for thread in self._threads if thread is not here]
+        for thread in others:
+            thread.join(max(0.0, until - time.monotonic()))
+        if self.inline or here in self._threads:  # a runner that closes the service it works for
+            while (left := until - time.monotonic()) > 0 and self._compute_next(left):
+                pass
         error = ClosedError(f"{self.name} was closed before it could answer")
         with self._lock:
-            left = [*self._drained(), *chain(*self._running.values())]
-        self._delivery.give([Verdict(entry, error, "failed") for entry in left])
+            unanswered = [*self._drained(), *chain(*self._running.values())]
+        self._delivery.give([Verdict(entry, error, "failed") for entry in unanswered])
+        if any(self._running.values()):  # an engine that hangs may not let itself be closed either
+            threading.Thread(target=self._close_engines, name=f"closing {self.name}", daemon=True).start()
+        else:
+            self._close_engines()
+
+    def _close_engines(self) -> None:
         for engine in self._engines:
             engine.close()
 
@@ -249,7 +273,7 @@ class Batched(Service):
             raise FeedError(
                 f"{self.name}: the request holds {size} samples, but a batch {self._limit} at most"
             )
-        if line.samples + size > self._rule.capacity:
+        if line.samples + (size or 1) > self._rule.capacity:
             self._refused += 1
             raise OverloadError(f"{self.name}: {line.samples} samples wait already: ask again later")
         self._requests += 1
@@ -261,17 +285,19 @@ class Batched(Service):
 
     def _work(self, stack: Stack) -> None:
         """A runner: computes batches until the service is closed and nobody waits."""
-        while True:
-            with self._lock:
-                while not (batch := self._next()):
-                    if self._closing and not self._line:
-                        return
-            began = self._clock()
-            verdicts = self._compute(stack, batch)
-            ended = self._clock()
-            self._delivery.give(verdicts)
+        while (seconds := self._serve(stack)) is not None:
             if self._rest:
-                self._over.wait((ended - began) * self._rest)
+                self._over.wait(seconds * self._rest)
+
+    def _serve(self, stack: Stack) -> float | None:
+        """Compute one batch, and keep nothing of it; the seconds it took, None once there will be no more."""
+        with self._lock:
+            while not (batch := self._next()):
+                if self._closing and not self._line:
+                    return None
+        done = self._compute(stack, batch)
+        self._finish(done)
+        return done.seconds
 
     def _next(self) -> Batch[Entry] | None:
         """The next batch, or, after a wait, None. The caller holds the lock."""
@@ -288,22 +314,32 @@ class Batched(Service):
     def _flush(self) -> None:
         """Compute all that waits, in the event loop: it was scheduled behind the callers of this round."""
         self._flusher = None
-        while self._compute_next():
-            pass
+        while self._line:
+            self._compute_next(_GLANCE)
 
-    def _compute_next(self) -> bool:
-        """Compute one batch in this thread when its turn comes; False if there is none then."""
-        with self._turn:
+    def _compute_next(self, patience: float) -> bool:
+        """Compute one batch in this thread; False if its turn did not come within so many seconds, or nobody waits.
+
+        Raises:
+            BaseException: what interrupted it, such as KeyboardInterrupt; the callers of the batch have failed then.
+        """
+        if not self._turn.acquire(timeout=patience):
+            return False
+        try:
             with self._lock:
                 if not self._line:
                     return False
                 batch = self._line.take(self._clock(), self._ahead, self._closing)
-            verdicts = self._compute(self._stack, batch)
-        self._delivery.give(verdicts)  # outside its turn: who is answered may submit again
+            done = self._compute(self._stack, batch)
+        finally:
+            self._turn.release()
+        self._finish(done)  # outside its turn: who is answered may submit again
+        if done.interrupt is not None:
+            raise done.interrupt
         return True
 
-    def _compute(self, stack: Stack, batch: Batch[Entry]) -> list[Verdict]:
-        """Compute a batch; what became of each of its requests."""
+    def _compute(self, stack: Stack, batch: Batch[Entry]) -> _Done:
+        """Compute a batch."""
         began = self._clock()
         verdicts = [Verdict(one, late(self.name, one.request, began), "late") for one in batch.late]
         entries = []
@@ -312,12 +348,25 @@ class Batched(Service):
                 entries.append(entry)
             else:
                 verdicts.append(Verdict(entry, None, "cancelled"))
-        if entries:
-            self._running[stack] = entries
+        if not entries:
+            return _Done(verdicts)
+        interrupt = None
+        self._running[stack] = entries
+        try:
             verdicts += self._outcomes(stack, entries)
-            self._running[stack] = []
-            self._note(entries, batch.why, began, self._clock())
-        return verdicts
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C, or a runtime that would exit: callers wait all the same
+            interrupt = error
+            reason = EngineError(f"{self.name} was interrupted by {type(error).__name__}")
+            verdicts += [Verdict(entry, reason, "failed") for entry in entries]
+        self._running[stack] = []
+        ended = self._clock()
+        return _Done(verdicts, ended - began, self._noted(entries, batch.why, began, ended), interrupt)
+
+    def _finish(self, done: _Done) -> None:
+        """Tell who listens, and who waits. The caller holds no lock."""
+        if done.ran is not None and self._listener is not None:
+            guarded(self._listener, done.ran)
+        self._delivery.give(done.verdicts)
 
     def _outcomes(self, stack: Stack, entries: list[Entry]) -> list[Verdict]:
         """Answers of a batch. If it fails, each request is computed alone, and only those that fail again fail."""
@@ -325,7 +374,7 @@ class Batched(Service):
             results = stack.run([(entry.request.feeds, entry.size) for entry in entries])
         except Exception as error:  # noqa: BLE001 - whatever it is, callers wait for it, and others for the runner
             if len(entries) == 1:
-                return [Verdict(entries[0], _typed(error, self.name), "failed")]
+                return [Verdict(entries[0], typed(error, self.name), "failed")]
             with self._lock:
                 self._retried += 1
             return [self._outcomes(stack, [entry])[0] for entry in entries]
@@ -335,19 +384,13 @@ class Batched(Service):
             for entry, outputs in zip(entries, results, strict=True)
         ]
 
-    def _note(self, entries: list[Entry], why: Why, began: float, ended: float) -> None:
-        """Count a batch, and tell who listens."""
-        samples = sum(entry.size for entry in entries)
+    def _noted(self, entries: list[Entry], why: Why, began: float, ended: float) -> Ran | None:
+        """Count a batch; what a listener is told of it."""
+        samples = sum([entry.size for entry in entries])
+        seconds = ended - began
         with self._lock:
             self._closed[why, samples] = self._closed.get((why, samples), 0) + 1
-            seconds = ended - began
             self._ahead += (seconds - self._ahead) / 8  # a moving average
-        if self._listener is not None:
-            waited = [began - entry.arrived for entry in entries]
-            self._listener(Ran(len(entries), samples, ended - began, waited))
-
-
-def _typed(error: Exception, name: str) -> FarthingError:
-    if isinstance(error, FarthingError):
-        return error
-    return EngineError(f"{name} failed: {type(error).__name__}: {error}")
+        if self._listener is None:
+            return None
+        return Ran(len(entries), samples, seconds, [began - entry.arrived for entry in entries])

@@ -72,6 +72,7 @@ class Delivery:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._streams: dict[Hashable, deque[Entry]] = {}
+        self._taken: set[Hashable] = set()  # streams whose outcomes a thread is handing over
         self._lock = threading.Lock()
 
     def expect(self, entry: Entry) -> None:
@@ -80,21 +81,21 @@ class Delivery:
             self._streams.setdefault(entry.stream, deque()).append(entry)
 
     def give(self, verdicts: Iterable[Verdict]) -> None:
-        """Hand outcomes over, each stream's in order, and to each event loop all of them at once."""
-        here = _running_loop()
-        loops: dict[asyncio.AbstractEventLoop, list[Entry]] = {}
-        for entry in self._settled(verdicts):
-            if entry.loop is None or entry.loop is here:
-                entry.give()
-            else:
-                loops.setdefault(entry.loop, []).append(entry)
-        for loop, entries in loops.items():
-            with contextlib.suppress(RuntimeError):  # a closed loop: nobody is left to take them
-                loop.call_soon_threadsafe(_give_all, entries)
+        """Hand outcomes over, each stream's in order, and to each event loop all of them at once.
 
-    def _settled(self, verdicts: Iterable[Verdict]) -> list[Entry]:
-        """The entries that may be answered now."""
+        A stream is handed over by one thread at a time; that one goes on with what others settle meanwhile.
+        """
+        ready, streams = self._settled(verdicts)
+        _hand_over(ready)
+        while streams:
+            with self._lock:
+                ready = self._released(streams)
+            _hand_over(ready)
+
+    def _settled(self, verdicts: Iterable[Verdict]) -> tuple[list[Entry], set[Hashable]]:
+        """The entries that may be answered now, and the streams that are this thread's to hand over."""
         ready: list[Entry] = []
+        streams: set[Hashable] = set()
         with self._lock:
             for entry, outcome, kind in verdicts:
                 if entry.settled:
@@ -103,17 +104,39 @@ class Delivery:
                 self.counts[kind] += 1
                 if entry.stream is None:
                     ready.append(entry)
-                else:
-                    self._release(entry.stream, ready)
+                elif entry.stream not in self._taken:
+                    streams.add(entry.stream)
+            if streams:
+                self._taken |= streams
+                ready += self._released(streams)
+        return ready, streams
+
+    def _released(self, streams: set[Hashable]) -> list[Entry]:
+        """The entries at the heads of streams that have their outcome; streams without leave the set."""
+        ready: list[Entry] = []
+        for stream in list(streams):
+            waiting = self._streams[stream]
+            if not waiting or not waiting[0].settled:
+                streams.remove(stream)
+                self._taken.remove(stream)
+                if not waiting:
+                    del self._streams[stream]
+            while waiting and waiting[0].settled:
+                ready.append(waiting.popleft())
         return ready
 
-    def _release(self, stream: Hashable, ready: list[Entry]) -> None:
-        """Move those at the head of a stream that have their outcome."""
-        waiting = self._streams[stream]
-        while waiting and waiting[0].settled:
-            ready.append(waiting.popleft())
-        if not waiting:
-            del self._streams[stream]
+
+def _hand_over(entries: Iterable[Entry]) -> None:
+    here = _running_loop()
+    loops: dict[asyncio.AbstractEventLoop, list[Entry]] = {}
+    for entry in entries:
+        if entry.loop is None or entry.loop is here:
+            entry.give()
+        else:
+            loops.setdefault(entry.loop, []).append(entry)
+    for loop, ours in loops.items():
+        with contextlib.suppress(RuntimeError):  # a closed loop: nobody is left to take them
+            loop.call_soon_threadsafe(_give_all, ours)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -27,7 +27,7 @@ class BatchRule(Section, frozen=True, kw_only=True):
         max_size: samples in a batch, at most. On CPUs more than 8 to 16 only cost memory and time to the first answer.
         delay_ms: how long the oldest request may wait for company while a runner is free.
         preferred: sizes that go at once; empty: none does before the delay, or the full batch.
-        capacity: samples that may wait; further ones fail with OverloadError.
+        capacity: samples that may wait, a request without any counting as one; further ones fail with OverloadError.
     """
 
     max_size: int = 8
@@ -77,7 +77,11 @@ class Batch(NamedTuple, Generic[WaitingT]):
 
 
 class Line(Generic[WaitingT]):
-    """The requests that wait, in order of priority and arrival."""
+    """The requests that wait, in order of priority and arrival.
+
+    Attributes:
+        samples: they hold; a request without any counts as one.
+    """
 
     def __init__(self, rule: BatchRule) -> None:
         self._rule = rule
@@ -97,7 +101,7 @@ class Line(Generic[WaitingT]):
             queue = self._queues[item.key] = _Queue()
         queue.add(item)
         self._count += 1
-        self.samples += item.size
+        self.samples += item.size or 1
 
     def due(self, now: float, ahead: float = 0.0) -> float:
         """Seconds until a batch closes: 0 for one that is ready, inf if nobody waits.
@@ -127,7 +131,7 @@ class Line(Generic[WaitingT]):
         while queue.items and (queue.items[0].size <= room or not batch.items):
             item = queue.pop()
             self._count -= 1
-            self.samples -= item.size
+            self.samples -= item.size or 1
             if item.deadline <= now:
                 batch.late.append(item)
             else:

@@ -27,6 +27,7 @@ from farthing.device.serving.service import (
     Request,
     Service,
     failed,
+    guarded,
     late,
     settle,
 )
@@ -297,8 +298,6 @@ class _News:
         while self._untold and self._turn.acquire(blocking=False):
             try:
                 while self._untold:
-                    event: Future[bool] = Future()
-                    event.add_done_callback(lambda event: self._listener(event.result()))
-                    event.set_result(self._untold.popleft())  # a future logs what its callbacks raise
+                    guarded(self._listener, self._untold.popleft())
             finally:
                 self._turn.release()

@@ -7,6 +7,7 @@ other requests, perhaps without computing at all, and it says who answered, how 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -18,9 +19,10 @@ import msgspec
 from numpy.typing import NDArray
 
 from farthing.engines.base import Engine, Tensors
-from farthing.errors import DeadlineError, FarthingError
+from farthing.errors import DeadlineError, EngineError, FarthingError
 from farthing.model import TensorSpec
 
+_log = logging.getLogger(__name__)
 GRACE = 30.0
 Clock = Callable[[], float]
 """Seconds from some fixed moment, never going back: `time.monotonic`, or a fake one in tests."""
@@ -151,8 +153,8 @@ class Direct(Service):
             return future
         try:
             outputs = self._engine.run(request.feeds)
-        except FarthingError as error:
-            future.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - an engine may have bugs, but submitting never raises
+            future.set_exception(typed(error, self.name))
         else:
             future.set_result(Answer(outputs, self.name, latency=self._clock() - began))
         return future
@@ -182,6 +184,21 @@ def failed(error: BaseException) -> Future[Answer]:
     future: Future[Answer] = Future()
     future.set_exception(error)
     return future
+
+
+def typed(error: Exception, name: str) -> FarthingError:
+    """What an engine raised, as an error of ours."""
+    if isinstance(error, FarthingError):
+        return error
+    return EngineError(f"{name} failed: {type(error).__name__}: {error}")
+
+
+def guarded(call: Callable[..., object], *args: object) -> None:
+    """Call what is not ours, such as a listener: what it raises is logged, and stops nobody."""
+    try:
+        call(*args)
+    except Exception:  # noqa: BLE001 - it is logged
+        _log.exception("%r failed", call)
 
 
 def late(name: str, request: Request, now: float) -> DeadlineError:
