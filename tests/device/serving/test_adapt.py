@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import math
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -12,13 +15,13 @@ from msgspec.structs import replace
 
 from farthing.device.serving.adapt import Adaptive, AdaptRule, Band, Chooser, Signals, Switch
 from farthing.device.serving.batch import Batched
-from farthing.device.serving.service import Request, Service
+from farthing.device.serving.service import Answer, Request, Service, failed
 from farthing.device.watch.probes import Reading
 from farthing.engines.base import open_engine
-from farthing.errors import ConfigError, EngineError
+from farthing.errors import ClosedError, ConfigError, EngineError, FeedError
 from farthing.testing import FakeClock, fake_model
 
-X = {"x": np.ones((1, 4), np.float32)}
+X, WIDE = ({"x": np.ones((1, width), np.float32)} for width in (4, 5))
 RULE = AdaptRule(dwell_s=10, calm_s=30)
 COOL, WARM, HOT = (Signals(temperature_c=c) for c in (50.0, 75.0, 85.0))
 
@@ -159,9 +162,14 @@ def test_switches_are_single_steps_apart_by_the_dwelling_time(
             last = now
 
 
-def test_a_variant_that_does_not_open_is_reported_and_the_old_one_answers() -> None:
+@pytest.mark.parametrize(
+    ("error", "words"), [(EngineError("no memory"), "no memory"), (OSError("no file"), "OSError: no file")]
+)
+def test_a_variant_that_does_not_open_is_reported_and_the_old_one_answers(
+    error: Exception, words: str
+) -> None:
     def broken() -> Service:
-        raise EngineError("no memory")
+        raise error
 
     clock = FakeClock()
     heard: list[Switch] = []
@@ -178,12 +186,119 @@ def test_a_variant_that_does_not_open_is_reported_and_the_old_one_answers() -> N
         service.step()
         assert service.variant == "a"
         assert service.answer(X).source == "a"
-        assert heard[0].reason == "temperature_c 85 is beyond 80; but b could not be opened: no memory"
+        assert heard[0].reason == f"temperature_c 85 is beyond 80; but b could not be opened: {words}"
         assert heard[0].after == "a"
         clock.advance(5)
         assert service.step() is None
         clock.advance(5)
         assert service.step()
+
+
+def test_a_variant_that_takes_other_tensors_is_closed_again() -> None:
+    clock, other = FakeClock(), Batched(open_engine(fake_model(features=5)))
+    with Adaptive(
+        {"a": lambda: opener("a"), "b": lambda: other}, RULE, read=lambda: HOT, clock=clock, every=0
+    ) as service:
+        clock.advance(10)
+        assert "refused" in service.step().reason  # type: ignore[union-attr]
+        assert isinstance(other.submit(Request(WIDE)).exception(0), ClosedError)
+
+
+def test_watching_goes_on_when_sensors_or_listeners_fail() -> None:
+    looks: list[int] = []
+    heard = threading.Event()
+
+    def read() -> Signals:
+        looks.append(1)
+        if len(looks) == 1:
+            raise OSError("the sensor is gone")
+        return HOT
+
+    def listener(switch: Switch) -> None:
+        if switch.after == "c":
+            heard.set()
+        raise RuntimeError
+
+    variants = {name: (lambda name=name: opener(name)) for name in "abc"}
+    with Adaptive(variants, AdaptRule(dwell_s=0), read=read, every=0.001, listener=listener):  # type: ignore[arg-type]
+        assert heard.wait(30)
+
+
+def test_closing_does_not_wait_for_a_variant_that_takes_long_to_open_and_closes_it_then() -> None:
+    begun, go, opened = threading.Event(), threading.Event(), []
+
+    def slow() -> Service:
+        begun.set()
+        assert go.wait(30)
+        opened.append(opener("b"))
+        return opened[0]
+
+    service = Adaptive(
+        {"a": lambda: opener("a"), "b": slow}, AdaptRule(dwell_s=0), read=lambda: HOT, every=0.001
+    )
+    assert begun.wait(30)
+    closer = threading.Thread(target=service.close, args=(0.05,), daemon=True)
+    closer.start()
+    closer.join(20)
+    assert not closer.is_alive()
+    go.set()
+    service.close()
+    assert isinstance(opened[0].submit(Request(X)).exception(0), ClosedError)
+    assert service.variant == "a"
+
+
+class ByHand(Service):
+    """Answers when it is told to, and fails requests without feeds at once."""
+
+    name = "by hand"
+    inputs = outputs = ()
+
+    def __init__(self) -> None:
+        self.waiting: list[Future[Answer]] = []
+
+    def submit(self, request: Request) -> Future[Answer]:
+        if not request.feeds:
+            return failed(FeedError("no feeds"))
+        self.waiting.append(Future())
+        return self.waiting[-1]
+
+    def ask(self, request: Request) -> asyncio.Future[Answer]:
+        return asyncio.get_running_loop().create_future()
+
+    def close(self, grace: float = 0.0) -> None: ...
+
+
+def by_hand(rule: AdaptRule, clock: FakeClock) -> tuple[ByHand, Adaptive]:
+    inner = ByHand()
+    return inner, Adaptive({"a": lambda: inner, "b": ByHand}, rule, clock=clock, every=0)
+
+
+def test_event_loops_that_end_without_an_answer_are_no_load_any_more() -> None:
+    _, service = by_hand(AdaptRule(dwell_s=0, load=Band(worse=4, better=2)), FakeClock())
+
+    async def leave() -> None:
+        service.ask(Request(X))
+
+    for _ in range(5):
+        asyncio.run(leave())
+    for _ in range(4):
+        service.submit(Request(X))
+    gc.collect()
+    assert service.step() is None
+    service.submit(Request(X))
+    assert "load 5 is beyond 4" in service.step().reason  # type: ignore[union-attr]
+
+
+def test_requests_that_fail_at_once_are_no_fast_answers() -> None:
+    clock = FakeClock()
+    inner, service = by_hand(AdaptRule(dwell_s=0, p99_ms=Band(worse=50, better=20)), clock)
+    service.submit(Request(X))
+    clock.advance(0.2)
+    inner.waiting.pop().set_result(Answer({}, "by hand"))
+    for _ in range(1000):
+        service.submit(Request({}))
+        service.submit(Request(X)).cancel()
+    assert "p99_ms 200 is beyond 50" in service.step().reason  # type: ignore[union-attr]
 
 
 def test_real_load_takes_the_cheaper_variant_and_no_request_is_late_or_lost() -> None:

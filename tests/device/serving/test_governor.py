@@ -102,13 +102,43 @@ def test_a_jetson_changes_its_mode_and_back(tmp_path: Path) -> None:
         with pytest.raises(TargetError, match="did not take mode 9"):
             governor.set_nvpmodel(9)
     assert tool.mode == 2
+    with Governor(tmp_path, tool) as governor:
+        with pytest.raises(TargetError, match="did not take mode 9"):
+            governor.set_nvpmodel(9)
+        tool.mode = 0  # somebody else's choice since then
+    assert tool.mode == 0
 
 
-def test_what_cannot_be_put_back_is_named(cpufreq: Path) -> None:
-    governor = Governor(cpufreq, None)
+def test_what_cannot_be_put_back_is_named_and_not_forgotten(cpufreq: Path, tmp_path: Path) -> None:
+    before, record = settings(cpufreq), tmp_path / "power.json"
+    governor = Governor(cpufreq, None, record)
     governor.set_governor(["performance"])
     for file in cpufreq.glob(f"{CPUFREQ}/*/scaling_governor"):
         file.unlink()
         file.mkdir()
-    with pytest.raises(TargetError, match=r"policy0/scaling_governor was 'schedutil'"):
-        governor.close()
+    for _ in range(2):
+        with pytest.raises(TargetError, match=r"policy0/scaling_governor was 'schedutil'"):
+            governor.close()
+    assert record.is_file()
+    for file in cpufreq.glob(f"{CPUFREQ}/*/scaling_governor"):
+        file.rmdir()
+        file.write_text("performance")
+    Governor(cpufreq, None, record)  # whoever comes later has another try
+    assert settings(cpufreq) == before
+    assert not record.exists()
+
+
+def test_a_process_killed_while_nvpmodel_runs_is_put_right(tmp_path: Path) -> None:
+    record, tool = tmp_path / "power.json", Nvpmodel(mode=2)
+
+    def killed(command: Sequence[str], timeout_s: float, lines: int | None = None) -> str | None:
+        told = tool(command, timeout_s)
+        if "-m" in command:
+            raise SystemExit
+        return told
+
+    with pytest.raises(SystemExit):
+        Governor(tmp_path, killed, record).set_nvpmodel(1)
+    assert tool.mode == 1
+    Governor(tmp_path, tool, record)
+    assert tool.mode == 2

@@ -9,7 +9,7 @@ import pytest
 from farthing.device.serving.governor import CPUFREQ, Governor
 from farthing.device.serving.power import PLANS, Powered, PowerPlan
 from farthing.device.serving.service import Request
-from farthing.errors import ConfigError, ModelError, TargetError
+from farthing.errors import ClosedError, ConfigError, ModelError, TargetError
 from farthing.testing import fake_model
 
 X = {"x": np.ones((1, 4), np.float32)}
@@ -67,8 +67,9 @@ def test_what_cannot_be_is_refused_and_the_mode_stays() -> None:
         Powered({})
     with pytest.raises(ConfigError, match="did you mean 'balanced'"):
         Powered(VARIANTS, "balance")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="duty is a share"):
-        PowerPlan(variants=("int8",), duty=0)
+    for name in ("cores", "duty", "frequency"):
+        with pytest.raises(ConfigError, match=f"{name} is a share"):
+            PowerPlan(variants=("int8",), **{name: 0})  # type: ignore[arg-type]
     other = {**VARIANTS, "int8": fake_model(features=5)}
     with Powered(other, "high_performance") as service:
         with pytest.raises(ModelError, match="would be refused"):
@@ -80,3 +81,12 @@ def test_what_cannot_be_is_refused_and_the_mode_stays() -> None:
 def test_a_variant_that_is_missing_is_replaced_by_the_next() -> None:
     with Powered({"mine": fake_model()}, "power_saver", plans=PLANS) as service:
         assert service.variant == "mine"
+
+
+def test_once_closed_the_machine_is_not_set_again(cpufreq: Path) -> None:
+    before = governors(cpufreq)
+    service = Powered(VARIANTS, "power_saver", governor=Governor(cpufreq, None))
+    service.close()
+    with pytest.raises(ClosedError):
+        service.switch("high_performance")
+    assert governors(cpufreq) == before

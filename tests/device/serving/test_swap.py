@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from farthing.device.serving.batch import Batched
-from farthing.device.serving.service import Request
+from farthing.device.serving.service import Direct, Request
 from farthing.device.serving.swap import Swapped
 from farthing.engines.base import open_engine
 from farthing.errors import ClosedError, ModelError
 from farthing.testing import fake_model
 
-X = {"x": np.ones((1, 4), np.float32)}
+X, WIDE = ({"x": np.ones((1, width), np.float32)} for width in (4, 5))
 
 
 def service(seed: int = 0, runners: int = 1, **model: int) -> Batched:
@@ -68,8 +68,30 @@ def test_the_one_before_is_closed() -> None:
     swapped.close()
 
 
-def test_other_tensors_are_refused_and_nothing_changes() -> None:
-    with Swapped(service()) as swapped, service(1, features=5) as other:
-        with pytest.raises(ModelError, match=r"net1 takes .*5.* but net0 takes .*4.*refused"):
-            swapped.swap(other)
+def test_what_does_not_fit_is_refused_and_closed_and_nothing_changes() -> None:
+    stateful = Direct(open_engine(fake_model(decay=0.5)), "melody")
+    with Swapped(service()) as swapped:
+        for other, x, message in (
+            (service(1, features=5), WIDE, r"net1 takes .*5.* but net0 takes .*4.*refused"),
+            (stateful, X, "melody keeps a state .* net0 does not"),
+        ):
+            with pytest.raises(ModelError, match=message):
+                swapped.swap(other)
+            assert "closed" in str(other.submit(Request(x)).exception(0))
         assert swapped.answer(X).source == "net0"
+
+
+def test_nothing_takes_the_place_of_a_service_that_is_closed() -> None:
+    swapped, late = Swapped(service()), service(1)
+    swapped.close()
+    with pytest.raises(ClosedError, match="net0 is closed"):
+        swapped.swap(late)
+    assert isinstance(swapped.submit(Request(X)).exception(0), ClosedError)
+    assert isinstance(late.submit(Request(X)).exception(0), ClosedError)
+
+
+def test_it_keeps_a_state_if_what_is_inside_does() -> None:
+    with Swapped(Direct(open_engine(fake_model(decay=0.5)))) as swapped:
+        assert swapped.stateful
+    with Swapped(service()) as swapped:
+        assert not swapped.stateful

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from msgspec.structs import replace
 
 from farthing.config import Section
-from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service
+from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service, guarded
 from farthing.device.serving.swap import Swapped
 from farthing.device.watch.probes import Reading
 from farthing.errors import ConfigError, FarthingError
@@ -31,7 +32,7 @@ class Signals(Section, frozen=True, kw_only=True):
 
     Attributes:
         load: requests that were submitted and are not answered yet.
-        p99_ms: of the latest answers.
+        p99_ms: of the latest answers; requests that failed or were taken back do not count.
         temperature_c: of the hottest sensor.
         battery_percent: charge left; None on mains.
         throttled: whether the processor is slowed down for heat or for want of power.
@@ -180,7 +181,7 @@ class Adaptive(Service):
         read: gives temperature, battery and throttling; load and p99 are the service's own.
         clock: seconds.
         every: seconds between looks; 0: only `step` looks.
-        listener: told of every switch, from the thread that looks.
+        listener: told of every switch, from the thread that looks; what it raises is logged.
 
     Attributes:
         switches: the latest of them.
@@ -207,8 +208,12 @@ class Adaptive(Service):
         self.inputs, self.outputs = self._swapped.inputs, self._swapped.outputs
         self._read, self._clock, self._listener = read, clock, listener
         self._chooser = Chooser(len(self._openers), rule or AdaptRule(), clock())
+        self.stateful = self._swapped.stateful
         self._lock = threading.Lock()
-        self._inside = 0
+        self._turn = threading.Lock()  # of those who look
+        self._inside: WeakSet[Future[Answer] | asyncio.Future[Answer]] = (
+            WeakSet()
+        )  # a loop may end without an answer
         self._latencies: deque[float] = deque(maxlen=_WINDOW)
         self.switches: deque[Switch] = deque(maxlen=1024)
         self._over = threading.Event()
@@ -237,54 +242,68 @@ class Adaptive(Service):
         A variant that cannot be opened, or takes other tensors, is reported as a switch that did not happen, and tried
         again after ``dwell_s``.
         """
+        with self._turn:
+            switch = self._looked()
+        if switch is not None and self._listener is not None:
+            guarded(self._listener, switch)
+        return switch
+
+    def _looked(self) -> Switch | None:
         now, chooser = self._clock(), self._chooser
         index, reason = chooser.decide(now, self._signals())
-        if index == chooser.index:
+        if index == chooser.index or self._over.is_set():
             return None
         before, (after, opener) = self.variant, self._openers[index]
+        why_not = self._replaced(opener)
+        if why_not:
+            reason = f"{reason}; but {after} could not be opened: {why_not}"
+            after, index = before, chooser.index
+        chooser.moved(now, index)
+        with self._lock:
+            self._latencies.clear()
+        switch = Switch(time=now, before=before, after=after, reason=reason)
+        self.switches.append(switch)
+        return switch
+
+    def _replaced(self, opener: Opener) -> str:
+        """Answer with another variant; why that cannot be, if it cannot."""
         try:
             self._swapped.swap(opener())
         except FarthingError as error:
-            after, reason, index = (
-                before,
-                f"{reason}; but {after} could not be opened: {error}",
-                chooser.index,
-            )
-        with self._lock:
-            self._latencies.clear()
-        chooser.moved(now, index)
-        switch = Switch(time=now, before=before, after=after, reason=reason)
-        self.switches.append(switch)
-        if self._listener is not None:
-            self._listener(switch)
-        return switch
+            return str(error)
+        except Exception as error:  # noqa: BLE001 - what opens variants is not ours, and watching goes on
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`."""
+        until = time.monotonic() + grace
         self._over.set()
         if self._watcher.ident is not None and self._watcher is not threading.current_thread():
-            self._watcher.join()
-        self._swapped.close(grace)
+            self._watcher.join(grace)
+        self._swapped.close(max(0.0, until - time.monotonic()))
 
     def _watch(self, every: float) -> None:
         while not self._over.wait(every):
-            self.step()
+            guarded(self.step)
 
     def _signals(self) -> Signals:
         """What is read, with the service's own load and latency."""
         with self._lock:
-            latencies, inside = list(self._latencies), self._inside
+            latencies, inside = list(self._latencies), len(self._inside)
         p99 = float(np.percentile(latencies, 99)) * 1000 if latencies else None
         return replace(self._read(), load=inside, p99_ms=p99)
 
     def _counted(self, future: FutureT) -> FutureT:
-        with self._lock:
-            self._inside += 1
         began = self._clock()
-        future.add_done_callback(lambda _: self._left(began))
+        with self._lock:
+            self._inside.add(future)
+        future.add_done_callback(lambda future: self._left(future, began))
         return future
 
-    def _left(self, began: float) -> None:
+    def _left(self, future: FutureT, began: float) -> None:
+        is_answer = not future.cancelled() and future.exception() is None
         with self._lock:
-            self._inside -= 1
-            self._latencies.append(self._clock() - began)
+            self._inside.discard(future)
+            if is_answer:
+                self._latencies.append(self._clock() - began)

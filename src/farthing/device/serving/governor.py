@@ -114,31 +114,37 @@ class Governor:
             raise TargetError("nvpmodel does not answer: this is no Jetson, or it may not be asked")
         if now == mode:
             return
-        if self._runner(["nvpmodel", "-m", str(mode)], _TOOL_SECONDS) is None or self._mode() != mode:
+        former = self._former
+        if former.nvpmodel is None:
+            self._remember(replace(former, nvpmodel=now))
+        told = self._runner(["nvpmodel", "-m", str(mode)], _TOOL_SECONDS)
+        if told is None:
+            self._remember(former)
+        if told is None or self._mode() != mode:
             raise TargetError(
                 f"nvpmodel did not take mode {mode}: it needs root, a mode of {NVPMODEL}, and for some a restart"
             )
-        if self._former.nvpmodel is None:
-            self._remember(replace(self._former, nvpmodel=now))
 
     def close(self) -> None:
-        """Put everything back. Closing twice is allowed.
+        """Put everything back. Closing twice is allowed; what could not be put back is tried again then.
 
         Raises:
             TargetError: something could not be put back: the message says what, and what it was.
         """
-        former, self._former = self._former, Former()
-        failed = []
-        for name, content in former.files.items():
+        left, failed = {}, []
+        for name, content in self._former.files.items():
             try:
                 Path(name).write_text(content)
             except OSError as error:
+                left[name] = content
                 failed.append(f"{name} was {content!r}: {error.strerror}")
-        if former.nvpmodel is not None and (
-            self._runner is None
-            or self._runner(["nvpmodel", "-m", str(former.nvpmodel)], _TOOL_SECONDS) is None
-        ):
-            failed.append(f"the power mode was {former.nvpmodel}: nvpmodel did not take it")
+        mode = self._former.nvpmodel
+        if mode is not None:
+            if self._runner and self._runner(["nvpmodel", "-m", str(mode)], _TOOL_SECONDS) is not None:
+                mode = None
+            else:
+                failed.append(f"the power mode was {mode}: nvpmodel did not take it")
+        self._former = Former(files=left, nvpmodel=mode)
         if failed:
             raise TargetError(f"settings of this machine could not be put back: {'; '.join(failed)}")
         if self._record is not None:

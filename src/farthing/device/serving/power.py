@@ -16,7 +16,7 @@ from farthing.device.serving.governor import Governor
 from farthing.device.serving.service import GRACE, Answer, Request, Service
 from farthing.device.serving.swap import Swapped
 from farthing.engines.base import open_engine
-from farthing.errors import ConfigError, TargetError, nearest
+from farthing.errors import ConfigError, FarthingError, TargetError, nearest
 from farthing.model import Model
 from farthing.target import Target
 
@@ -43,9 +43,9 @@ class PowerPlan(Section, frozen=True, kw_only=True):
     nvpmodel: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cores", "duty"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is a share above 0 and at most 1, not {getattr(self, name)}")
+        for name, share in (("cores", self.cores), ("duty", self.duty), ("frequency", self.frequency)):
+            if share is not None and not 0 < share <= 1:
+                raise ConfigError(f"{name} is a share above 0 and at most 1, not {share}")
 
 
 PLANS: Mapping[PowerMode, PowerPlan] = {
@@ -113,7 +113,7 @@ class Powered(Service):
         self.name, self.inputs, self.outputs = self._swapped.name, self._swapped.inputs, self._swapped.outputs
         try:
             self._set(plan)
-        except TargetError:
+        except FarthingError:
             self.close()
             raise
 
@@ -123,6 +123,7 @@ class Powered(Service):
         Raises:
             ConfigError: no such mode.
             FarthingError: its variant does not open, or takes other tensors; the mode stays as it was then.
+            ClosedError: the service is closed.
             TargetError: ``strict``, and a setting is not permitted; the variant has been switched then.
         """
         plan = self._plan(mode)
@@ -145,9 +146,12 @@ class Powered(Service):
         Raises:
             TargetError: one of them could not be put back.
         """
-        self._swapped.close(grace)
-        if self._governor is not None:
-            self._governor.close()
+        with self._turn:  # a mode that is being set is put back too
+            try:
+                self._swapped.close(grace)
+            finally:
+                if self._governor is not None:
+                    self._governor.close()
 
     def _plan(self, mode: PowerMode) -> PowerPlan:
         if mode not in self._plans:

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 
 from farthing.device.serving.service import GRACE, Answer, Request, Service
-from farthing.errors import ClosedError, ModelError
+from farthing.errors import ClosedError, FarthingError, ModelError
 from farthing.model import TensorSpec
 
 
@@ -22,7 +22,9 @@ class Swapped(Service):
         self._inner = inner
         self._turn = threading.Lock()
         self._closers: list[threading.Thread] = []
+        self._closed = False
         self.name, self.inputs, self.outputs = inner.name, inner.inputs, inner.outputs
+        self.stateful = inner.stateful
 
     @property
     def inner(self) -> Service:
@@ -49,15 +51,25 @@ class Swapped(Service):
         """Answer with another service from now on. The one before answers those it has, and is closed then.
 
         Args:
-            fresh: what answers from now on; open and ready.
+            fresh: what answers from now on; open and ready. It is closed if it is refused.
             grace: seconds that the one before may take for it.
 
         Returns:
             The thread that closes the one before; nobody needs to wait for it.
 
         Raises:
-            ModelError: it takes or gives other tensors: callers would be refused. Nothing has changed then.
+            ModelError: it takes or gives other tensors, or keeps a state where this one does not. Nothing has changed
+                then.
+            ClosedError: the service is closed.
         """
+        try:
+            self._check(fresh)
+            return self._exchanged(fresh, grace)
+        except FarthingError:
+            fresh.close()
+            raise
+
+    def _check(self, fresh: Service) -> None:
         for what, ours, theirs in (
             ("takes", self.inputs, fresh.inputs),
             ("gives", self.outputs, fresh.outputs),
@@ -67,7 +79,15 @@ class Swapped(Service):
                     f"{fresh.name} {what} {[_face(spec) for spec in theirs]}, but {self.name} {what} "
                     f"{[_face(spec) for spec in ours]}: its callers would be refused"
                 )
+        if fresh.stateful and not self.stateful:
+            raise ModelError(
+                f"{fresh.name} keeps a state from call to call, but {self.name} does not: it cannot take its place"
+            )
+
+    def _exchanged(self, fresh: Service, grace: float) -> threading.Thread:
         with self._turn:
+            if self._closed:
+                raise ClosedError(f"{self.name} is closed: nothing takes its place")
             before, self._inner = self._inner, fresh
             self.name = fresh.name
             closer = threading.Thread(
@@ -80,6 +100,7 @@ class Swapped(Service):
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`."""
         with self._turn:
+            self._closed = True
             closers = self._closers
         self._inner.close(grace)
         for closer in closers:
