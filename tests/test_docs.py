@@ -21,6 +21,8 @@ from farthing.device.serving.backlog import QueueRule, QueueStats
 from farthing.device.serving.lru import CacheRule, CacheStats
 from farthing.device.serving.server.settings import Batching, Entry, Limits, Settings
 from farthing.device.watch.advice import Thresholds
+from farthing.engines.oip import Remote
+from farthing.engines.remote.retrying import BreakerRule, RetryRule
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
@@ -168,6 +170,9 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/server.md", Entry),
         ("reference/server.md", Batching),
         ("reference/server.md", Limits),
+        ("reference/engines.md", Remote),
+        ("reference/engines.md", RetryRule),
+        ("reference/engines.md", BreakerRule),
         ("how-to/read-result-json.md", Summary),
         ("how-to/read-result-json.md", Candidate),
         ("how-to/answer-in-real-time.md", QueueRule),

@@ -19,7 +19,8 @@ from rows.serving import LENGTH, Hosted, Server, Told, said
 from farthing.bundle import Bundle
 from farthing.device.serving.shard import open_sharded
 from farthing.engines.base import Engine, open_engine
-from farthing.engines.oip import OipEngine, remote_model
+from farthing.engines.oip import OipEngine, remote_model, token_of
+from farthing.engines.remote.transport import address_of
 from farthing.errors import (
     CircuitOpenError,
     ConfigError,
@@ -351,6 +352,18 @@ def test_an_open_breaker_fails_at_once_until_a_probe_succeeds(server: Server, op
     assert (stats.failed, stats.refused, stats.breaker) == (6, 2, "closed")
 
 
+def test_a_breaker_that_opens_between_retries_does_not_hide_what_is_wrong(
+    server: Server, opened: Make
+) -> None:
+    one = opened(breaker={"failures": 2})
+    server.told = [DOWN] * 2
+    with pytest.raises(RemoteError, match="HTTP 503: busy"):
+        one.run()
+    assert len(server.seen) == 2
+    stats = one.engine.stats()
+    assert (stats.failed, stats.refused, stats.breaker) == (1, 0, "open")
+
+
 def test_a_server_that_refuses_us_is_not_a_server_that_fails(server: Server, opened: Make) -> None:
     one = opened(breaker={"failures": 2})
     server.told = [said({"error": "no"}, 400)] * 10
@@ -464,6 +477,16 @@ def test_the_user_s_netrc_has_the_token(
     monkeypatch.setenv("HOME", str(tmp_path))
     open_engine(affine("batch", server)).close()
     assert server.seen[-1][1].get("Authorization") == sent
+
+
+def test_the_netrc_s_token_does_not_go_over_plain_http_to_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine gpu.example login bearer password t0ken\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert token_of(address_of("https://gpu.example:8000")) == "t0ken"
+    assert token_of(address_of("http://gpu.example:8000")) == ""
 
 
 def test_a_netrc_that_cannot_be_read_and_a_token_no_header_can_hold(

@@ -336,7 +336,7 @@ def client_of(
     """
     address = address_of(remote.url)
     pool = Pool(address, _tls(remote, ca) if address.tls else None, clock)
-    known = _token_of(address) if token is None else token
+    known = token_of(address) if token is None else token
     return Client(pool, remote, known, clock, sleep, np.random.default_rng().random)
 
 
@@ -350,7 +350,7 @@ def _tls(remote: Remote, ca: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _token_of(address: Address) -> str:
+def token_of(address: Address) -> str:
     """The bearer token that the user keeps for this host; not for plain HTTP to another machine."""
     place = Path("~/.netrc").expanduser()
     if not (address.tls or address.local) or not place.is_file():

@@ -324,6 +324,18 @@ def test_what_is_no_address(url: str, said: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("localhost", True), ("127.0.0.1", True), ("127.9.9.9", True), ("[::1]", True)]
+    + [
+        (host, False)
+        for host in ("127.0.0.1.example", "localhost.example", "10.0.0.1", "[::2]", "[::ffff:7f01]")
+    ],
+)
+def test_this_machine_is_told_from_others_by_its_address(host: str, local: bool) -> None:
+    assert address_of(f"http://{host}:8000").local is local
+
+
 # --- TLS
 
 

@@ -122,13 +122,17 @@ class Client:
             self._counts["requests"] += 1
             self._budget.request()
         attempt = 1
+        last: RemoteError | None = None
         while True:
             try:
                 return self._once(method, path, read, body, headers or {}, deadline)
             except RemoteError as error:
                 pause = self._pause(error, attempt, deadline)
                 if pause is None:
+                    if last is not None and isinstance(error, CircuitOpenError):
+                        raise last from None  # the breaker opened meanwhile; that is not what is wrong
                     raise
+                last = error
             self._sleep(pause)
             attempt += 1
 
@@ -170,16 +174,14 @@ class Client:
 
     def _admit(self) -> int:
         with self._lock:
-            try:
-                return self._breaker.admit(self._clock())
-            except CircuitOpenError:
-                self._counts["refused"] += 1
-                raise
+            return self._breaker.admit(self._clock())
 
     def _pause(self, error: RemoteError, attempt: int, deadline: float) -> float | None:
         """Seconds to wait before the request is sent again; None if it is not."""
-        again = error.again and not isinstance(error, CircuitOpenError)
+        stopped = isinstance(error, CircuitOpenError)
+        again = error.again and not stopped
         with self._lock:
+            self._counts["refused"] += stopped and attempt == 1
             pause = max(self._budget.pause(attempt, self._luck()), error.retry_after or 0.0)
             late = self._clock() + pause >= deadline
             if not again or late or attempt >= self._patience.retry.attempts or not self._budget.retry():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import ipaddress
 import select
 import socket
 import ssl
@@ -38,7 +39,10 @@ class Address(NamedTuple):
     @property
     def local(self) -> bool:
         """Whether it is this machine."""
-        return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
