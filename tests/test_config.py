@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing import config
-from farthing.config import Section, canonical, convert, parse, plain, read, schema, to_yaml
+from farthing.config import Section, canonical, convert, parse, plain, read, schema, stated, to_yaml
 from farthing.errors import ConfigError
 
 
@@ -281,3 +281,33 @@ def test_the_schema_knows_every_field_and_allows_no_other() -> None:
 
 def test_a_limit_stands_between_yaml_and_the_machine() -> None:
     assert config.MAX_BYTES <= 4 << 20
+
+
+class Part(Section, frozen=True, kw_only=True):
+    size: int
+    scale: float | None = None
+    tags: dict[str, str] = {}
+
+
+class Whole(Section, frozen=True, kw_only=True):
+    name: str
+    parts: tuple[Part, ...] = ()
+    chosen: Part | None = None
+    by_name: dict[str, Part] = {}
+
+
+def test_what_is_left_at_its_default_is_not_stated() -> None:
+    """A digest over what is stated stays the same when a later version adds a field."""
+    made = Whole(
+        name="a",
+        parts=(Part(size=1), Part(size=0, scale=2.0)),
+        chosen=Part(size=3, tags={"k": ""}),
+        by_name={"b": Part(size=4)},
+    )
+    assert stated(made) == {
+        "name": "a",
+        "parts": [{"size": 1}, {"size": 0, "scale": 2.0}],
+        "chosen": {"size": 3, "tags": {"k": ""}},
+        "by_name": {"b": {"size": 4}},
+    }
+    assert stated(Whole(name="")) == {"name": ""}

@@ -224,6 +224,25 @@ def canonical(section: object) -> bytes:
     return msgspec.json.encode(_numbers(plain(section)), order="sorted")
 
 
+def stated(section: object) -> Any:
+    """A section as plain data without what is left at its default: a field that comes later changes no digest."""
+    if isinstance(section, msgspec.Struct):
+        fields = msgspec.structs.fields(section)
+        values = {one.encode_name: (getattr(section, one.name), one) for one in fields}
+        return {name: stated(value) for name, (value, one) in values.items() if value != _default(one)}
+    if isinstance(section, dict):
+        return {key: stated(value) for key, value in section.items()}
+    if isinstance(section, list | tuple):
+        return [stated(value) for value in section]
+    return plain(section)
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    """What a field is if nobody states it; `msgspec.NODEFAULT`, which equals nothing, where it must be stated."""
+    factory: Any = field.default_factory
+    return field.default if factory is msgspec.NODEFAULT else factory()
+
+
 def _numbers(data: Any) -> Any:
     """Whole floats as integers: a field given as 5 in Python is 5.0 once read from a file, and is the same."""
     if isinstance(data, dict):

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from farthing import files
-from farthing.config import Section, SectionT, canonical, convert, parse, plain
+from farthing.config import Section, SectionT, canonical, convert, parse, plain, stated
 from farthing.errors import ConfigError, ModelError, StorageError, nearest
 from farthing.scratch import Scratch
 
@@ -308,8 +308,8 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the manifest, through its hashes over every file, and over which file comes first."""
-        return files.digest(canonical(self.manifest) + next(iter(self.manifest.files), "").encode())
+        """SHA-256 over what the manifest states, through its hashes over every file, and which file comes first."""
+        return files.digest(canonical(stated(self.manifest)) + next(iter(self.manifest.files), "").encode())
 
     @property
     def file(self) -> Path:
