@@ -233,6 +233,7 @@ def footprint(setting: Setting, made: Nets) -> list[Row]:
         disk = _size(Path(name))
         largest = sorted(Path(name).iterdir(), key=_size, reverse=True)[:4]
         told = ", ".join(f"{place.name} {_size(place) / 1e6:.0f}" for place in largest)
+        note = f"{told} MB; installed with --no-compile: bytecode of all modules is another 28 MB"
     starts = []
     for _ in range(setting.rounds):
         with ours(made.models["tiny"])[0] as server:
@@ -247,7 +248,7 @@ def footprint(setting: Setting, made: Nets) -> list[Row]:
             disk / 1e6,
             "MB",
             150,
-            f"{told} MB; installed with --no-compile: bytecode of all modules is another 28 MB",
+            note,
         ),
         _most("idle server with a small model", idle, "MB", 80, "proportional set size"),
         _most(
