@@ -1,4 +1,4 @@
-"""A small server for tests: models are Python functions, answers are written by the codec of our own server."""
+"""A small server that is told what to do wrong: models are functions, answers are written as our own server does."""
 
 from __future__ import annotations
 

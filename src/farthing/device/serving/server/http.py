@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from farthing.errors import (
+    CircuitOpenError,
     ClosedError,
     DeadlineError,
     EngineError,
@@ -16,6 +17,7 @@ from farthing.errors import (
     FeedError,
     OverloadError,
     ProtocolError,
+    RemoteError,
     UnknownModelError,
 )
 
@@ -31,6 +33,8 @@ _STATUS: tuple[tuple[type[FarthingError], int], ...] = (
     (OverloadError, 429),
     (DeadlineError, 504),
     (ClosedError, 503),
+    (CircuitOpenError, 503),
+    (RemoteError, 502),
     (EngineError, 500),
     (FarthingError, 500),
 )
