@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,14 +50,40 @@ def test_what_was_set_is_put_back(cpufreq: Path) -> None:
 def test_a_process_that_was_killed_is_put_right_by_the_next(cpufreq: Path, tmp_path: Path) -> None:
     before, record = settings(cpufreq), tmp_path / "run" / "power.json"
     record.parent.mkdir()
-    killed = Governor(cpufreq, None, record)
-    killed.set_governor(["performance"])
-    killed.cap(0.5)
+    program = f"""
+import os, pathlib, signal
+from farthing.device.serving.governor import Governor
+governor = Governor(pathlib.Path({str(cpufreq)!r}), None, pathlib.Path({str(record)!r}))
+governor.set_governor(["performance"])
+governor.cap(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == -signal.SIGKILL
+    assert settings(cpufreq) == ["performance", "900000", "performance", "1200000"]
     assert record.is_file()
-    del killed
     Governor(cpufreq, None, record)
     assert settings(cpufreq) == before
     assert not record.exists()
+
+
+def test_a_program_that_ends_without_closing_puts_it_back_and_its_forks_do_not(cpufreq: Path) -> None:
+    before = settings(cpufreq)
+    program = f"""
+import os, pathlib, sys
+from farthing.device.serving.governor import CPUFREQ, Governor
+root = pathlib.Path({str(cpufreq)!r})
+governor = Governor(root, None)
+governor.set_governor(["performance"])
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print((root / CPUFREQ / "policy0" / "scaling_governor").read_text())
+raise RuntimeError("the program fails")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip() == "performance"
+    assert "the program fails" in ended.stderr
+    assert settings(cpufreq) == before
 
 
 @pytest.mark.parametrize(
@@ -133,7 +162,7 @@ def test_a_process_killed_while_nvpmodel_runs_is_put_right(tmp_path: Path) -> No
 
     def killed(command: Sequence[str], timeout_s: float, lines: int | None = None) -> str | None:
         told = tool(command, timeout_s)
-        if "-m" in command:
+        if command[1:] == ["-m", "1"]:
             raise SystemExit
         return told
 

@@ -7,8 +7,10 @@ one is computed, and a lone request never waits for a timer.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -16,6 +18,7 @@ from concurrent.futures import Future
 from itertools import chain
 from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from farthing.config import Section
@@ -63,7 +66,7 @@ class Ran(NamedTuple):
     waited: list[float]
 
 
-class _Done(NamedTuple):
+class _Done(msgspec.Struct, frozen=True, eq=False):
     """A batch that was computed: what became of its requests, in how many seconds, what a listener is told of it, and
     what interrupted it.
     """
@@ -152,6 +155,9 @@ class Batched(Service):
         ]
         for thread in self._threads:
             thread.start()
+        if self._threads:
+            self._process = os.getpid()
+            atexit.register(self._at_exit)
 
     def _runners(self, wanted: int | None, full: float) -> int:
         shared = self._engines[0].concurrency == "threads" and len(self._engines) == 1
@@ -188,7 +194,7 @@ class Batched(Service):
         future: asyncio.Future[Answer] = loop.create_future()
         entry = self._entry(request, future, loop, request.stream or None)
         if entry is not None and self.inline and self._flusher is not loop:
-            loop.call_soon(self._flush)
+            loop.call_soon(self._flush, loop)
             self._flusher = loop
         return future
 
@@ -214,6 +220,7 @@ class Batched(Service):
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`: computes what waits, for at most ``grace`` seconds, and fails what is left then."""
         until = time.monotonic() + grace
+        atexit.unregister(self._at_exit)
         with self._lock:
             self._closing = True
             self._changed.notify_all()
@@ -225,14 +232,23 @@ class Batched(Service):
         if self.inline or here in self._threads:  # a runner that closes the service it works for
             while (left := until - time.monotonic()) > 0 and self._compute_next(left):
                 pass
-        error = ClosedError(f"{self.name} was closed before it could answer")
         with self._lock:
             unanswered = [*self._drained(), *chain(*self._running.values())]
-        self._delivery.give([Verdict(entry, error, "failed") for entry in unanswered])
+        self._delivery.give(
+            [
+                Verdict(entry, ClosedError(f"{self.name} was closed before it could answer"), "failed")
+                for entry in unanswered
+            ]
+        )
         if any(self._running.values()):  # an engine that hangs may not let itself be closed either
             threading.Thread(target=self._close_engines, name=f"closing {self.name}", daemon=True).start()
         else:
             self._close_engines()
+
+    def _at_exit(self) -> None:
+        """Close before the interpreter ends: it would abort if a runner was inside a runtime then."""
+        if os.getpid() == self._process:  # a fork has no runners, and perhaps a lock that nobody gives back
+            self.close()
 
     def _close_engines(self) -> None:
         for engine in self._engines:
@@ -311,13 +327,13 @@ class Batched(Service):
             self._idle -= 1
         return None
 
-    def _flush(self) -> None:
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Compute all that waits, in the event loop: it was scheduled behind the callers of this round."""
         self._flusher = None
         while self._line:
-            self._compute_next(_GLANCE)
+            self._compute_next(_GLANCE, loop)
 
-    def _compute_next(self, patience: float) -> bool:
+    def _compute_next(self, patience: float, here: asyncio.AbstractEventLoop | None = None) -> bool:
         """Compute one batch in this thread; False if its turn did not come within so many seconds, or nobody waits.
 
         Raises:
@@ -333,7 +349,7 @@ class Batched(Service):
             done = self._compute(self._stack, batch)
         finally:
             self._turn.release()
-        self._finish(done)  # outside its turn: who is answered may submit again
+        self._finish(done, here)  # outside its turn: who is answered may submit again
         if done.interrupt is not None:
             raise done.interrupt
         return True
@@ -356,17 +372,17 @@ class Batched(Service):
             verdicts += self._outcomes(stack, entries)
         except BaseException as error:  # noqa: BLE001 - Ctrl-C, or a runtime that would exit: callers wait all the same
             interrupt = error
-            reason = EngineError(f"{self.name} was interrupted by {type(error).__name__}")
-            verdicts += [Verdict(entry, reason, "failed") for entry in entries]
+            reason = f"{self.name} was interrupted by {type(error).__name__}"
+            verdicts += [Verdict(entry, EngineError(reason), "failed") for entry in entries]
         self._running[stack] = []
         ended = self._clock()
         return _Done(verdicts, ended - began, self._noted(entries, batch.why, began, ended), interrupt)
 
-    def _finish(self, done: _Done) -> None:
+    def _finish(self, done: _Done, here: asyncio.AbstractEventLoop | None = None) -> None:
         """Tell who listens, and who waits. The caller holds no lock."""
         if done.ran is not None and self._listener is not None:
             guarded(self._listener, done.ran)
-        self._delivery.give(done.verdicts)
+        self._delivery.give(done.verdicts, here)
 
     def _outcomes(self, stack: Stack, entries: list[Entry]) -> list[Verdict]:
         """Answers of a batch. If it fails, each request is computed alone, and only those that fail again fail."""
@@ -386,7 +402,9 @@ class Batched(Service):
 
     def _noted(self, entries: list[Entry], why: Why, began: float, ended: float) -> Ran | None:
         """Count a batch; what a listener is told of it."""
-        samples = sum([entry.size for entry in entries])
+        samples = 0
+        for entry in entries:
+            samples += entry.size
         seconds = ended - began
         with self._lock:
             self._closed[why, samples] = self._closed.get((why, samples), 0) + 1

@@ -8,7 +8,9 @@ import threading
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from concurrent.futures import Future
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
+
+import msgspec
 
 from farthing.device.serving.gather import Waiting
 from farthing.device.serving.service import Answer, Request, settle
@@ -54,7 +56,7 @@ class Entry(Waiting):
             future.set_exception(self.outcome)
 
 
-class Verdict(NamedTuple):
+class Verdict(msgspec.Struct, frozen=True, eq=False):
     """What became of a request."""
 
     entry: Entry
@@ -80,28 +82,33 @@ class Delivery:
         with self._lock:
             self._streams.setdefault(entry.stream, deque()).append(entry)
 
-    def give(self, verdicts: Iterable[Verdict]) -> None:
+    def give(self, verdicts: Iterable[Verdict], here: asyncio.AbstractEventLoop | None = None) -> None:
         """Hand outcomes over, each stream's in order, and to each event loop all of them at once.
 
         A stream is handed over by one thread at a time; that one goes on with what others settle meanwhile.
+
+        Args:
+            verdicts: what became of requests.
+            here: the event loop that runs in this thread, whose callers are told at once.
         """
         ready, streams = self._settled(verdicts)
-        _hand_over(ready)
+        _hand_over(ready, here)
         while streams:
             with self._lock:
                 ready = self._released(streams)
-            _hand_over(ready)
+            _hand_over(ready, here)
 
     def _settled(self, verdicts: Iterable[Verdict]) -> tuple[list[Entry], set[Hashable]]:
         """The entries that may be answered now, and the streams that are this thread's to hand over."""
         ready: list[Entry] = []
         streams: set[Hashable] = set()
         with self._lock:
-            for entry, outcome, kind in verdicts:
+            for verdict in verdicts:
+                entry = verdict.entry
                 if entry.settled:
                     continue  # it was failed when the service closed
-                entry.outcome, entry.settled = outcome, True
-                self.counts[kind] += 1
+                entry.outcome, entry.settled = verdict.outcome, True
+                self.counts[verdict.kind] += 1
                 if entry.stream is None:
                     ready.append(entry)
                 elif entry.stream not in self._taken:
@@ -126,8 +133,7 @@ class Delivery:
         return ready
 
 
-def _hand_over(entries: Iterable[Entry]) -> None:
-    here = _running_loop()
+def _hand_over(entries: Iterable[Entry], here: asyncio.AbstractEventLoop | None) -> None:
     loops: dict[asyncio.AbstractEventLoop, list[Entry]] = {}
     for entry in entries:
         if entry.loop is None or entry.loop is here:
@@ -137,13 +143,6 @@ def _hand_over(entries: Iterable[Entry]) -> None:
     for loop, ours in loops.items():
         with contextlib.suppress(RuntimeError):  # a closed loop: nobody is left to take them
             loop.call_soon_threadsafe(_give_all, ours)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _give_all(entries: list[Entry]) -> None:

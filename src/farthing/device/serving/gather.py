@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, TypeVar
+
+import msgspec
 
 from farthing.config import Section
 from farthing.errors import ConfigError
@@ -68,7 +70,7 @@ class Waiting:
 WaitingT = TypeVar("WaitingT", bound=Waiting)
 
 
-class Batch(NamedTuple, Generic[WaitingT]):
+class Batch(msgspec.Struct, Generic[WaitingT], frozen=True, eq=False):
     """Requests to compute together, and those whose deadline passed in line: they are not to be computed."""
 
     items: list[WaitingT]
@@ -125,21 +127,24 @@ class Line(Generic[WaitingT]):
             LookupError: nobody waits.
         """
         key, queue, why = self._ready(now, ahead)
-        batch: Batch[WaitingT] = Batch([], [], "closing" if closing and why == "delay" else why)
-        limit = self._limit(queue.samples, why)
-        room = limit
-        while queue.items and (queue.items[0].size <= room or not batch.items):
-            item = queue.pop()
-            self._count -= 1
-            self.samples -= item.size or 1
+        room = self._limit(queue.samples, why)
+        items: list[WaitingT] = []
+        late: list[WaitingT] = []
+        waiting = queue.items
+        while waiting and (waiting[0].size <= room or not items):
+            item = waiting.popleft()
+            size = item.size
+            queue.samples -= size
+            self.samples -= size or 1
             if item.deadline <= now:
-                batch.late.append(item)
+                late.append(item)
             else:
-                batch.items.append(item)
-                room -= item.size
-        if not queue.items and len(self._queues) > 1:
+                items.append(item)
+                room -= size
+        self._count -= len(items) + len(late)
+        if not waiting and len(self._queues) > 1:
             del self._queues[key]  # the last one stays: most models have one key
-        return batch
+        return Batch(items, late, "closing" if closing and why == "delay" else why)
 
     def _ready(self, now: float, ahead: float) -> tuple[Hashable, _Queue[WaitingT], Why]:
         """Of the queues whose batch is due, the one whose head goes first; if none is, of all."""
@@ -194,11 +199,6 @@ class _Queue(Generic[WaitingT]):
             items.append(item)
         if item.deadline < math.inf:
             self._plain = False
-
-    def pop(self) -> WaitingT:
-        item = self.items.popleft()
-        self.samples -= item.size
-        return item
 
     @property
     def oldest(self) -> float:

@@ -5,6 +5,7 @@ They belong to the machine, not to us: what was set before is remembered, and pu
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Sequence
@@ -33,7 +34,10 @@ class Former(Section, frozen=True, kw_only=True):
 
 
 class Governor:
-    """Sets governors, frequencies and power mode, and puts them back when it is closed. Use it in ``with``.
+    """Sets governors, frequencies and power mode, and puts them back when it is closed: use it in ``with``.
+
+    A program that ends without closing it puts them back as well; one that is killed (SIGTERM kills a Python program
+    that does not handle it) leaves that to ``record``.
 
     Args:
         root: where ``/sys`` is.
@@ -52,6 +56,7 @@ class Governor:
         self._policies = sorted((root / CPUFREQ).glob("policy[0-9]*"))
         self._runner, self._record = runner, record
         self._former = Former()
+        self._process = os.getpid()
         if record is not None and record.is_file():
             self._former = _recalled(record)
             self.close()
@@ -131,6 +136,7 @@ class Governor:
         Raises:
             TargetError: something could not be put back: the message says what, and what it was.
         """
+        atexit.unregister(self._at_exit)
         left, failed = {}, []
         for name, content in self._former.files.items():
             try:
@@ -172,10 +178,16 @@ class Governor:
             ) from error
 
     def _remember(self, former: Former) -> None:
-        """Before anything is changed, so that whoever comes later can put it back."""
+        """Before anything is changed, so that whoever comes later can put it back: this process at its end at least."""
         self._former = former
+        atexit.unregister(self._at_exit)
+        atexit.register(self._at_exit)
         if self._record is not None:
             files.write(self._record, msgspec.json.encode(former))
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._process:  # a fork that ends leaves the machine to us
+            self.close()
 
     def _mode(self) -> int | None:
         told = "" if self._runner is None else self._runner(["nvpmodel", "-q"], _TOOL_SECONDS) or ""
