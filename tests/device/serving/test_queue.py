@@ -75,6 +75,9 @@ class Later(Service):
         return request
 
     def close(self, grace: float = 0.0) -> None:
+        until = time.monotonic() + grace
+        while self.inside and time.monotonic() < until:
+            time.sleep(0.001)
         for _, future in self.inside:
             settle(future, ClosedError("closed"))
         self.inside.clear()
