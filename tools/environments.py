@@ -24,7 +24,7 @@ PINS = [
 ]
 
 # Small extras whose floors are run. What `forge` needs is large; its floors are not run.
-FLOORS_OF = ("onnxruntime", "image", "parquet", "serve")
+FLOORS_OF = ("onnxruntime", "image", "parquet", "serve", "grpc")
 # To write tests' ONNX files, for photos and oracles, and to run the tests; what wants numpy 2 is left to the resolver.
 TEST_TOOLS = ("pytest", "hypothesis", "sybil", "onnx", "scikit-learn")
 NOT_PINNED = {"ml-dtypes", "scikit-learn", "scipy"}

@@ -23,6 +23,7 @@ a directory that holds models by name, each either as it is or in versions, as T
   farthing serve best                                  one model, at http://127.0.0.1:8000
   farthing serve gate=best --max-batch 16              under a name of its own
   farthing serve models/ --manage --poll 5             a repository whose new versions are picked up
+  farthing serve best --grpc-port 8001                 over gRPC as well
   farthing serve --config serve.yaml                   all of it in a file; options given here go before it
 
 Ask it:
@@ -44,6 +45,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in YAML, TOML or JSON")
     parser.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, metavar="N", help="(default: 8000; 0 takes a free one)")
+    parser.add_argument("--grpc-port", type=int, metavar="N", help="serve gRPC too, there (default: not)")
     models = parser.add_argument_group("models named here")
     models.add_argument("--engine", metavar="NAME", help="engine (default: the first that runs the format)")
     models.add_argument("--threads", type=int, metavar="N", help="threads one inference may use (default: 1)")
@@ -55,7 +57,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--refuse-nan", action="store_true", help="refuse inputs with NaN or infinity")
     changes = parser.add_argument_group("new versions")
     changes.add_argument(
-        "--manage", action="store_true", default=None, help="models may be loaded and unloaded over HTTP"
+        "--manage", action="store_true", default=None, help="clients may load and unload models"
     )
     changes.add_argument("--poll", type=float, metavar="S", help="look at the disk every S seconds")
     changes.add_argument(
@@ -110,6 +112,7 @@ def _settings(parsed: argparse.Namespace) -> Settings:
     given: dict[str, Any] = {
         "host": parsed.host,
         "port": parsed.port,
+        "grpc_port": parsed.grpc_port,
         "management": parsed.manage,
         "poll_seconds": parsed.poll,
         "keep_going": parsed.keep_going,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import types
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -88,12 +88,21 @@ def read_tensors(sent: Sequence[SentTensor], body: bytes, offset: int) -> dict[s
     return tensors
 
 
+def refuse_shared(name: str, parameters: Container[str]) -> None:
+    """Refuse a tensor that is said to lie in shared memory.
+
+    Raises:
+        ProtocolError: it is.
+    """
+    if "shared_memory_region" in parameters:
+        raise ProtocolError(f"tensor {name!r}: shared memory is not offered; send the tensor")
+
+
 def _binary_size(tensor: SentTensor) -> int | None:
     parameters = tensor.parameters
     if parameters is None:
         return None
-    if "shared_memory_region" in parameters:
-        raise ProtocolError(f"tensor {tensor.name!r}: shared memory is not offered; send the tensor")
+    refuse_shared(tensor.name, parameters)
     size = parameters.get("binary_data_size")
     if size is None:
         return None

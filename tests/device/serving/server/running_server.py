@@ -45,8 +45,8 @@ class LyingEngine(FakeEngine):
 class Client:
     """Asks a server, one connection at a time."""
 
-    def __init__(self, running: Any) -> None:
-        self.running = running
+    def __init__(self, running: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.running, self.loop = running, loop
         self.host, self.port = "127.0.0.1", int(running.url.rpartition(":")[2])
 
     def ask(
@@ -112,7 +112,7 @@ def running(settings: Settings, **options: Any) -> Iterator[Client]:
         assert started.wait(60)
         if errors:
             raise errors[0]
-        yield Client(server)
+        yield Client(server, loops[0])
     finally:
         if thread.is_alive() and loops:
             loops[0].call_soon_threadsafe(server.stop)

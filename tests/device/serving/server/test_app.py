@@ -96,7 +96,7 @@ BAD = [
     ("GET", "/v2/models/net/infer", 405, "this page takes POST"),
     ("DELETE", "/v2/models/net/infer", 405, "this page takes POST"),
     ("POST", "/v2/health/live", 405, "GET, HEAD"),
-    ("POST", "/v2/repository/models/net/load", 403, "management over HTTP is off"),
+    ("POST", "/v2/repository/models/net/load", 403, "management is off"),
     ("POST", "/v2/models/net/infer", 400, "no inference request"),
 ]
 

@@ -2,74 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
+from mirror import TYPES, Mirror, repository, sample
 from running_server import running, settings_for
 
 from farthing import plugins
-from farthing.engines.base import check_feeds, open_engine
-from farthing.engines.fake import FakeEngine
-from farthing.model import Manifest, Model, TensorSpec
-from farthing.testing import fake_model
+from farthing.engines.base import open_engine
+from farthing.engines.openinference import DATATYPES
+from farthing.model import Model
 
 pytest.importorskip("uvicorn")
 triton: Any = pytest.importorskip("tritonclient.http")
 
-TYPES = [
-    "bool",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "float16",
-    "float32",
-]
-TYPES += ["float64", "str"]
-
-
-class Mirror(FakeEngine):
-    """Gives back what it is fed."""
-
-    name: ClassVar[str] = "mirror"
-    formats: ClassVar[frozenset[str]] = frozenset({"mirror"})
-
-    def __init__(self, model: Model, options: object) -> None:
-        self.inputs, self.outputs = model.manifest.inputs, model.manifest.outputs
-        self.stateful, self._turn = False, threading.Lock()
-
-    def run(self, feeds: Any) -> dict[str, Any]:
-        check_feeds(self.inputs, feeds)
-        return {f"{name}_out": np.array(array) for name, array in feeds.items()}
-
-    def close(self) -> None: ...
-
-
-def mirror_manifest() -> Manifest:
-    def specs(end: str) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(name=f"{dtype}{end}", dtype=dtype, shape=("batch", 3), batch_axis=0) for dtype in TYPES
-        )
-
-    return Manifest(name="mirror", format="mirror", inputs=specs(""), outputs=specs("_out"))
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models")
-    for version in ("1", "3"):
-        fake_model(name="net", seed=int(version)).save(place / "net" / version)
-    Model.create(mirror_manifest(), {"nothing": b""}, place / "mirror")
-    (place / "net" / "config.pbtxt").write_text('name: "net" max_batch_size: 4 version_policy { all { } }')
-    return place
+    return repository(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -82,26 +35,10 @@ def client(models: Path) -> Iterator[Any]:
         yield asking
 
 
-def sample(dtype: str, rows: int = 2) -> Any:
-    generator = np.random.default_rng(0)
-    if dtype == "str":
-        words = ["", "ü", "two words", "\n", "x" * 300, "y"]
-        return np.array(words[: 3 * rows], object).reshape(rows, 3)
-    if dtype == "bool":
-        return generator.random((rows, 3)) > 0.5
-    if dtype.startswith("float"):
-        return generator.standard_normal((rows, 3)).astype(dtype)
-    limits = np.iinfo(dtype)
-    return generator.integers(limits.min, limits.max, (rows, 3), dtype, endpoint=True)
-
-
-DATATYPES = {"bool": "BOOL", "str": "BYTES", "float16": "FP16", "float32": "FP32", "float64": "FP64"}
-
-
 def inputs_of(arrays: dict[str, Any], binary: bool) -> list[Any]:
     found = []
     for name, array in arrays.items():
-        one = triton.InferInput(name, array.shape, DATATYPES.get(name, name.upper()))
+        one = triton.InferInput(name, array.shape, DATATYPES[name])
         one.set_data_from_numpy(array, binary_data=binary)
         found.append(one)
     return found

@@ -1,1 +1,1 @@
-"""A server of services: the Open Inference Protocol over HTTP. A thin shell; what computes lies a level above."""
+"""A server of services: the Open Inference Protocol over HTTP and gRPC. What computes lies a level above."""

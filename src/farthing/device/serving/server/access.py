@@ -17,7 +17,7 @@ class Access:
 
     Args:
         token: that requests must carry; empty asks for none.
-        management: whether models may be loaded and unloaded over HTTP.
+        management: whether models may be loaded and unloaded by clients.
         management_token: that such requests must carry; empty: the same as others.
     """
 
@@ -43,7 +43,7 @@ class Access:
             Refusal: 401 or 403, it may not.
         """
         if not self._management:
-            raise Refusal(403, "management over HTTP is off: start the server with --manage")
+            raise Refusal(403, "management is off: start the server with --manage")
         if origin is not None:
             raise Refusal(403, "web pages may not manage models: send no Origin header")
         self.check(authorization)

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from msgspec import UNSET, UnsetType
-
 from farthing.device.serving.server.access import Access
 from farthing.device.serving.server.core import Core
 from farthing.device.serving.server.http import (
@@ -22,12 +20,12 @@ from farthing.device.serving.server.http import (
     refuse,
     reply,
 )
+from farthing.device.serving.server.operations import remarks
 from farthing.device.serving.server.pages import Pages
 from farthing.device.serving.server.protocol import Inference, decode, encode, raw_inference
 from farthing.device.serving.server.served import Served
 from farthing.device.serving.server.settings import Limits
 from farthing.device.serving.server.visits import Visit, Visits
-from farthing.device.serving.service import Answer
 from farthing.errors import FarthingError, ProtocolError
 
 Log = Callable[[dict[str, Any]], None]
@@ -46,6 +44,9 @@ class App:
         log: takes the access log; None keeps none.
         report: told of errors that nobody foresaw; their clients get 500.
         triton_metrics: offer Triton's names of metrics beside ours.
+
+    Attributes:
+        visits: requests under way, and what is held of their bodies.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class App:
     ) -> None:
         self._core, self._access = core, access or Access()
         self._log, self._report = log, report
-        self._visits = Visits(limits or Limits())
-        self._pages = Pages(core, self._access, self._visits, triton_metrics)
+        self.visits = Visits(limits or Limits())
+        self._pages = Pages(core, self._access, self.visits, triton_metrics)
         self._generation = -1
         self._routes: dict[str, Served] = {}
 
@@ -69,7 +70,7 @@ class App:
             return
         if self._log is not None:
             send = _logged(self._log, scope, send)
-        visit = self._visits.enter(receive)
+        visit = self.visits.enter(receive)
         try:
             await self._answer(visit, scope, send)
         except Gone:
@@ -90,7 +91,7 @@ class App:
             self._report(error)
             await refuse(send, Refusal(500, "an error of the server's own: its log says more"))
         finally:
-            self._visits.leave(visit)
+            self.visits.leave(visit)
 
     async def _answer(self, visit: Visit, scope: Scope, send: Send) -> None:
         if self._generation != self._core.repository.generation:
@@ -114,14 +115,14 @@ class App:
             self._access.check(head.authorization)
         if head.encoding or head.kind not in {_BINARY, _JSON, b""}:
             _check_kind(head)
-        body = await self._visits.body(visit, head.length)
+        body = await self.visits.body(visit, head.length)
         tally = served.tally
         began = time.perf_counter_ns()
         asked = _understood(body, head, served)
         tally.decode.add(time.perf_counter_ns() - began)
         answer = await self._core.infer(served, asked)
         began = time.perf_counter_ns()
-        written, length = encode(served.name, served.version, asked, answer.outputs, _said(answer))
+        written, length = encode(served.name, served.version, asked, answer.outputs, remarks(answer))
         tally.encode.add(time.perf_counter_ns() - began)
         if length is None:
             await reply(send, 200, written, _JSON)
@@ -150,18 +151,6 @@ def _understood(body: bytes, head: Head, served: Served) -> Inference:
         )
     length = int(head.header)
     return decode(body, length) if length else raw_inference(body, served.inputs)
-
-
-def _said(answer: Answer) -> dict[str, str | float] | UnsetType:
-    """What there is to say about an answer that is not the plain one."""
-    if answer.confidence is None and not answer.reason:
-        return UNSET
-    said: dict[str, str | float] = {"source": answer.source}
-    if answer.confidence is not None:
-        said["confidence"] = answer.confidence
-    if answer.reason:
-        said["reason"] = answer.reason
-    return said
 
 
 def _logged(log: Log, scope: Scope, send: Send) -> Send:

@@ -15,6 +15,7 @@ from farthing.device.serving.server.access import Access
 from farthing.device.serving.server.app import App, Log
 from farthing.device.serving.server.core import Core
 from farthing.device.serving.server.gate import close_dribblers, gate
+from farthing.device.serving.server.grpc import GrpcServer
 from farthing.device.serving.server.notify import Manager, Notifier, Watchdog
 from farthing.device.serving.server.repository import Event, Repository
 from farthing.device.serving.server.settings import Settings, Tls
@@ -39,9 +40,11 @@ class Server:
     Attributes:
         core: what answers.
         url: where it listens; the port is right as soon as it was made.
+        grpc: its gRPC face, if it has one; that listens as soon as models are loaded.
 
     Raises:
-        NotInstalled: uvicorn, uvloop or httptools is missing: ``pip install 'farthing[serve]'``.
+        NotInstalled: uvicorn, uvloop or httptools is missing: ``pip install 'farthing[serve]'``; or what
+            ``grpc_port`` needs: ``pip install 'farthing[grpc]'``.
         ConfigError: no models, management open to a network, TLS files that cannot be used, or a taken address.
     """
 
@@ -62,6 +65,9 @@ class Server:
         access = Access(token, settings.management, management_token)
         app = App(self.core, settings.limits, access, log, self._mistaken, settings.triton_metrics)
         self._uvicorn = _uvicorn(settings, app)
+        self.grpc: GrpcServer | None = None
+        if settings.grpc_port is not None:
+            self.grpc = GrpcServer(settings, self.core, access, app.visits, log, self._mistaken)
         self._socket = _listening(settings)
         self.url = _url(settings, self._socket)
         self._stop = asyncio.Event()
@@ -78,6 +84,8 @@ class Server:
         """No longer ready; requests under way are answered, then `serve` returns. Asked again, it stops at once."""
         if self.core.draining:
             self._uvicorn.force_exit = True
+            if self.grpc is not None:
+                self.grpc.abort()
         self.core.draining = True
         self._told("stopping", f"{self.core.under_way} requests are under way")
         self._notifier.send("STOPPING=1")
@@ -91,6 +99,8 @@ class Server:
         chores: list[asyncio.Future[None]] = []
         try:
             with self._signals():
+                if self.grpc is not None:
+                    await self.grpc.start()
                 await self._load()
                 chores = [asyncio.ensure_future(chore) for chore in self._chores()]
                 stopping = asyncio.ensure_future(self._stop.wait())
@@ -99,12 +109,21 @@ class Server:
                 await asyncio.sleep(self.settings.notice_seconds if not carrier.done() else 0)
                 for chore in chores:
                     chore.cancel()
-                self._uvicorn.should_exit = True
-                await carrier
+                await self._drain(carrier)
         finally:
             self._uvicorn.should_exit = True
+            if self.grpc is not None:
+                await self.grpc.stop(0)
             await asyncio.wait([carrier])
             await self.core.repository.close()
+
+    async def _drain(self, carrier: Awaitable[None]) -> None:
+        """Take nothing more; requests under way are answered, whichever way they came."""
+        self._uvicorn.should_exit = True
+        if self.grpc is None:
+            await carrier
+        else:
+            await asyncio.gather(carrier, self.grpc.stop(self.settings.drain_seconds))
 
     async def _load(self) -> None:
         """Load the models, while the server already says that it lives."""
@@ -120,7 +139,8 @@ class Server:
         await loading
         self.core.started = True
         count = len(self.core.repository.served())
-        self._told("ready", f"{self.url} serves {count} model{'s' * (count != 1)}")
+        also = f", gRPC at {self.grpc.address}" if self.grpc is not None else ""
+        self._told("ready", f"{self.url} serves {count} model{'s' * (count != 1)}{also}")
         self._notifier.send("READY=1", f"STATUS=serving {count} models at {self.url}")
 
     def _chores(self) -> Iterator[Awaitable[None]]:

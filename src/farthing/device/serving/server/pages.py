@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
 
-import farthing
+from farthing.device.serving.server import operations
 from farthing.device.serving.server.access import Access
 from farthing.device.serving.server.core import Core
 from farthing.device.serving.server.http import Head, Refusal, Scope, Send, reply, reply_json
 from farthing.device.serving.server.metrics import metrics
-from farthing.device.serving.server.protocol import EXTENSIONS, Parameters, tensor_metadata
-from farthing.device.serving.server.served import Served
+from farthing.device.serving.server.protocol import Parameters
 from farthing.device.serving.server.visits import Visit, Visits
 from farthing.device.watch.exposition import OPENMETRICS, PROMETHEUS, openmetrics, prometheus
-from farthing.errors import FarthingError, ProtocolError, UnknownModelError
+from farthing.errors import ProtocolError, UnknownModelError
 
 
 class _Call(NamedTuple):
@@ -65,7 +63,7 @@ class Pages:
             _Route(get, ("v2",), self._server, "token"),
             _Route(get, ("v2", "health", "live"), self._live, ""),
             _Route(get, ("v2", "health", "ready"), self._ready, ""),
-            _Route(get, ("v2", "models", "stats"), self._all_statistics, "token"),
+            _Route(get, ("v2", "models", "stats"), self._statistics, "token"),
             *self._of_model(get, (), self._metadata),
             *self._of_model(get, ("ready",), self._model_ready),
             *self._of_model(get, ("stats",), self._statistics),
@@ -109,12 +107,8 @@ class Pages:
         named = dict(zip(route.parts, parts, strict=True))
         await route.page(_Call(visit, head, named.get("{model}", ""), named.get("{version}", ""), send))
 
-    def _find(self, call: _Call) -> Served:
-        return self._core.repository.find(call.model, call.version)
-
     async def _server(self, call: _Call) -> None:
-        said = {"name": "farthing", "version": farthing.__version__, "extensions": EXTENSIONS}
-        await reply_json(call.send, said)
+        await reply_json(call.send, operations.server_metadata())
 
     async def _live(self, call: _Call) -> None:
         await reply_json(call.send, {"live": True})
@@ -124,71 +118,34 @@ class Pages:
         await reply_json(call.send, {"ready": ready}, 200 if ready else 503)
 
     async def _model_ready(self, call: _Call) -> None:
-        served = self._find(call)
+        served = self._core.repository.find(call.model, call.version)
         await reply_json(call.send, {"name": served.name, "ready": True})
 
     async def _metadata(self, call: _Call) -> None:
-        served = self._find(call)
-        versions = [one.version for one in self._core.repository.served() if one.name == served.name]
-        said = {
-            "name": served.name,
-            "versions": versions,
-            "platform": served.facts.platform,
-            "inputs": tensor_metadata(served.inputs),
-            "outputs": tensor_metadata(served.outputs),
-            "parameters": {"version": served.version, "digest": served.facts.digest},
-        }
+        said = operations.model_metadata(self._core.repository, call.model, call.version)
         await reply_json(call.send, said)
 
     async def _statistics(self, call: _Call) -> None:
-        self._find(call)
-        chosen = [
-            one
-            for one in self._core.repository.served()
-            if one.name == call.model and call.version in {"", one.version}
-        ]
-        await self._tell_statistics(call, chosen)
-
-    async def _all_statistics(self, call: _Call) -> None:
-        await self._tell_statistics(call, self._core.repository.served())
-
-    async def _tell_statistics(self, call: _Call, chosen: list[Served]) -> None:
-        said = [one.tally.statistics(one.name, one.version) for one in chosen]
+        said = operations.statistics(self._core.repository, call.model, call.version)
         await reply_json(call.send, {"model_stats": said})
 
     async def _infer(self, call: _Call) -> None:
         """Of a model that is not served: those that are have routes of their own."""
-        self._find(call)
+        self._core.repository.find(call.model, call.version)
         raise UnknownModelError(f"{call.model!r} has just been loaded: ask again")
 
     async def _index(self, call: _Call) -> None:
         asked = await self._asked(call)
-        lines = [line._asdict() for line in self._core.repository.index()]
-        await reply_json(call.send, [line for line in lines if line["state"] == "READY" or not asked.ready])
+        await reply_json(call.send, operations.index(self._core.repository, asked.ready))
 
     async def _load(self, call: _Call) -> None:
         asked = await self._asked(call)
-        if asked.parameters:
-            raise ProtocolError(
-                f"parameters {sorted(asked.parameters)} are not taken: what is loaded is what lies on the disk"
-            )
-        await self._managed(call, self._core.repository.load(call.model))
+        await operations.load(self._core.repository, call.model, asked.parameters or ())
+        await reply(call.send, 200, b"", b"application/json")
 
     async def _unload(self, call: _Call) -> None:
         asked = await self._asked(call)
-        others = set(asked.parameters or ()) - {"unload_dependents"}
-        if others:
-            raise ProtocolError(f"parameters {sorted(others)} are not taken")
-        await self._managed(call, self._core.repository.unload(call.model))
-
-    async def _managed(self, call: _Call, work: Awaitable[None]) -> None:
-        """Let it come to its end even if the client goes away."""
-        try:
-            await asyncio.shield(work)
-        except UnknownModelError:
-            raise
-        except FarthingError as error:
-            raise Refusal(422, str(error)) from error
+        await operations.unload(self._core.repository, call.model, asked.parameters or ())
         await reply(call.send, 200, b"", b"application/json")
 
     async def _asked(self, call: _Call) -> _Asked:

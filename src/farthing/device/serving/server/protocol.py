@@ -102,7 +102,8 @@ def decode(body: bytes, header: int | None = None) -> Inference:
         raise ProtocolError(f"the request is no inference request: {error}") from error
     except RecursionError:
         raise ProtocolError("the request is nested too deeply") from None
-    return _inference(asked, read_tensors(asked.inputs, body, offset))
+    feeds = read_tensors(asked.inputs, body, offset)
+    return inference(feeds, asked.id, asked.parameters, asked.outputs or ())
 
 
 _REFUSED = {
@@ -112,22 +113,38 @@ _REFUSED = {
 }
 
 
-def _inference(asked: _Header, feeds: Mapping[str, NDArray[Any]]) -> Inference:
-    outputs = asked.outputs or ()
+def inference(
+    feeds: Mapping[str, NDArray[Any]],
+    id: str,  # noqa: A002 - the protocol's name
+    parameters: Parameters | None,
+    outputs: Sequence[Wanted],
+    binary: bool = False,
+) -> Inference:
+    """A request from its parts.
+
+    Args:
+        feeds: tensor name -> array.
+        id: the client's name for it.
+        parameters: of the request.
+        outputs: those wanted; empty asks for all.
+        binary: whether outputs are raw bytes unless a parameter says otherwise.
+
+    Raises:
+        ProtocolError: a parameter asks for what is not offered, or has a value that it cannot have.
+    """
     for wanted in outputs:
         if wanted.parameters:
             _check_wanted(wanted.name, wanted.parameters)
-    parameters = asked.parameters
     if not parameters:
-        return Inference(feeds, asked.id, outputs)
+        return Inference(feeds, id, outputs, binary)
     for name, reason in _REFUSED.items():
         if parameters.get(name):
             raise ProtocolError(f"parameter {name!r}: {reason}")
     return Inference(
         feeds,
-        asked.id,
+        id,
         outputs,
-        _flag(parameters, "binary_data_output"),
+        _flag(parameters, "binary_data_output", binary),
         _count(parameters, "priority"),
         _count(parameters, "timeout") / 1e6,
     )
@@ -222,7 +239,7 @@ def encode(
     """
     described: list[_Output] = []
     raw: list[bytes] = []
-    for output, binary in _chosen(asked, outputs):
+    for output, binary in chosen(asked, outputs):
         array = outputs[output]
         if binary:
             data = to_bytes(array)
@@ -236,8 +253,12 @@ def encode(
     return (b"".join([header, *raw]), len(header)) if raw else (header, None)
 
 
-def _chosen(asked: Inference, outputs: Mapping[str, NDArray[Any]]) -> list[tuple[str, bool]]:
-    """Outputs that go out, and whether as bytes."""
+def chosen(asked: Inference, outputs: Mapping[str, NDArray[Any]]) -> list[tuple[str, bool]]:
+    """Outputs that go out, and whether as bytes.
+
+    Raises:
+        ProtocolError: one is asked for that there is not.
+    """
     if not asked.outputs:
         return [(name, asked.binary) for name in outputs]
     chosen = []

@@ -222,10 +222,11 @@ class Settings(Section, frozen=True, kw_only=True):
     Attributes:
         models: what it serves.
         host, port: where it listens; port 0 takes a free one.
+        grpc_port: where it listens for gRPC, on the same host; None for nowhere.
         limits: what clients may take.
         tls: encryption; None for none.
         token_file: file with the bearer token that requests must carry; None asks for none.
-        management: whether models can be loaded and unloaded over HTTP.
+        management: whether models can be loaded and unloaded by clients.
         management_token_file: file with the token for that, if it is another.
         poll_seconds: how often the disk is looked at for new versions; 0 for never (SIGHUP and ``load`` remain).
         notice_seconds: how long after SIGTERM it still takes requests, while it says that it is not ready.
@@ -238,6 +239,7 @@ class Settings(Section, frozen=True, kw_only=True):
     models: tuple[Entry, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     limits: Limits = Limits()
     tls: Tls | None = None
     token_file: Path | None = None
@@ -252,8 +254,9 @@ class Settings(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _from_zero(self, "poll_seconds", "notice_seconds", "drain_seconds")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port is from 0 to 65535, not {self.port}")
+        for name, port in (("port", self.port), ("grpc_port", self.grpc_port)):
+            if port is not None and not 0 <= port <= 65535:
+                raise ConfigError(f"{name} is from 0 to 65535, not {port}")
         if self.management_token_file and not self.management:
             raise ConfigError("management_token_file is given, but management is off: set management: true")
 

@@ -68,7 +68,7 @@ class Visits:
     def leave(self, visit: Visit) -> None:
         """A request that has ended."""
         self._here.discard(visit)
-        self.held -= visit.held
+        self.give(visit.held)
         if visit.watch is not None:
             visit.watch.cancel()
 
@@ -109,9 +109,17 @@ class Visits:
 
     def _hold(self, visit: Visit, size: int) -> None:
         """Make room for a body."""
-        more = size - visit.held
-        if more <= 0:
-            return
+        if size > visit.held:
+            self.take(size, size - visit.held)
+            visit.held = size
+
+    def take(self, size: int, more: int | None = None) -> None:
+        """Make room for a body of ``size`` bytes, ``more`` of which are new: all, unless it says so.
+
+        Raises:
+            Refusal: 413 or 429, it is too large, or all of them together are.
+        """
+        more = size if more is None else more
         if size > self._limits.body_bytes:
             raise Refusal(
                 413, f"the body has more than {self._limits.body_bytes} bytes, the limit of this server"
@@ -119,7 +127,10 @@ class Visits:
         if self.held + more > self._limits.buffered_bytes:
             raise Refusal(429, "too many bytes of other requests are under way: ask again later", _LATER)
         self.held += more
-        visit.held = size
+
+    def give(self, size: int) -> None:
+        """Give room back."""
+        self.held -= size
 
     def _look(self) -> None:
         """End those that send too slowly, and watch those that wait for whether their client is still there."""
