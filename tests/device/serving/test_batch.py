@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import weakref
@@ -441,35 +438,6 @@ def test_a_request_is_not_kept_once_it_is_answered(engine: Gated) -> None:
         while gone() is not None and time.monotonic() < until:
             time.sleep(0.001)
         assert gone() is None
-
-
-def test_a_program_that_ends_without_closing_answers_first() -> None:
-    """And ends well: a runner that is inside a runtime when the interpreter ends would abort the process."""
-    program = """
-        import os, sys, threading, time
-        import numpy as np
-        from farthing.device.serving.batch import Batched
-        from farthing.device.serving.service import Request
-        from farthing.engines.fake import FakeEngine
-        from farthing.options import EngineOptions
-        from farthing.testing import fake_model
-
-        class Slow(FakeEngine):
-            def run(self, feeds):
-                time.sleep(0.05)
-                return super().run(feeds)
-
-        service = Batched(Slow(fake_model(), EngineOptions()), runners=1)
-        for _ in range(20):
-            future = service.submit(Request({"x": np.ones((1, 4), np.float32)}))
-            future.add_done_callback(lambda future: print(future.result().source))
-        if os.fork() == 0:
-            sys.exit()  # its atexit functions run as well, and there are no runners
-        os.wait()
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert ended.stdout.split() == ["fake"] * 20
 
 
 def test_models_that_keep_a_state_are_refused_by_name() -> None:

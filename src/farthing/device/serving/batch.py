@@ -7,10 +7,8 @@ one is computed, and a lone request never waits for a timer.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -23,6 +21,7 @@ from msgspec.structs import replace
 
 from farthing.config import Section
 from farthing.device.serving.delivery import Delivery, Entry, Verdict
+from farthing.device.serving.ending import AtExit
 from farthing.device.serving.gather import Batch, BatchRule, Line, Why
 from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service, guarded, late, typed
 from farthing.device.serving.stacking import Stack
@@ -155,9 +154,7 @@ class Batched(Service):
         ]
         for thread in self._threads:
             thread.start()
-        if self._threads:
-            self._process = os.getpid()
-            atexit.register(self._at_exit)
+        self._end = AtExit(self.close) if self._threads else None
 
     def _runners(self, wanted: int | None, full: float) -> int:
         shared = self._engines[0].concurrency == "threads" and len(self._engines) == 1
@@ -220,7 +217,8 @@ class Batched(Service):
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`: computes what waits, for at most ``grace`` seconds, and fails what is left then."""
         until = time.monotonic() + grace
-        atexit.unregister(self._at_exit)
+        if self._end is not None:
+            self._end.cancel()
         with self._lock:
             self._closing = True
             self._changed.notify_all()
@@ -244,11 +242,6 @@ class Batched(Service):
             threading.Thread(target=self._close_engines, name=f"closing {self.name}", daemon=True).start()
         else:
             self._close_engines()
-
-    def _at_exit(self) -> None:
-        """Close before the interpreter ends: it would abort if a runner was inside a runtime then."""
-        if os.getpid() == self._process:  # a fork has no runners, and perhaps a lock that nobody gives back
-            self.close()
 
     def _close_engines(self) -> None:
         for engine in self._engines:

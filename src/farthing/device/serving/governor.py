@@ -5,7 +5,6 @@ They belong to the machine, not to us: what was set before is remembered, and pu
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from msgspec.structs import replace
 
 from farthing import files
 from farthing.config import Section
+from farthing.device.serving.ending import AtExit
 from farthing.device.watch.probes.tools import Runner, run
 from farthing.errors import ConfigError, StorageError, TargetError
 from farthing.sysfs import number, text
@@ -56,7 +56,7 @@ class Governor:
         self._policies = sorted((root / CPUFREQ).glob("policy[0-9]*"))
         self._runner, self._record = runner, record
         self._former = Former()
-        self._process = os.getpid()
+        self._end: AtExit | None = None
         if record is not None and record.is_file():
             self._former = _recalled(record)
             self.close()
@@ -136,7 +136,9 @@ class Governor:
         Raises:
             TargetError: something could not be put back: the message says what, and what it was.
         """
-        atexit.unregister(self._at_exit)
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
         left, failed = {}, []
         for name, content in self._former.files.items():
             try:
@@ -180,14 +182,9 @@ class Governor:
     def _remember(self, former: Former) -> None:
         """Before anything is changed, so that whoever comes later can put it back: this process at its end at least."""
         self._former = former
-        atexit.unregister(self._at_exit)
-        atexit.register(self._at_exit)
+        self._end = self._end or AtExit(self.close)
         if self._record is not None:
             files.write(self._record, msgspec.json.encode(former))
-
-    def _at_exit(self) -> None:
-        if os.getpid() == self._process:  # a fork that ends leaves the machine to us
-            self.close()
 
     def _mode(self) -> int | None:
         told = "" if self._runner is None else self._runner(["nvpmodel", "-q"], _TOOL_SECONDS) or ""

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from farthing.device.serving.alarm import Alarm
 from farthing.device.serving.backlog import Backlog, Drop, Outcome, QueueRule, QueueStats, Ticket
+from farthing.device.serving.ending import AtExit
 from farthing.device.serving.service import (
     GRACE,
     Answer,
@@ -56,7 +57,7 @@ class Realtime(Service):
         name: of the model; empty takes the engine's, or the service's.
         on_pressure: called with True when the high water mark is reached, with False when it has fallen to the low
             one: in this order, one call at a time, from whichever thread brought it about. It must not wait; what it
-            raises is logged by ``concurrent.futures``.
+            raises is logged.
         clock: seconds, what deadlines are held against.
     """
 
@@ -86,6 +87,7 @@ class Realtime(Service):
         self._closed = False  # starts no more
         self._alarm = Alarm(self._expire, clock, f"{self.name} deadlines")
         self._news = _News(on_pressure) if on_pressure else None
+        self._end = AtExit(self.close)
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`: an OverloadError says in ``retry_after`` when there should be room."""
@@ -125,6 +127,7 @@ class Realtime(Service):
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`; from a callback of an answer it does not wait for others."""
         until = time.monotonic() + grace
+        self._end.cancel()
         inward = threading.current_thread() in self._threads
         with self._lock:
             self._closing = True
