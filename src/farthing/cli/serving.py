@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -100,6 +101,9 @@ def serve(parsed: argparse.Namespace) -> int:
         log=_log if settings.access_log else None,
         manager=_manager(),
     )
+    gc.set_threshold(
+        20_000, 20, 20
+    )  # requests leave no cycles; looking for them took 5 of 65 microseconds of each
     server.run()
     return 0
 

@@ -195,6 +195,22 @@ def test_requests_in_a_row_on_one_connection(shared: Client) -> None:
     )
 
 
+def test_a_client_that_asks_whether_to_send_its_body(shared: Client) -> None:
+    body = json.dumps(
+        {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+    ).encode()
+    head = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nConnection: close\r\n"
+    with socket.create_connection((shared.host, shared.port), timeout=20) as wire:
+        wire.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
+        assert wire.recv(4096).startswith(b"HTTP/1.1 100")
+        wire.sendall(body)
+        assert wire.recv(4096).startswith(b"HTTP/1.1 200")
+    assert talk(shared, head + b"Content-Length: 99999\r\n\r\n").startswith(b"HTTP/1.1 413")
+    answer = talk(shared, b"HEAD /v2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n")
+
+
 def test_nan_has_no_words_in_json(tmp_path: Path, gate: type[GatedEngine]) -> None:
     assert gate.gate.is_set()
     fake_model(name="net").save(tmp_path / "net")

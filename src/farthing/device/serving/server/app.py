@@ -10,6 +10,7 @@ from typing import Any
 from farthing.device.serving.server.access import Access
 from farthing.device.serving.server.core import Core
 from farthing.device.serving.server.http import (
+    ANSWER,
     Gone,
     Head,
     Receive,
@@ -32,6 +33,7 @@ Log = Callable[[dict[str, Any]], None]
 """Takes one line of the access log."""
 
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
+_LENGTH = b"inference-header-content-length"
 
 
 class App:
@@ -100,7 +102,7 @@ class App:
         if served is None or scope["method"] != "POST":
             await self._pages.answer(visit, scope, send)
         else:
-            await self._infer(served, Head(scope["headers"]), visit, send)
+            await self._infer(served, visit, scope, send)
 
     def _renew_routes(self) -> None:
         repository = self._core.repository
@@ -110,7 +112,8 @@ class App:
             self._routes[f"/v2/models/{served.name}/infer"] = served
             self._routes[f"/v2/models/{served.name}/versions/{served.version}/infer"] = served
 
-    async def _infer(self, served: Served, head: Head, visit: Visit, send: Send) -> None:
+    async def _infer(self, served: Served, visit: Visit, scope: Scope, send: Send) -> None:
+        head = Head(scope["headers"])
         if not self._access.open:
             self._access.check(head.authorization)
         if head.encoding or head.kind not in {_BINARY, _JSON, b""}:
@@ -124,10 +127,19 @@ class App:
         began = time.perf_counter_ns()
         written, length = encode(served.name, served.version, asked, answer.outputs, remarks(answer))
         tally.encode.add(time.perf_counter_ns() - began)
-        if length is None:
-            await reply(send, 200, written, _JSON)
-        else:
-            await reply(send, 200, written, _BINARY, ((b"inference-header-content-length", b"%d" % length),))
+        at_once = None if self._log else scope.get("extensions", {}).get(ANSWER)
+        if at_once is None or not at_once(_headers(length, len(written)), written):
+            kind, more = (_JSON, ()) if length is None else (_BINARY, ((_LENGTH, b"%d" % length),))
+            await reply(send, 200, written, kind, more)
+
+
+def _headers(header: int | None, size: int) -> bytes:
+    if header is None:
+        return b"content-type: application/json\r\ncontent-length: %d\r\n" % size
+    return (
+        b"content-type: application/octet-stream\r\ncontent-length: %d\r\n"
+        b"inference-header-content-length: %d\r\n" % (size, header)
+    )
 
 
 def _check_kind(head: Head) -> None:

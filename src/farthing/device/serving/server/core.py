@@ -61,7 +61,11 @@ class Core:
         self.under_way += 1
         served.users += 1
         try:
-            answer = await self._ask(served, asked)
+            request = self._admitted(served, asked)
+            if request.deadline == math.inf:
+                answer = await served.service.ask(request)
+            else:
+                answer = await self._in_time(served, request)
         except BaseException as error:
             why = "cancelled" if isinstance(error, asyncio.CancelledError) else reason(error)
             served.tally.failed(why, time.perf_counter_ns() - began)
@@ -74,7 +78,8 @@ class Core:
             self.done += 1
             self.repository.left(served)
 
-    async def _ask(self, served: Served, asked: Inference) -> Answer:
+    def _admitted(self, served: Served, asked: Inference) -> Request:
+        """The request for the model's service, if it may come in."""
         if self.under_way > self._room or (served.room and served.users > served.room):
             raise OverloadError(f"{served.name}: too many requests are under way: ask again later")
         for name, array in asked.feeds.items():
@@ -83,17 +88,18 @@ class Core:
         if served.settings.refuse_nan:
             _refuse_nan(asked.feeds)
         batching = served.settings.dynamic_batching
-        priority = batching.priority(asked.priority)
         seconds = batching.seconds(asked.timeout)
-        if seconds == math.inf:
-            return await served.service.ask(Request(asked.feeds, id=asked.id, priority=priority))
-        seconds = min(seconds, LONGEST)
-        request = Request(asked.feeds, self._clock() + seconds, asked.id, priority)
+        deadline = self._clock() + min(seconds, LONGEST) if seconds < math.inf else math.inf
+        return Request(asked.feeds, deadline, asked.id, batching.priority(asked.priority))
+
+    async def _in_time(self, served: Served, request: Request) -> Answer:
+        """Ask, and wait no longer than to the deadline, even if the model hangs."""
+        seconds = request.deadline - self._clock()
         try:
             async with asyncio.timeout(seconds):
                 return await served.service.ask(request)
         except TimeoutError:
-            raise DeadlineError(f"{served.name} did not answer within {seconds * 1000:g} ms") from None
+            raise DeadlineError(f"{served.name} did not answer within {seconds * 1000:.0f} ms") from None
 
 
 def _refuse_nan(feeds: Mapping[str, NDArray[Any]]) -> None:

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar
 
+from farthing.device.serving.server.http import ANSWER
 from farthing.device.serving.server.settings import Limits
 from farthing.errors import require
 
 _LARGE = b"431 Request Header Fields Too Large", b"the headers are too large"
 _Base: Any = object  # `gate` puts it before uvicorn's HttpToolsProtocol
+
+
+def _answer(cycle: Any, headers: bytes, body: bytes) -> bool:
+    """Answer a request with 200, in one write; False if its client does not read, and it has to be awaited.
+
+    What uvicorn does in two steps and with checks of every header, at a third of the cost: `cycle` is its
+    RequestResponseCycle.
+    """
+    if cycle.flow.write_paused or cycle.response_started:
+        return False
+    if cycle.disconnected:
+        return True
+    cycle.response_started = cycle.response_complete = True
+    dated = b"".join([b"%s: %s\r\n" % pair for pair in cycle.default_headers])
+    end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+    cycle.transport.writelines((b"HTTP/1.1 200 OK\r\n" + dated + headers + end, body))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
 
 
 class Gate(_Base):  # type: ignore[misc]
@@ -26,7 +50,7 @@ class Gate(_Base):  # type: ignore[misc]
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self.since, self.heading = self.loop.time(), True
+        self.since, self.heading = time.monotonic(), True
         self._size, self._large = 0, False
         if len(self.connections) > self.limits.connections:
             self._turn_away(b"503 Service Unavailable", b"too many connections", b"retry-after: 1\r\n")
@@ -34,13 +58,11 @@ class Gate(_Base):  # type: ignore[misc]
     def data_received(self, data: bytes) -> None:
         if self.heading:
             self._size += len(data)
+            if self.since == math.inf:
+                self.since = time.monotonic()
         super().data_received(data)
         if self.heading and self._size > self.limits.header_bytes:
             self._turn_away(*_LARGE)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.since = self.loop.time()
 
     def on_headers_complete(self) -> None:
         size, self._size, self.heading = self._size, 0, False
@@ -48,6 +70,7 @@ class Gate(_Base):  # type: ignore[misc]
             self._large = True
             raise ValueError("headers too large")  # ends the parsing; `send_400_response` is next
         super().on_headers_complete()
+        self.scope["extensions"] = {ANSWER: partial(_answer, self.cycle)}
 
     def on_message_complete(self) -> None:
         self.since, self.heading = math.inf, True

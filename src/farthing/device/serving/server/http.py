@@ -24,6 +24,8 @@ from farthing.errors import (
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ANSWER = "farthing.answer"
+"""Extension of our own, where the server has it: ``answer(headers, body)`` sends a 200 whole, or returns False."""
 Headers = Iterable[tuple[bytes, bytes]]
 
 _STATUS: tuple[tuple[type[FarthingError], int], ...] = (

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -146,8 +147,7 @@ class Server:
     def _chores(self) -> Iterator[Awaitable[None]]:
         """What has to be done from time to time."""
         limits, connections = self.settings.limits, self._uvicorn.server_state.connections
-        loop = asyncio.get_running_loop()
-        yield _every(_LOOK_SECONDS, lambda: close_dribblers(connections, limits, loop.time()))
+        yield _every(_LOOK_SECONDS, lambda: close_dribblers(connections, limits, time.monotonic()))
         if self._pulse:
             yield _every(self._pulse / 4, self._live)
         if self.settings.poll_seconds:

@@ -28,9 +28,9 @@ class Visit:
 
     __slots__ = ("began", "ended", "held", "reading", "receive", "task", "watch")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
         self.receive, self.began = receive, time.monotonic()
-        self.task = asyncio.current_task()
+        self.task = asyncio.current_task(loop)  # left to find the loop, it makes a system call for it
         self.reading = True
         self.held = 0
         self.ended: Literal["", "slow", "gone"] = ""
@@ -55,14 +55,18 @@ class Visits:
         self._limits = limits
         self._here: set[Visit] = set()
         self._looking = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def enter(self, receive: Receive) -> Visit:
         """A request that begins."""
-        visit = Visit(receive)
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        visit = Visit(receive, loop)
         self._here.add(visit)
         if not self._looking:
             self._looking = True
-            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+            loop.call_later(LOOK_SECONDS, self._look)
         return visit
 
     def leave(self, visit: Visit) -> None:
@@ -91,7 +95,8 @@ class Visits:
             body = await self._rest(visit, body)
         elif message["type"] == "http.disconnect":
             raise Gone
-        self._hold(visit, len(body))
+        elif len(body) > visit.held:
+            self._hold(visit, len(body))
         visit.reading = False
         return body
 
