@@ -24,6 +24,7 @@ from running_server import GatedEngine, gated, running, settings_for
 from farthing.device.serving.server.access import checked_token, read_token
 from farthing.device.serving.server.notify import Manager, Notifier, Watchdog
 from farthing.device.serving.server.settings import Limits, Settings, Tls
+from farthing.device.update.store import Store
 from farthing.errors import ConfigError, ModelError
 from farthing.model import Model
 from farthing.testing import fake_model
@@ -124,6 +125,19 @@ def test_it_polls_and_a_bad_version_changes_nothing(tmp_path: Path) -> None:
         time.sleep(0.1)
         said = [text for word, text in heard if word == "failed" and "does not exist" in text]
         assert len(said) == 1, "and said once"
+
+
+def test_a_store_is_served_as_it_moves(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for version in ("1", "2"):
+        store.add(fake_model(name="net", version=version, seed=int(version)))
+    store.activate("net", "1")
+    with running(settings_for(tmp_path / "store", poll_seconds=0.02)) as client:
+        for version, move in (("2", lambda: store.activate("net", "2")), ("1", lambda: store.rollback("net"))):
+            assert client.infer()[1]["model_version"] != version
+            move()
+            while client.infer()[1]["model_version"] != version:
+                time.sleep(0.01)
 
 
 def test_requests_under_way_are_answered_when_it_stops(model: Model, gate: type[GatedEngine]) -> None:
