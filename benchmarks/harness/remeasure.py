@@ -28,7 +28,8 @@ def race(
     task: Task, entrants: Sequence[Entrant], rule: Rule, scenario: Scenario = "single_stream"
 ) -> list[Timed]:
     """Time models in their engines on this machine, interleaved."""
-    raced = bench.race_models(entrants, scenario, task, bench.OFFLINE_BATCH, rule, Here())
+    batch = bench.offline_batch(entrants[0][0].manifest, task)
+    raced = bench.race_models(entrants, scenario, task, batch, rule, Here())
     return [timed for _, timed in raced]
 
 

@@ -19,6 +19,8 @@ from farthing.task import Split, SplitName, Task
 Array = NDArray[Any]
 EVALUATION_BATCH = 64
 OFFLINE_BATCH = 32
+MOST_NUMBERS = 1 << 23
+"""Numbers fed at once, where we choose the batch: what lies inside a network is tens of times as large."""
 
 
 def feeds(task: Task, split: Split, manifest: Manifest, picks: Sequence[int] | Array) -> dict[str, Array]:
@@ -53,7 +55,7 @@ def outputs(
 ) -> Outputs:
     """What a model answers to the samples of a split: output name -> array, samples along the first axis."""
     order = np.arange(len(split)) if picks is None else np.asarray(picks)
-    size = batch_size(manifest, EVALUATION_BATCH)
+    size = fitting_batch(manifest, EVALUATION_BATCH, task, split) if len(order) else 1
     parts: list[dict[str, Array]] = []
     for start in range(0, len(order), size):
         chunk = order[start : start + size]
@@ -97,6 +99,18 @@ def batch_size(manifest: Manifest, wanted: int) -> int:
     if sizes:
         return sizes[0]
     return wanted if any(spec.batch_axis is not None for spec in manifest.data_inputs) else 1
+
+
+def fitting_batch(manifest: Manifest, wanted: int, task: Task, split: Split) -> int:
+    """``wanted``, or as many samples as stay within `MOST_NUMBERS`, or what the model fixes."""
+    one = feeds(task, split, manifest, padded_to_batch(np.zeros(1, int), manifest))
+    each = sum(array.size for array in one.values())
+    return batch_size(manifest, max(1, min(wanted, MOST_NUMBERS // max(1, each))))
+
+
+def offline_batch(manifest: Manifest, task: Task) -> int:
+    """Samples in a batch of the offline scenario, where nobody asked for a number: 32, fewer if they are large."""
+    return fitting_batch(manifest, OFFLINE_BATCH, task, task.split("validation"))
 
 
 def sample_feeds(

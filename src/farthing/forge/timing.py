@@ -98,7 +98,8 @@ class Clock:
     ) -> list[Lap]:
         order = [(model, variant.runtime.engine, variant.runtime.options) for variant, model in entrants]
         prepare = bench.prepare_ms(entrants[0][1].manifest, self._task)
-        raced = bench.race_models(order, scenario, self._task, bench.OFFLINE_BATCH, rule, self._machine, tick)
+        batch = bench.offline_batch(entrants[0][1].manifest, self._task)
+        raced = bench.race_models(order, scenario, self._task, batch, rule, self._machine, tick)
         best = min((timed for _, timed in raced[:bases]), key=lambda timed: float(np.median(timed.calls)))
         return [
             Lap(
