@@ -300,6 +300,26 @@ def test_a_message_that_does_not_come(grpc: Any, model: Model) -> None:
         assert one.infer().outputs
 
 
+def test_messages_that_come_in_at_once_are_limited_but_health_is_told(grpc: Any, model: Model) -> None:
+    from farthing.device.serving.server.grpc_messages import SERVICE
+
+    never, limits = threading.Event(), Limits(body_bytes=2000, buffered_bytes=2000, body_seconds=1)
+
+    def dribble() -> Iterator[bytes]:
+        never.wait(30)
+        yield from ()
+
+    with running(grpc_settings(model.path, limits=limits)) as client, ThreadPoolExecutor(1) as pool:
+        one = Asking(client)
+        slow = pool.submit(refused, lambda: one.channel.stream_unary(f"/{SERVICE}/ModelInfer")(dribble()))
+        wait_until(client.running.grpc._readers.locked)
+        assert one.ask("ServerReady").ready
+        assert one.infer().outputs  # when the slow one was sent away
+        assert slow.result(20)[0] == "DEADLINE_EXCEEDED"
+        never.set()
+        one.channel.close()
+
+
 def test_requests_under_way_are_answered_before_it_ends(
     grpc: Any, gate: type[GatedEngine], model: Model
 ) -> None:

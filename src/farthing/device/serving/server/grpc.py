@@ -75,6 +75,8 @@ class GrpcServer:
         self._credentials = _credentials(settings.tls) if settings.tls else None
         self._running: set[asyncio.Task[Any] | None] = set()
         self._aborted = False
+        limits = settings.limits  # nothing tells how long a message will be: so many may come in at once
+        self._readers = asyncio.Semaphore(max(1, limits.buffered_bytes // limits.body_bytes))
         self._server: Any = None
         self.address = ""
 
@@ -155,6 +157,8 @@ class GrpcServer:
             self._access.check_management(authorization, None)
         elif called.asks:
             self._access.check(authorization)
+        else:  # health: nothing in the request matters, and nobody else holds it up
+            return await called.answer(self._calls, None, None)
         body = await self._body(context)
         self._visits.take(len(body))
         try:
@@ -165,7 +169,7 @@ class GrpcServer:
 
     async def _body(self, context: Any) -> bytes:
         try:
-            async with asyncio.timeout(self._settings.limits.body_seconds):
+            async with asyncio.timeout(self._settings.limits.body_seconds), self._readers:
                 body: Any = await context.read()
         except TimeoutError:
             raise Refusal(408, "the message did not come in time") from None

@@ -1,0 +1,71 @@
+"""The table of messages against the descriptors that NVIDIA's client brings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("google.protobuf")
+
+
+def fields_of(message: Any) -> dict[str, Any]:
+    return {
+        field.name: (
+            field.number,
+            field.type,
+            field.is_repeated,
+            field.message_type and field.message_type.full_name,
+            field.containing_oneof and field.containing_oneof.name,
+        )
+        for field in message.fields
+    }
+
+
+def test_fields_are_those_of_the_protocol() -> None:
+    from farthing.device.serving.server.grpc_messages import messages
+
+    theirs: Any = pytest.importorskip("tritonclient.grpc.service_pb2")
+    left_out = {"ModelStatistics": {"memory_usage", "response_stats"}}
+    later = {"InferParameter": {"uint64_param"}}  # the protocol's own, which Triton's clients need not know
+    for name, kind in messages().items():
+        other = theirs
+        for part in name.split("."):
+            other = getattr(other, part)
+        ours, expected = fields_of(kind.DESCRIPTOR), fields_of(other.DESCRIPTOR)
+        for field in left_out.get(name, ()):
+            del expected[field]
+        for field in later.get(name, set()) - set(expected):
+            del ours[field]
+        assert ours == expected, name
+        entries = {
+            one.full_name: fields_of(one)
+            for one in kind.DESCRIPTOR.nested_types
+            if one.GetOptions().map_entry
+        }
+        for one in entries:
+            assert entries[one] == fields_of(other.DESCRIPTOR.nested_types_by_name[one.rpartition(".")[2]])
+
+
+def test_calls_are_those_of_the_protocol() -> None:
+    from farthing.device.serving.server.grpc_calls import CALLS
+    from farthing.device.serving.server.grpc_messages import SERVICE, messages
+
+    theirs: Any = pytest.importorskip("tritonclient.grpc.service_pb2")
+    service = theirs.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    assert service.full_name == SERVICE
+    for call in CALLS:
+        method = service.methods_by_name[call]
+        assert method.input_type.name == f"{call}Request"
+        assert method.output_type.name == f"{call}Response"
+        assert {f"{call}Request", f"{call}Response"} <= set(messages())
+
+
+def test_they_are_made_once_and_disturb_no_other_pool() -> None:
+    from google.protobuf import descriptor_pool
+
+    from farthing.device.serving.server.grpc_messages import messages
+
+    assert messages() is messages()
+    with pytest.raises(KeyError):
+        descriptor_pool.Default().FindFileByName("farthing/inference.proto")
