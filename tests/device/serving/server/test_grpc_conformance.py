@@ -20,6 +20,7 @@ from farthing.engines.openinference import DATATYPES
 from farthing.model import Model
 
 pytest.importorskip("uvicorn")
+pytest.importorskip("grpc")  # without it the client raises no ImportError
 triton: Any = pytest.importorskip("tritonclient.grpc")
 
 
