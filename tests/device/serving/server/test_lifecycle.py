@@ -133,7 +133,10 @@ def test_a_store_is_served_as_it_moves(tmp_path: Path) -> None:
         store.add(fake_model(name="net", version=version, seed=int(version)))
     store.activate("net", "1")
     with running(settings_for(tmp_path / "store", poll_seconds=0.02)) as client:
-        for version, move in (("2", lambda: store.activate("net", "2")), ("1", lambda: store.rollback("net"))):
+        for version, move in (
+            ("2", lambda: store.activate("net", "2")),
+            ("1", lambda: store.rollback("net")),
+        ):
             assert client.infer()[1]["model_version"] != version
             move()
             while client.infer()[1]["model_version"] != version:
