@@ -101,11 +101,11 @@ def batch_size(manifest: Manifest, wanted: int) -> int:
     return wanted if any(spec.batch_axis is not None for spec in manifest.data_inputs) else 1
 
 
-def fitting_batch(manifest: Manifest, wanted: int, task: Task, split: Split) -> int:
-    """``wanted``, or as many samples as stay within `MOST_NUMBERS`, or what the model fixes."""
+def fitting_batch(manifest: Manifest, wanted: int, task: Task, split: Split, most: int = MOST_NUMBERS) -> int:
+    """``wanted``, or as many samples as ``most`` numbers are, or what the model fixes."""
     one = feeds(task, split, manifest, padded_to_batch(np.zeros(1, int), manifest))
     each = sum(array.size for array in one.values())
-    return batch_size(manifest, max(1, min(wanted, MOST_NUMBERS // max(1, each))))
+    return batch_size(manifest, max(1, min(wanted, most // max(1, each))))
 
 
 def offline_batch(manifest: Manifest, task: Task) -> int:

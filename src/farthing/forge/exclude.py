@@ -10,12 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from farthing import bench
 from farthing.bench import Tick
 from farthing.errors import PluginError, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.apply import guarded
-from farthing.forge.quantize.calibrate import model_feeds
+from farthing.forge.quantize.calibrate import chunk, model_feeds
 from farthing.forge.quantize.static import StaticInt8, quantizable
 from farthing.model import Model
 from farthing.recipe import Step
@@ -53,7 +52,7 @@ def ranked(
     twins = Twins(source, graph.load(whole.file))
     names = [name for name in twins.quantized() if name not in quantize.exclude]
     count = min(SAMPLES, len(task.split("calibration")))
-    feeds = model_feeds(model, task, np.arange(bench.batch_size(model.manifest, count)) % count)
+    feeds = model_feeds(model, task, np.arange(chunk(model, task, count)) % count)
     between = twins.between(names)
     known = {**feeds, **graph.run(source, feeds, between)}
     if lost := set(between) - set(known):

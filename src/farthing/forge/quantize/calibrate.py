@@ -25,6 +25,8 @@ from farthing.task import Split, Task
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 HISTOGRAMS = {"percentile", "mse"}  # these see the same ones
 CHUNK = 16
+MOST_NUMBERS = 1 << 22
+"""Numbers fed at once where every tensor inside the model is looked at."""
 BINS = 1024
 _ranges: weakref.WeakKeyDictionary[Split, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
 
@@ -70,10 +72,15 @@ def _observed(model: Model, task: Task, method: Calibrator, samples: int) -> Any
         calibrater.augment_graph()
         calibrater.create_inference_session()
         order = np.arange(min(samples, len(task.split("calibration"))))
-        size = bench.batch_size(model.manifest, CHUNK)
+        size = chunk(model, task)
         for start in range(0, len(order), size):
             calibrater.collect_data(Once(model_feeds(model, task, order[start : start + size])))
         return calibrater if kind == "minmax" else calibrater.collector
+
+
+def chunk(model: Model, task: Task, wanted: int = CHUNK) -> int:
+    """Calibration samples to feed at once: ``wanted``, fewer if they are large."""
+    return bench.fitting_batch(model.manifest, wanted, task, task.split("calibration"), MOST_NUMBERS)
 
 
 def _ranges_of(seen: Any, method: Calibrator, percentile: float) -> Any:

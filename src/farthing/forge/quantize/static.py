@@ -8,13 +8,12 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from farthing import bench
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import ConfigError, UnsupportedError, require
 from farthing.forge import graph
 from farthing.forge.fuse import OPSET
 from farthing.forge.quantize.bias import SAMPLES, correct_biases
-from farthing.forge.quantize.calibrate import CHUNK, Calibrator, model_feeds, quiet, ranges
+from farthing.forge.quantize.calibrate import Calibrator, chunk, model_feeds, quiet, ranges
 from farthing.model import Model, Quantization, checked
 from farthing.recipe import PassSection
 from farthing.target import Target
@@ -97,7 +96,7 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
 
 def _batches(model: Model, task: Task, samples: int) -> Iterator[dict[str, Any]]:
     order = np.arange(min(samples, SAMPLES, len(task.split("calibration"))))
-    size = bench.batch_size(model.manifest, CHUNK)
+    size = chunk(model, task)
     for start in range(0, len(order), size):
         yield model_feeds(model, task, order[start : start + size])
 
