@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "evaluate": ("measuring", "score a model on a split of a task"),
     "predict": ("measuring", "label pictures or arrays with a model"),
-    "serve": ("serving", "answer inference requests over HTTP, with batching, versions and metrics"),
+    "serve": ("serving", "answer inference requests over HTTP and gRPC, with batching, versions and metrics"),
     "target": ("boards", "boards that measure for us over SSH: add, list, show, update, remove"),
     "doctor": ("doctor", "look for what stands in the way of a good run, and say how to mend it"),
     "monitor": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -362,9 +363,45 @@ def test_it_does_not_wait_for_ever(grpc: Any, gate: type[GatedEngine], model: Mo
         one.channel.close()
 
 
-def test_it_lives_before_it_is_ready_and_says_which_port_is_taken(
-    grpc: Any, model: Model, tmp_path: Path
-) -> None:
+def test_it_lives_before_it_is_ready_and_after(grpc: Any, gate: type[GatedEngine], model: Model) -> None:
+    from farthing.device.serving.server.lifecycle import Server
+
+    settings = Settings(models=(gated(model.path),), port=0, grpc_port=0, notice_seconds=1)
+
+    async def told(server: Server) -> tuple[bool, bool, bool]:
+        """Live, ready, model ready."""
+
+        def ask() -> tuple[bool, bool, bool]:
+            assert server.grpc is not None
+            with grpc.insecure_channel(server.grpc.address) as channel:
+                one = Asking(Client(server, loop), channel)
+                model_ready = one.ask("ModelReady", name="net").ready
+                return one.ask("ServerLive").live, one.ask("ServerReady").ready, model_ready
+
+        return await loop.run_in_executor(None, ask)
+
+    async def live() -> list[tuple[bool, bool, bool]]:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        server = Server(settings)
+        serving = asyncio.ensure_future(server.serve())
+        await loop.run_in_executor(None, gate.waiting.acquire)  # its model is being tried
+        seen = [await told(server)]
+        gate.gate.set()
+        while not server.core.started:
+            await asyncio.sleep(0.01)
+        seen.append(await told(server))
+        server.stop()
+        seen.append(await told(server))
+        await serving
+        return seen
+
+    loop: Any = None
+    gate.gate.clear()
+    assert asyncio.run(live()) == [(True, False, False), (True, True, True), (True, False, True)]
+
+
+def test_what_it_tells_and_which_port_is_taken(grpc: Any, model: Model, tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
     told: list[tuple[str, str]] = []
     with running(grpc_settings(model.path), log=lines.append, told=lambda *what: told.append(what)) as client:
