@@ -22,6 +22,7 @@ from farthing.device.serving.server.settings import Limits, Settings, Tls
 from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, NotInstalled
 from farthing.model import Model
+from farthing.testing import fake_model
 
 pytest.importorskip("uvicorn")
 
@@ -173,6 +174,30 @@ def test_a_model_that_cannot_be_loaded_is_told_and_the_old_one_goes_on(grpc: Any
         assert code == "FAILED_PRECONDITION"
         assert "manifest.json" in text
         assert one.infer().outputs
+
+
+def test_versions_are_swapped_under_load_without_losing_a_call(grpc: Any, tmp_path: Path) -> None:
+    fake_model(name="net").save(tmp_path / "net" / "1")
+    enough = threading.Event()
+
+    def call(one: Asking) -> list[str]:
+        seen = []
+        while not enough.is_set():
+            seen.append(one.infer().model_version)
+        return seen
+
+    with asking(grpc_settings(tmp_path / "net", management=True)) as one, ThreadPoolExecutor(4) as pool:
+        callers = [pool.submit(call, one) for _ in range(4)]
+        try:
+            for version in ("2", "3", "4"):
+                fake_model(name="net", seed=int(version)).save(tmp_path / "net" / version)
+                one.ask("RepositoryModelLoad", model_name="net")
+                assert one.infer().model_version == version
+        finally:
+            enough.set()
+        for caller in callers:
+            seen = caller.result(30)
+            assert seen == sorted(seen)
 
 
 def test_tokens(grpc: Any, model: Model) -> None:
