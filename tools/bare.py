@@ -84,7 +84,7 @@ def missing_engines() -> None:
     from farthing.errors import NotInstalled
     from farthing.model import Model
 
-    for name in sorted(set(plugins.names("engine")) - {"fake"}):
+    for name in sorted(set(plugins.names("engine")) - {"fake", "oip"}):  # these two need none
         model = Model.open(written(min(plugins.get("engine", name).formats), b"anything"))
         try:
             open_engine(model, name)
