@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -208,18 +208,22 @@ def test_who_waits_is_answered_or_told_when_it_closes(x: dict[str, Any]) -> None
 
 
 def test_nothing_is_left_behind(x: dict[str, Any]) -> None:
+    def use() -> Sequence[int]:
+        """A service that was used, and whose models are gone with it: they lie in directories that are held open."""
+        service = two()
+        service.answer({"x": np.zeros((100_000, 4), np.float32)})
+        os.kill(service.processes[0], signal.SIGKILL)
+        assert eventually(lambda: service.stats().restarts == (1, 0))
+        service.answer(x)
+        pids = service.processes
+        service.close()
+        return pids
+
     two().close()
     shared = Path("/dev/shm")
     gc.collect()  # what other tests have left to it
     before = set(os.listdir("/proc/self/fd")), set(os.listdir(shared)) if shared.exists() else set()
-    service = two()
-    service.answer({"x": np.zeros((100_000, 4), np.float32)})
-    os.kill(service.processes[0], signal.SIGKILL)
-    assert eventually(lambda: service.stats().restarts == (1, 0))
-    service.answer(x)
-    pids = service.processes
-    service.close()
-    del service  # its models lie in temporary directories, which are held open
+    pids = use()
     gc.collect()
     assert eventually(lambda: len(os.listdir("/proc/self/fd")) <= len(before[0]))
     assert (set(os.listdir(shared)) if shared.exists() else set()) <= before[1]
