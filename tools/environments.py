@@ -26,7 +26,7 @@ PINS = [
 # Small extras whose floors are run. What `forge` needs is large; its floors are not run.
 FLOORS_OF = ("onnxruntime", "image", "parquet", "serve", "grpc")
 # To write tests' ONNX files, for photos and oracles, and to run the tests; what wants numpy 2 is left to the resolver.
-TEST_TOOLS = ("pytest", "hypothesis", "sybil", "onnx", "scikit-learn")
+TEST_TOOLS = ("pytest", "hypothesis", "sybil", "onnx", "prometheus_client", "scikit-learn")
 NOT_PINNED = {"ml-dtypes", "scikit-learn", "scipy"}
 # The tests of what runs on a workstation or a server.
 WORKSTATION = (

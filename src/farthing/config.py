@@ -224,6 +224,12 @@ def canonical(section: object) -> bytes:
     return msgspec.json.encode(_numbers(plain(section)), order="sorted")
 
 
+def changed(section: SectionT, **fields: Any) -> SectionT:
+    """A copy with other values, checked as a new one is: `msgspec.structs.replace` does not check before 0.19."""
+    names = msgspec.structs.asdict(section)  # type: ignore[arg-type]
+    return type(section)(**{**names, **fields})
+
+
 def stated(section: object) -> Any:
     """A section as plain data without what is left at its default: a field that comes later changes no digest."""
     if isinstance(section, msgspec.Struct):

@@ -91,7 +91,9 @@ def race(*players: Player, rule: Rule = QUICK, tick: Any = None) -> list[Timed]:
 def test_a_race_is_interleaved_in_an_order_shuffled_for_each_round() -> None:
     log: list[tuple[str, Any]] = []
     rounds = len(
-        race(*(Player(who, log) for who in "abc"), rule=Rule(warmup=0, min_count=1, min_seconds=0))[0].rounds
+        race(*(Player(who, log, 2e-3) for who in "abc"), rule=Rule(warmup=0, min_count=1, min_seconds=0))[
+            0
+        ].rounds
     )
     calls = "".join(who for who, _ in log)
     calls = calls.removeprefix("aaabbbccc")  # all warm up

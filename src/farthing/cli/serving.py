@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from farthing import config
+from farthing.config import changed
 
 if TYPE_CHECKING:
     from farthing.device.serving.server.settings import Entry, Settings
@@ -127,7 +126,7 @@ def _settings(parsed: argparse.Namespace) -> Settings:
         "tls": _tls(parsed),
         "models": (*settings.models, *(_entry(path, parsed) for path in parsed.paths)),
     }
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+    return changed(settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def _tls(parsed: argparse.Namespace) -> object:
@@ -151,14 +150,14 @@ def _entry(text: str, parsed: argparse.Namespace) -> Entry:
         name, path = "", text
     entry = Entry(path=Path(path), name=name, engine=parsed.engine or "", refuse_nan=parsed.refuse_nan)
     if parsed.threads is not None:
-        entry = replace(entry, options=make_options(parsed.threads))
+        entry = changed(entry, options=make_options(parsed.threads))
     if parsed.runners is not None:
-        entry = replace(entry, instance_group=(InstanceGroup(count=parsed.runners),))
+        entry = changed(entry, instance_group=(InstanceGroup(count=parsed.runners),))
     if parsed.max_batch is not None:
-        entry = replace(entry, max_batch_size=parsed.max_batch)
+        entry = changed(entry, max_batch_size=parsed.max_batch)
     if parsed.delay_ms is not None:
         delay = int(parsed.delay_ms * 1000)
-        entry = replace(entry, dynamic_batching=Batching(max_queue_delay_microseconds=delay))
+        entry = changed(entry, dynamic_batching=Batching(max_queue_delay_microseconds=delay))
     return entry
 
 

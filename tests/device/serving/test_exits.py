@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from farthing.bundle import Bundle, Exits
 from farthing.device.serving.exits import EarlyExit, open_exits
@@ -27,6 +25,8 @@ from farthing.forge.cut import cut
 from farthing.model import Model, TensorSpec
 from farthing.testing import fake_model
 
+torch = pytest.importorskip("torch")  # absent where the lowest versions are run
+nn, Tensor = torch.nn, torch.Tensor
 Array = NDArray[Any]
 
 

@@ -327,11 +327,12 @@ def test_it_goes_on_without_what_cannot_be_served(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_with_exit_code_2(tmp_path: Path, model: Model) -> None:
+    (tmp_path / "token").write_text("a secret of sixteen letters\n")
     for arguments, said in (
         ([], "nothing to serve"),
         ([str(tmp_path / "gone")], "does not exist"),
         ([str(model.path), "--certificate", "a"], "both --certificate and --key"),
-        ([str(model.path), "--management-token-file", "a"], "management is off"),
+        ([str(model.path), "--management-token-file", str(tmp_path / "token")], "management is off"),
         ([str(model.path), "--port", "70000"], "port is from 0 to 65535"),
     ):
         with process(*arguments, wait=False) as one:
