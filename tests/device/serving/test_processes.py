@@ -211,7 +211,7 @@ def test_nothing_is_left_behind(x: dict[str, Any]) -> None:
     def handed() -> set[str]:
         """The memory, pipes and sockets this process holds, by their names in the kernel."""
         links = [
-            os.readlink(place) for place in sorted(Path("/proc/self/fd").iterdir()) if place.is_symlink()
+            str(place.readlink()) for place in sorted(Path("/proc/self/fd").iterdir()) if place.is_symlink()
         ]
         return {link for link in links if link.startswith(("/memfd:", "pipe:", "socket:"))}
 
