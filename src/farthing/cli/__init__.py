@@ -90,9 +90,18 @@ def _run(words: list[str]) -> int:
         print(f"farthing: {absent(error, 'forge')}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        sys.stderr.close()
+        _mute()
         return 0
     return code
+
+
+def _mute() -> None:
+    """Nobody reads standard output any more: what is left of it goes nowhere, or Python's end would fail (code 120)."""
+    import contextlib
+    import os
+
+    with contextlib.suppress(OSError, ValueError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _about_the_cache(error: Exception) -> str:
