@@ -162,6 +162,19 @@ class Bundle:
         files.pack(self.path, (BUNDLE, *names), archive)
 
 
+def as_bundle(given: Bundle | Path | str, role: Role) -> Bundle:
+    """A bundle as it is, or the one at a path (see `Bundle.open`), which must have a role.
+
+    Raises:
+        ModelError: not a bundle, or its tensors do not fit together.
+        ConfigError: a bundle of another role.
+    """
+    opened = given if isinstance(given, Bundle) else Bundle.open(given)
+    if opened.manifest.role != role:
+        raise ConfigError(f"{opened.path} is a bundle of {opened.manifest.role}, not of {role}")
+    return opened
+
+
 def _check_role(manifest: BundleManifest, models: Mapping[str, Model]) -> None:
     if manifest.role in {"parts", "exits"}:
         wire([Ends.of(model) for model in models.values()], manifest.outputs)

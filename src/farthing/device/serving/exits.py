@@ -11,11 +11,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing.bundle import Bundle, Exits, HasEnds, wire
+from farthing.bundle import Bundle, Exits, HasEnds, as_bundle, wire
 from farthing.device.serving.service import Answer, Clock, Request, Service
 from farthing.device.serving.shard import WAITING, Run, Sharded, ShardStats, open_parts
 from farthing.engines.base import Engine
-from farthing.errors import ConfigError, ModelError
+from farthing.errors import ModelError
 from farthing.model import TensorSpec
 from farthing.ops.scale import real
 from farthing.options import EngineOptions
@@ -289,10 +289,8 @@ def open_exits(
         ConfigError: a bundle of another role.
         FarthingError: as `open_engine`; what was opened is closed again.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = as_bundle(bundle, "exits")
     manifest = opened.manifest
-    if manifest.role != "exits":
-        raise ConfigError(f"{opened.path} is a bundle of {manifest.role}, not of exits")
     settings = exits or manifest.exits
 
     def make(engines: Sequence[Engine]) -> EarlyExit:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from farthing.bundle import Bundle, Ends, wire
+from farthing.bundle import Bundle, Ends, as_bundle, wire
 from farthing.device.serving.line import Line, Send
 from farthing.device.serving.partworker import MOST_SLOTS, READY, REFUSED, Order, start
 from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service, failed, late, settle
@@ -397,8 +397,6 @@ def open_processes(bundle: Bundle | Path | str, **settings: Any) -> Processes:
         ConfigError: a bundle of another role.
         FarthingError: as `Processes`.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = as_bundle(bundle, "parts")
     manifest = opened.manifest
-    if manifest.role != "parts":
-        raise ConfigError(f"{opened.path} is a bundle of {manifest.role}, not of parts")
     return Processes(list(opened.models.values()), name=manifest.name, outputs=manifest.outputs, **settings)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from farthing.bundle import Bundle, wire
+from farthing.bundle import Bundle, as_bundle, wire
 from farthing.config import Section
 from farthing.device.serving.service import (
     GRACE,
@@ -327,10 +327,8 @@ def open_sharded(
         ConfigError: a bundle of another role.
         FarthingError: as `open_engine`; what was opened is closed again.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = as_bundle(bundle, "parts")
     manifest = opened.manifest
-    if manifest.role != "parts":
-        raise ConfigError(f"{opened.path} is a bundle of {manifest.role}, not of parts")
 
     def make(engines: Sequence[Engine]) -> Sharded:
         return Sharded(engines, name=manifest.name, outputs=manifest.outputs, pipeline=how == "threads")
