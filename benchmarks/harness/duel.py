@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from farthing.config import Section
-from farthing.forge import nets
 from farthing.forge.convert import convert
+from farthing.forge.families import Architecture, Stage
 from farthing.model import Model
 from harness import rivals
 from harness.rivals import RIVALS
@@ -39,13 +39,12 @@ class Setting(Section, frozen=True, kw_only=True):
 
 def cnn() -> nn.Sequential:
     """A MobileNetV2-like network of double width for 96 pixels; some 4 ms an image on one core."""
-    widths = [(64, 2), (64, 1), (96, 2), (96, 1), (160, 2), (160, 1), (256, 2), (256, 1)]
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU6()]
-    last = 64
-    for width, stride in widths:
-        layers.append(nets.Inverted(last, width, 3, stride, 6))
-        last = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 100)).eval()
+    stages = [
+        Stage(width=width, stride=stride, expansion=6) for width in (64, 96, 160, 256) for stride in (2, 1)
+    ]
+    stem = Stage(width=64, stride=2)
+    made = Architecture(family="mobilenet", stem=stem, stages=tuple(stages), activation="relu6")
+    return made.build(CNN_SHAPE, 100).eval()
 
 
 def tiny() -> nn.Sequential:

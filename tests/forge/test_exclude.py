@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 from farthing.bench import evaluate
 from farthing.errors import UnsupportedError
 from farthing.forge import exclude, graph, nets
+from farthing.forge.families import Architecture, Stage
 from farthing.forge.fuse import Fuse
 from farthing.forge.quantize.static import StaticInt8
 from farthing.model import Model
@@ -116,7 +116,8 @@ def test_only_what_follows_an_operator_runs_again(cnn: Model, digits_task: Task)
 
 def residual(make_model: Callable[..., Model]) -> Model:
     torch.manual_seed(0)
-    net = nn.Sequential(nets.Residual(1, 8, 1), nets.Residual(8, 8, 2), nn.Flatten(), nn.Linear(128, 10))
+    stages = (Stage(width=8), Stage(width=8, stride=2))
+    net = Architecture(family="resnet", stages=stages, pooling="flatten").build((1, 8, 8), 10)
     nets.settle(net, (32, 1, 8, 8))
     return make_model(net.eval())
 
