@@ -32,8 +32,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 
-from farthing.device.serving.batch import Batched
-from farthing.device.serving.gather import BatchRule
+from farthing.device.serving.batch import Batched, BatchRule
 from farthing.device.serving.service import Request
 from farthing.engines.base import open_engine
 from farthing.measure import ratio_of_medians

@@ -17,8 +17,8 @@ import farthing
 from farthing import catalogue, errors
 from farthing.bundle import BundleManifest, Exits
 from farthing.cli import COMMANDS
-from farthing.device.serving.backlog import QueueRule, QueueStats
-from farthing.device.serving.lru import CacheRule, CacheStats
+from farthing.device.serving.cache.lru import CacheRule, CacheStats
+from farthing.device.serving.queue.backlog import QueueRule, QueueStats
 from farthing.device.serving.server.settings import Batching, Entry, Limits, Settings
 from farthing.device.watch.advice import Thresholds
 from farthing.engines.oip import Remote

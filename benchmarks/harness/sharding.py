@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from farthing.device.serving.processes import Processes, open_processes
+from farthing.device.serving.parts.processes import Processes, open_processes
+from farthing.device.serving.parts.shard import OwnThread, open_sharded
 from farthing.device.serving.service import Answer, Request, Service
-from farthing.device.serving.shard import OwnThread, open_sharded
 from farthing.engines.base import Engine, Tensors, open_engine
 from farthing.forge.cut import Cut, cut
 from farthing.measure import ratio_of_medians

@@ -17,7 +17,7 @@ from rows.oip import affine, hosted
 from rows.serving import LENGTH, Hosted, Server, Told, said
 
 from farthing.bundle import Bundle
-from farthing.device.serving.shard import open_sharded
+from farthing.device.serving.parts.shard import open_sharded
 from farthing.engines.base import Engine, open_engine
 from farthing.engines.oip import OipEngine, remote_model, token_of
 from farthing.engines.remote.transport import address_of

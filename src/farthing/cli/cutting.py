@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from farthing.forge.cut import Cut
 
 EPILOG = """\
-Parts run one after another (see `farthing.device.serving.shard`); only what later parts need crosses a cut.
+Parts run one after another (see `farthing.device.serving.parts.shard`); only what later parts need crosses a cut.
 --at A B cuts twice, after what A needs and after what B needs; --at A,B once, after both.
 
 examples: farthing cut model --parts 2 --out parts

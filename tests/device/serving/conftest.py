@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from farthing.bundle import Bundle
-from farthing.device.serving.governor import CPUFREQ
+from farthing.device.serving.power.governor import CPUFREQ
 from farthing.testing import fake_model
 
 

@@ -24,7 +24,7 @@ from farthing.device.serving.server.http import (
 from farthing.device.serving.server.operations import remarks
 from farthing.device.serving.server.pages import Pages
 from farthing.device.serving.server.protocol import Inference, decode, encode, raw_inference
-from farthing.device.serving.server.served import Served
+from farthing.device.serving.server.repository.served import Served
 from farthing.device.serving.server.settings import Limits
 from farthing.device.serving.server.visits import Visit, Visits
 from farthing.errors import FarthingError, ProtocolError

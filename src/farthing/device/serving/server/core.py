@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from farthing.device.serving.server.protocol import Inference
 from farthing.device.serving.server.repository import Repository
-from farthing.device.serving.server.served import Served
+from farthing.device.serving.server.repository.served import Served
 from farthing.device.serving.service import Answer, Clock, Request
 from farthing.device.watch.monitor import reason
 from farthing.errors import DeadlineError, FeedError, OverloadError

@@ -1,0 +1,268 @@
+"""The models a server has: loaded, swapped under load, unloaded. Everything but opening runs in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal, NamedTuple, TypeVar
+
+from farthing.device.serving.server.repository.opening import open_version
+from farthing.device.serving.server.repository.pbtxt import TritonConfig
+from farthing.device.serving.server.repository.places import Place, Version, find
+from farthing.device.serving.server.repository.served import Served
+from farthing.device.serving.server.settings import Entry, ModelSettings
+from farthing.errors import FarthingError, ModelError, UnknownModelError, nearest
+
+Open = Callable[..., Served]
+ResultT = TypeVar("ResultT")
+
+
+class Event(NamedTuple):
+    """Something that happened to a model; ``reason`` says why, where it failed."""
+
+    kind: Literal["loaded", "failed", "retired", "unloaded"]
+    name: str
+    version: str
+    reason: str = ""
+
+
+class Line(NamedTuple):
+    """A line of the index: a version that is served, or one that could not be and why."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
+
+
+class _Slot(NamedTuple):
+    served: Served
+    cause: Hashable  # of its being opened: equal as long as the same is to be served in the same way
+
+
+class Repository:
+    """Models by name and version.
+
+    A new version is opened and warmed while the old one answers; then requests go to the new one, and the old one is
+    closed when its last request is answered. What cannot be opened changes nothing.
+
+    Args:
+        entries: where models lie.
+        listener: told what happens.
+        opener: turns a version on the disk into one that answers, in a thread of its own.
+
+    Attributes:
+        generation: changes whenever what is served changes.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        listener: Callable[[Event], None] = lambda event: None,
+        opener: Open = open_version,
+    ) -> None:
+        self.generation = 0
+        self._entries = entries
+        self._listener, self._opener = listener, opener
+        self._slots: dict[str, dict[str, _Slot]] = {}
+        self._failures: dict[str, tuple[Hashable, str]] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._closing: set[asyncio.Future[None]] = set()
+        self._unloaded: set[str] = set()
+
+    def find(self, name: str, version: str = "") -> Served:
+        """The version that answers; an empty one is the default: the highest.
+
+        Raises:
+            UnknownModelError: it is not served.
+        """
+        slots = self._slots.get(name)
+        if not slots:
+            reason = self._failures.get(name, ((), ""))[1]
+            hint = f"it could not be loaded: {reason}" if reason else nearest(name, self._slots)
+            raise UnknownModelError(f"no model {name!r} is served; {hint}")
+        slot = slots.get(version) if version else next(reversed(slots.values()))
+        if slot is None:
+            raise UnknownModelError(
+                f"no version {version!r} of {name!r} is served; {nearest(version, slots)}"
+            )
+        return slot.served
+
+    def served(self) -> list[Served]:
+        """All versions that answer, by name, the default of each last."""
+        return [slot.served for _, slots in sorted(self._slots.items()) for slot in slots.values()]
+
+    def index(self) -> list[Line]:
+        """What is served, and what should be and is not."""
+        lines = [Line(one.name, one.version, "READY", "") for one in self.served()]
+        lines += [Line(name, "", "UNAVAILABLE", why) for name, (_, why) in sorted(self._failures.items())]
+        lines += [Line(name, "", "UNAVAILABLE", "unloaded") for name in sorted(self._unloaded)]
+        return lines
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that should be served is: a model that lives on in an older version counts."""
+        return all(self._slots.get(name) for name in self._failures)
+
+    async def start(self, keep_going: bool = False) -> None:
+        """Load everything.
+
+        Args:
+            keep_going: serve what can be served when a model cannot; it is found in the index.
+
+        Raises:
+            FarthingError: a model cannot be served, or two have the same name.
+        """
+        for place in (await _aside(self._places)).values():
+            try:
+                await self.load(place.name)
+            except FarthingError:
+                if not keep_going:
+                    raise
+
+    async def load(self, name: str) -> None:
+        """Serve what now lies where a model is kept; what did not change goes on as it is.
+
+        Raises:
+            UnknownModelError: no model of that name lies there.
+            FarthingError: it cannot be served, and why; what was served before still is.
+        """
+        async with self._locks[name]:
+            try:
+                place = (await _aside(self._places)).get(name)
+                if place is None:
+                    raise UnknownModelError(f"no model {name!r} lies where this server looks for models")
+                await self._replace(place, await _aside(place.versions))
+            except UnknownModelError:
+                raise
+            except FarthingError as error:
+                self._fail(name, (), error)
+                raise
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no longer; requests that are at it are answered.
+
+        Raises:
+            UnknownModelError: it is not served.
+        """
+        async with self._locks[name]:
+            self.find(name)
+            slots = self._slots.pop(name)
+            self._unloaded.add(name)
+            self.generation += 1
+            for slot in slots.values():
+                self._retire(slot.served, "unloaded")
+
+    async def refresh(self) -> None:
+        """Look at the disk, and load what is new or changed; what fails is told to the listener, once.
+
+        A model that is gone from the disk is served until it is unloaded.
+        """
+        try:
+            places = await _aside(self._places)
+        except FarthingError as error:
+            return self._fail("", str(error), error)
+        self._failures.pop("", None)
+        for name in places.keys() - self._unloaded:
+            async with self._locks[name]:
+                place, cause = places[name], None
+                try:
+                    versions = await _aside(place.versions)
+                    cause = _cause(place, versions)
+                    if self._failures.get(name, (None, ""))[0] != cause and self._differs(place, versions):
+                        await self._replace(place, versions)
+                except FarthingError as error:
+                    self._fail(name, str(error) if cause is None else cause, error)
+        return None
+
+    async def close(self) -> None:
+        """Close every service, each when its requests are answered."""
+        for name in list(self._slots):
+            for slot in self._slots.pop(name).values():
+                self._retire(slot.served, "unloaded")
+        self.generation += 1
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def left(self, served: Served) -> None:
+        """Note that a request is through with a version."""
+        served.users -= 1
+        if served.retired and not served.users:
+            self._close(served)
+
+    def _places(self) -> dict[str, Place]:
+        places: dict[str, Place] = {}
+        for entry in self._entries:
+            for place in find(entry):
+                other = places.setdefault(place.name, place)
+                if other is not place:
+                    raise ModelError(
+                        f"{other.path} and {place.path} are both called {place.name!r}: name one, as in NAME=PATH"
+                    )
+        return places
+
+    async def _replace(self, place: Place, versions: Sequence[Version]) -> None:
+        """Open what is new, then put it in place of the old, all of it at once."""
+        name, before = place.name, self._slots.get(place.name, {})
+        opened: list[_Slot] = []
+        after: dict[str, _Slot] = {}
+        try:
+            for version in versions:
+                cause = _cause(place, [version])
+                slot = next((slot for slot in before.values() if slot.cause == cause), None)
+                if slot is None:
+                    slot = _Slot(await self._open(place, version), cause)
+                    opened.append(slot)
+                after[slot.served.version] = slot
+        except BaseException:
+            for slot in opened:
+                self._close(slot.served)
+            raise
+        self._slots[name] = after
+        self._failures.pop(name, None)
+        self._unloaded.discard(name)
+        self.generation += 1
+        for slot in opened:
+            self._listener(Event("loaded", name, slot.served.version))
+        for slot in before.values():
+            if slot not in after.values():
+                self._retire(slot.served, "retired")
+
+    def _differs(self, place: Place, versions: Sequence[Version]) -> bool:
+        there = [slot.cause for slot in self._slots.get(place.name, {}).values()]
+        return there != [_cause(place, [version]) for version in versions]
+
+    async def _open(self, place: Place, version: Version) -> Served:
+        return await _aside(
+            lambda: self._opener(version.path, place.name, version.name, place.settings, place.config)
+        )
+
+    def _fail(self, name: str, cause: Hashable, error: FarthingError) -> None:
+        """Keep why a model could not be loaded, and tell it, unless that was said already."""
+        reason = str(error)
+        if self._failures.get(name) != (cause, reason):
+            self._listener(Event("failed", name, "", reason))
+        self._failures[name] = (cause, reason)
+
+    def _retire(self, served: Served, how: Literal["retired", "unloaded"]) -> None:
+        served.retired = True
+        self._listener(Event(how, served.name, served.version))
+        if not served.users:
+            self._close(served)
+
+    def _close(self, served: Served) -> None:
+        closing = asyncio.ensure_future(_aside(served.service.close))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+
+def _cause(place: Place, versions: Sequence[Version]) -> Hashable:
+    """Equal as long as the same files are to be served in the same way."""
+    settings: tuple[ModelSettings, TritonConfig] = (place.settings, place.config)
+    return (repr(settings), *((version.name, version.mark) for version in versions))
+
+
+async def _aside(work: Callable[[], ResultT]) -> ResultT:
+    """Run what may block in another thread."""
+    return await asyncio.get_running_loop().run_in_executor(None, work)
