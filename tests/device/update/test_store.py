@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from farthing import files
 from farthing.bundle import Bundle
+from farthing.device.update.layout import Layout, Pointers
 from farthing.device.update.store import Store
 from farthing.errors import ConfigError, FarthingError, ModelError, StorageError
 from farthing.model import Model
@@ -371,6 +374,37 @@ def test_a_model_whose_last_version_goes_goes_too(store: Store) -> None:
     assert not (store.root / "other").exists()
 
 
+@pytest.mark.parametrize("target", ["..", ".", "../../.objects", "/", "/etc", "", "file", "directory"])
+def test_what_is_no_version_is_never_followed_nor_removed(store: Store, target: str) -> None:
+    stray = store.root / "net" / "versions" / "77"
+    if target == "file":
+        stray.write_text("notes")
+    elif target == "directory":
+        stray.mkdir()
+    elif target:
+        stray.symlink_to(target)
+    for change in (
+        lambda: store.activate("net", "77"),
+        lambda: store.open("net", "77").__enter__(),
+        lambda: store.add(net("4")),
+        store.verify,
+        lambda: store.gc(keep=0),
+    ):
+        with contextlib.suppress(StorageError):
+            change()
+    assert os.path.lexists(stray) == bool(target)
+    assert pointers(store) == ("2", "1")
+    assert versions(store) == ["1", "2"], "gc took the others"
+    assert store.verify() == ()
+
+
+def test_a_store_whose_links_were_copied_as_directories_is_left_alone(store: Store, tmp_path: Path) -> None:
+    copy = Store(tmp_path / "copy")
+    shutil.copytree(store.root, copy.root)  # follows links, as `cp -rL` does
+    copy.gc(keep=0)
+    assert (copy.root / "net" / "versions" / "2" / "manifest.json").is_file()
+
+
 def test_content_that_two_versions_share_stays_while_one_needs_it(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     digest = store.add(net("1")).digest
@@ -480,6 +514,17 @@ def test_processes_change_and_read_one_store(tmp_path: Path) -> None:
     assert store.verify() == ()
     assert len(versions(store)) == 2
     assert len(os.listdir(store.root / ".objects")) == 2
+
+
+def test_a_rollback_goes_back_to_what_is_previous_when_its_turn_comes(store: Store) -> None:
+    patient = Store(store.root, patience=30)
+    with ThreadPoolExecutor(1) as another:
+        with files.lock(store.root / ".lock", "a change"):
+            waiting = another.submit(patient.rollback, "net")
+            time.sleep(0.2)  # it has looked at the store by now, and waits for the lock
+            Layout(store.root).point("net", Pointers(current="3", previous="2"))
+        assert waiting.result(30) == "2"
+    assert pointers(store) == ("2", "3")
 
 
 def test_a_change_waits_for_another_and_says_so_if_it_takes_too_long(store: Store) -> None:

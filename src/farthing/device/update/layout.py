@@ -107,8 +107,8 @@ class Layout:
         return [one.name for one in _listed(self.root) if one.is_dir() and not one.name.startswith(".")]
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a model, oldest first by when they were added."""
-        links = (link for link in _listed(self.root / name / "versions") if not link.name.startswith("."))
+        """The versions of a model, oldest first by when they were added; what is no link to an object is none."""
+        links = (link for link in _listed(self.root / name / "versions") if _digest(link))
         return sorted((link.name for link in links), key=lambda version: (self.added(name, version), version))
 
     def added(self, name: str, version: str) -> int:
@@ -146,7 +146,7 @@ class Layout:
 
     def digest(self, name: str, version: str) -> str:
         """Which object a version is; empty if there is no such version."""
-        return _target(self.root / name / "versions" / version)
+        return _digest(self.root / name / "versions" / version)
 
     def object(self, name: str, version: str) -> Path:
         """The directory of a version."""
@@ -263,6 +263,12 @@ def _target(link: Path) -> str:
         return link.readlink().name
     except OSError:
         return ""
+
+
+def _digest(link: Path) -> str:
+    """The object that a link names; empty if it names none: whatever somebody put there is not to be touched."""
+    found = "" if link.name.startswith(".") else _target(link)
+    return found if re.fullmatch(r"[0-9a-f]{64}", found) else ""
 
 
 def _remove(paths: Iterable[Path]) -> None:

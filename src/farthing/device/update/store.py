@@ -136,22 +136,26 @@ class Store:
             self._check(name, found)
             yield content.known(self._layout.object(name, found))
 
-    def activate(self, name: str, version: str) -> None:
-        """Make a version current, and what was current previous, in one step.
+    def activate(self, name: str, version: str) -> str:
+        """Make a version current, and what was current previous, in one step; returns which version that is.
+
+        Args:
+            name: of the model.
+            version: one of its versions, or ``previous``.
 
         Raises:
             StorageError: there is no such version.
             ModelError: it is damaged; nothing has changed.
         """
         with self._changing(), contextlib.ExitStack() as held:
-            version = self._hold(held, name, version)
-            self._check(name, version)
+            found = self._hold(held, name, version)
+            self._check(name, found)
             old = self._layout.pointers(name)
-            if version == old.current:
-                return
-            back = next((one for one in (old.current, old.previous) if self._is_there(name, one)), "")
-            self._layout.point(name, Pointers(current=version, previous=back if back != version else ""))
-            self._layout.strike_lost(name)
+            if found != old.current:
+                back = next((one for one in (old.current, old.previous) if self._is_there(name, one)), "")
+                self._layout.point(name, Pointers(current=found, previous=back if back != found else ""))
+                self._layout.strike_lost(name)
+            return found
 
     def rollback(self, name: str) -> str:
         """Make ``previous`` current again, and the other way round; returns the version that is current now.
@@ -160,10 +164,7 @@ class Store:
             StorageError: there is no previous version.
             ModelError: it is damaged; nothing has changed.
         """
-        self._layout.check()
-        version = self._layout.find(name, PREVIOUS)
-        self.activate(name, version)
-        return version
+        return self.activate(name, PREVIOUS)
 
     def list(self) -> tuple[Entry, ...]:
         """All versions: by name, then by when they were added."""
