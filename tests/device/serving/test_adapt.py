@@ -254,13 +254,13 @@ class ByHand(Service):
     inputs = outputs = ()
 
     def __init__(self) -> None:
-        self.waiting: list[Future[Answer]] = []
+        self.asked: list[Future[Answer]] = []
 
     def submit(self, request: Request) -> Future[Answer]:
         if not request.feeds:
             return failed(FeedError("no feeds"))
-        self.waiting.append(Future())
-        return self.waiting[-1]
+        self.asked.append(Future())
+        return self.asked[-1]
 
     def ask(self, request: Request) -> asyncio.Future[Answer]:
         return asyncio.get_running_loop().create_future()
@@ -294,7 +294,7 @@ def test_requests_that_fail_at_once_are_no_fast_answers() -> None:
     inner, service = by_hand(AdaptRule(dwell_s=0, p99_ms=Band(worse=50, better=20)), clock)
     service.submit(Request(X))
     clock.advance(0.2)
-    inner.waiting.pop().set_result(Answer({}, "by hand"))
+    inner.asked.pop().set_result(Answer({}, "by hand"))
     for _ in range(1000):
         service.submit(Request({}))
         service.submit(Request(X)).cancel()

@@ -51,11 +51,11 @@ class _Silent(Service):
     name = "silent"
 
     def __init__(self) -> None:
-        self.waiting: list[Future[Answer]] = []
+        self.asked: list[Future[Answer]] = []
 
     def submit(self, request: Request) -> Future[Answer]:
-        self.waiting.append(Future())
-        return self.waiting[-1]
+        self.asked.append(Future())
+        return self.asked[-1]
 
     def close(self, grace: float = 0.0) -> None: ...
 
@@ -64,8 +64,8 @@ def test_who_waits_too_long_gets_an_error_and_takes_the_request_back() -> None:
     silent = _Silent()
     with pytest.raises(DeadlineError, match=r"silent did not answer within 0\.01 s"):
         silent.answer(X, timeout=0.01)
-    assert silent.waiting[0].cancelled()
-    settle(silent.waiting[0], Answer({}, "late"))  # nobody minds
+    assert silent.asked[0].cancelled()
+    settle(silent.asked[0], Answer({}, "late"))  # nobody minds
     assert as_service(silent) is silent
 
 
@@ -77,7 +77,7 @@ def test_a_cancelled_coroutine_takes_its_request_back() -> None:
             await asyncio.wait_for(silent.ask(Request(X)), 0.01)
 
     asyncio.run(give_up())
-    assert silent.waiting[0].cancelled()
+    assert silent.asked[0].cancelled()
 
 
 def test_a_bug_of_an_engine_is_in_the_future_too(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,11 @@ class Adaptive(Service):
         """The name of the variant that answers now."""
         return self._openers[self._chooser.index][0]
 
+    @property
+    def waiting(self) -> int:
+        """See `Service.waiting`."""
+        return self._swapped.waiting
+
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
         return self._counted(self._swapped.submit(request))

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from numpy.typing import NDArray
@@ -69,6 +69,26 @@ class Answer(msgspec.Struct, frozen=True, eq=False):
     reason: str = ""
 
 
+class Ran(NamedTuple):
+    """What was computed in one go, for who listens to a service.
+
+    Attributes:
+        requests, samples: that were computed.
+        compute: seconds the model took.
+        waited: seconds that each request did not spend in the model.
+    """
+
+    requests: int
+    samples: int
+    compute: float
+    waited: list[float]
+
+
+Listener = Callable[[Ran], None]
+"""Called after each computation, before its answers are out, from the thread that computed it: it must not wait for
+answers. What it raises is logged."""
+
+
 class Service(ABC):
     """Answers requests, from any thread and any event loop.
 
@@ -82,6 +102,11 @@ class Service(ABC):
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
     stateful: bool = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line, or the samples they hold; 0 where there is no line."""
+        return 0
 
     @abstractmethod
     def submit(self, request: Request) -> Future[Answer]:

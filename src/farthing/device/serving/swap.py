@@ -31,6 +31,11 @@ class Swapped(Service):
         """What answers now."""
         return self._inner
 
+    @property
+    def waiting(self) -> int:
+        """See `Service.waiting`."""
+        return self._inner.waiting
+
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
         while True:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from farthing.device.serving.batch import Batched, BatchRule, Ran
-from farthing.device.serving.service import Answer, Request
+from farthing.device.serving.batch import Batched, BatchRule
+from farthing.device.serving.service import Answer, Ran, Request
 from farthing.engines.base import Tensors, open_engine
 from farthing.engines.fake import FakeEngine
 from farthing.errors import ClosedError, ConfigError, DeadlineError, EngineError, FeedError, OverloadError

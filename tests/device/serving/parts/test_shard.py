@@ -15,7 +15,7 @@ from rows.serving import Server, Told
 
 from farthing.bundle import Bundle
 from farthing.device.serving.parts.shard import OwnThread, Sharded, open_sharded
-from farthing.device.serving.service import Answer, Direct, Request, Service
+from farthing.device.serving.service import Answer, Direct, Ran, Request, Service
 from farthing.engines.base import Engine, Tensors, open_engine
 from farthing.engines.fake import FakeEngine
 from farthing.errors import (
@@ -88,6 +88,30 @@ def test_parts_give_what_they_give_one_after_another(
         for name, value in answer.outputs.items():
             np.testing.assert_array_equal(value, expected[name])
         assert answer.source == service.name == "chain"
+
+
+def test_who_listens_is_told_what_was_computed_and_what_was_waited(x: dict[str, Any]) -> None:
+    """One part takes three seconds: who comes meanwhile waits for it, and the other part takes no time."""
+    clock, told = FakeClock(), list[Ran]()
+    first, second = Gated(link("x", "a"), EngineOptions()), open_engine(link("a", "y"))
+    with Sharded([first, second], pipeline=True, clock=clock, listener=told.append) as service:
+        futures = [service.submit(Request(feeds)) for feeds in (x, {"x": x["x"][:2]})]
+        first.entered.acquire()
+        clock.advance(3)
+        first.gate.set()
+        wait(futures, 30)
+        late = service.submit(Request(x, deadline=clock()))
+        assert isinstance(late.exception(30), DeadlineError)
+    assert told == [Ran(1, 5, 3.0, [0.0]), Ran(1, 2, 0.0, [3.0])]
+
+
+def test_a_part_that_is_a_service_is_listened_to_as_well(x: dict[str, Any]) -> None:
+    told: list[Ran] = []
+    parts = [Direct(open_engine(link("x", "a"))), open_engine(link("a", "y"))]
+    with Sharded(parts, listener=told.append) as service:
+        answer = service.answer(x)
+    assert [(one.requests, one.samples) for one in told] == [(1, 5)]
+    assert 0 < told[0].compute <= answer.latency
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -449,6 +449,26 @@ def test_a_model_whose_answers_are_not_as_promised_is_refused(model: Model) -> N
         running(Settings(models=(entry,), port=0)),
     ):
         pass
+
+
+@pytest.mark.parametrize("role", ["parts", "exits"])
+def test_statistics_of_a_model_in_parts(
+    chain: Bundle, tmp_path: Path, role: Literal["parts", "exits"]
+) -> None:
+    scores = ["a", "b", "y"] if role == "exits" else ["y"]
+    Bundle.create("net", role, chain.models, tmp_path / "net", outputs=scores)
+    rows = np.ones((3, 4), np.float32)
+    with running(settings_for(tmp_path / "net")) as client:
+        for x in (rows, rows, rows[:1]):
+            assert client.infer(x=x)[0] == 200
+        (said,) = client.get("/v2/models/net/stats")[1]["model_stats"]
+        metrics = client.get("/metrics")[1].decode()
+    assert (said["inference_count"], said["execution_count"]) == (7, 3)
+    assert {one["batch_size"]: one["compute_infer"]["count"] for one in said["batch_stats"]} == {1: 1, 3: 2}
+    spent = said["inference_stats"]
+    assert spent["queue"]["count"] == spent["compute_infer"]["count"] == 3
+    assert 0 < spent["compute_infer"]["ns"] < spent["success"]["ns"]
+    assert re.search(r"^farthing_inference_batch_size_sum\{.*\} 7", metrics, re.M)
 
 
 def test_bundles_of_parts_and_of_variants(tmp_path: Path) -> None:

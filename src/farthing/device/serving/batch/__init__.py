@@ -11,10 +11,9 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from itertools import chain
-from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -24,12 +23,23 @@ from farthing.device.serving.batch.delivery import Delivery, Entry, Verdict
 from farthing.device.serving.batch.gather import Batch, BatchRule, Line, Why
 from farthing.device.serving.batch.stacking import Stack
 from farthing.device.serving.ending import AtExit
-from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service, guarded, late, typed
+from farthing.device.serving.service import (
+    GRACE,
+    Answer,
+    Clock,
+    Listener,
+    Ran,
+    Request,
+    Service,
+    guarded,
+    late,
+    typed,
+)
 from farthing.engines.base import Engine
 from farthing.errors import ClosedError, ConfigError, EngineError, FarthingError, FeedError, OverloadError
 from farthing.target import Target
 
-__all__ = ["INLINE_SECONDS", "BatchRule", "BatchStats", "Batched", "Ran"]
+__all__ = ["INLINE_SECONDS", "BatchRule", "BatchStats", "Batched"]
 
 INLINE_SECONDS = 150e-6  # below, handing a batch to another thread costs more than it brings
 _WARM_UP = 5
@@ -54,17 +64,6 @@ class BatchStats(Section, frozen=True, kw_only=True):
     refused: int = 0
     retried: int = 0
     closed: dict[Why, dict[int, int]] = {}
-
-
-class Ran(NamedTuple):
-    """One batch, for who listens: requests and samples in it, and the seconds it was computed; and the seconds its
-    requests waited in line, one by one.
-    """
-
-    requests: int
-    samples: int
-    compute: float
-    waited: list[float]
 
 
 class _Done(msgspec.Struct, frozen=True, eq=False):
@@ -93,8 +92,7 @@ class Batched(Service):
         duty: share of the time in which a runner computes; it rests accordingly when the answers of a batch are out.
         name: of the model; empty takes the engine's name.
         clock: seconds, what deadlines are held against.
-        listener: called after each batch, before its answers are out, from the thread that computed it: it must not
-            wait for answers. What it raises is logged.
+        listener: told of each batch.
 
     Raises:
         ConfigError: no engine, a duty that is no share, or runners that do not go with the rest.
@@ -110,7 +108,7 @@ class Batched(Service):
         duty: float = 1.0,
         name: str = "",
         clock: Clock = time.monotonic,
-        listener: Callable[[Ran], None] | None = None,
+        listener: Listener | None = None,
     ) -> None:
         engines = list(engine) if isinstance(engine, Sequence) else [engine]
         if not engines:

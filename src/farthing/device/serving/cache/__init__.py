@@ -89,6 +89,11 @@ class Cached(Service):
         self._closed = False
         self._alarm = Alarm(self._expire, clock, f"{self.name} deadlines")
 
+    @property
+    def waiting(self) -> int:
+        """Requests in line behind the cache."""
+        return self._inner.waiting
+
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
         now = self._clock()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from farthing.bundle import Bundle, Exits, HasEnds, as_bundle, wire
 from farthing.device.serving.parts.shard import WAITING, Run, Sharded, ShardStats, open_parts
-from farthing.device.serving.service import Answer, Clock, Request, Service
+from farthing.device.serving.service import Answer, Clock, Listener, Request, Service
 from farthing.engines.base import Engine
 from farthing.errors import ModelError
 from farthing.model import TensorSpec
@@ -73,7 +73,7 @@ class EarlyExit(Sharded):
         parts: open engines or services, in order; closed by `close`.
         exits: thresholds and what they are held against; None takes the defaults.
         scores: name of the scores that each part gives; empty: what it makes and no later part takes.
-        name, pipeline, depth, waiting, clock: as `Sharded` takes them.
+        name, pipeline, depth, waiting, clock, listener: as `Sharded` takes them.
 
     Raises:
         ModelError: the tensors of the parts do not fit together, a part has no scores or several, those of the exits
@@ -92,6 +92,7 @@ class EarlyExit(Sharded):
         depth: int | None = None,
         waiting: int = WAITING,
         clock: Clock = time.monotonic,
+        listener: Listener | None = None,
     ) -> None:
         self._exits = exits or Exits()
         self._thresholds = self._exits.resolved(len(parts))
@@ -104,6 +105,7 @@ class EarlyExit(Sharded):
             depth=depth,
             waiting=waiting,
             clock=clock,
+            listener=listener,
         )
         self.outputs = self._scores[-1:]
         self._axes = _batch_axes(parts)
@@ -275,6 +277,7 @@ def open_exits(
     pipeline: bool = False,
     engine: str = "",
     options: EngineOptions | None = None,
+    listener: Listener | None = None,
 ) -> EarlyExit:
     """A bundle of exits as a service.
 
@@ -283,6 +286,7 @@ def open_exits(
         exits: other thresholds than its own.
         pipeline: give each part a thread of its own.
         engine, options: what runs every part, as `open_engine` takes them.
+        listener: as `Sharded` takes it.
 
     Raises:
         ModelError: not a bundle, or its tensors do not fit together.
@@ -294,6 +298,13 @@ def open_exits(
     settings = exits or manifest.exits
 
     def make(engines: Sequence[Engine]) -> EarlyExit:
-        return EarlyExit(engines, settings, scores=manifest.outputs, name=manifest.name, pipeline=pipeline)
+        return EarlyExit(
+            engines,
+            settings,
+            scores=manifest.outputs,
+            name=manifest.name,
+            pipeline=pipeline,
+            listener=listener,
+        )
 
     return open_parts(opened, make, engine, options)

@@ -178,6 +178,11 @@ class Processes(Service):
         """Process ids of the parts."""
         return tuple(part.process.pid for part in self._parts)
 
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line.waiting)
+
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
         run = Run(request, self._clock())

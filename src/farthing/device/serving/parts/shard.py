@@ -19,10 +19,13 @@ from farthing.device.serving.service import (
     GRACE,
     Answer,
     Clock,
+    Listener,
+    Ran,
     Request,
     Service,
     as_service,
     failed,
+    guarded,
     late,
     settle,
 )
@@ -81,6 +84,12 @@ class Tally:
         )
 
 
+class PartAnswer(Answer, frozen=True, eq=False):
+    """An answer that says how many seconds of its latency the part computed."""
+
+    computed: float = 0.0
+
+
 class OwnThread(Service):
     """An engine in a thread of its own: requests wait in line, in the order they came.
 
@@ -116,16 +125,17 @@ class OwnThread(Service):
         if request.deadline <= now:
             raise late(self.name, request, now)
         outputs = self._engine.run(request.feeds)
-        return Answer(outputs, self.name, latency=self._clock() - came)
+        ended = self._clock()
+        return PartAnswer(outputs, self.name, latency=ended - came, computed=ended - now)
 
 
 class Run:
-    """A request on its way through the parts."""
+    """A request on its way through the parts, which have computed it for so many seconds."""
 
-    __slots__ = ("came", "future", "request", "tensors")
+    __slots__ = ("came", "computed", "future", "request", "tensors")
 
     def __init__(self, request: Request, came: float) -> None:
-        self.request, self.came = request, came
+        self.request, self.came, self.computed = request, came, 0.0
         self.future: Future[Answer] = Future()
         self.tensors = dict(request.feeds)
 
@@ -146,6 +156,8 @@ class Sharded(Service):
             no limit in order.
         waiting: requests that may stand in line; further ones get an OverloadError.
         clock: what deadlines are held against.
+        listener: told of each request that went through all parts. The whole time that a part which is a service took
+            counts as computing.
 
     Raises:
         ModelError: the tensors of the parts do not fit together.
@@ -163,6 +175,7 @@ class Sharded(Service):
         depth: int | None = None,
         waiting: int = WAITING,
         clock: Clock = time.monotonic,
+        listener: Listener | None = None,
     ) -> None:
         self._wiring = wire(parts, outputs)
         refuse_state(parts)
@@ -176,7 +189,8 @@ class Sharded(Service):
             for part in parts
         ]
         self._depth = depth or (2 * len(parts) if pipeline else None)
-        self._waiting, self._clock = waiting, clock
+        self._waiting, self._clock, self._listener = waiting, clock, listener
+        self._counted = next((spec for spec in self.inputs if spec.batch_axis is not None), None)
         self._line: deque[Run] = deque()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -201,6 +215,11 @@ class Sharded(Service):
         else:
             self._pump()
         return run.future
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
 
     def _begun(self, request: Request) -> Run:
         return Run(request, self._clock())
@@ -274,6 +293,7 @@ class Sharded(Service):
         if missing:
             self._finish(run, EngineError(f"part {number + 1} of {self.name} did not give {missing[0]!r}"))
             return
+        run.computed += answer.computed if isinstance(answer, PartAnswer) else answer.latency
         run.tensors.update(answer.outputs)
         self._advance(run, number)
 
@@ -292,10 +312,17 @@ class Sharded(Service):
             self._running -= 1
             self._tally.count(None if run.future.cancelled() else outcome)
             self._idle.notify_all()
+        if self._listener is not None and isinstance(outcome, Answer):
+            guarded(self._listener, self._ran(run, outcome))
         if outcome is not None:
             settle(run.future, outcome)
         if self._depth is not None:
             self._pump()
+
+    def _ran(self, run: Run, answer: Answer) -> Ran:
+        spec = self._counted
+        samples = 1 if spec is None else run.request.feeds[spec.name].shape[spec.batch_axis or 0]
+        return Ran(1, samples, run.computed, [max(0.0, answer.latency - run.computed)])
 
 
 def refuse_state(parts: Sequence[Engine | Service]) -> None:
@@ -314,13 +341,15 @@ def open_sharded(
     *,
     engine: str = "",
     options: EngineOptions | None = None,
-) -> Service:
+    listener: Listener | None = None,
+) -> Sharded:
     """The parts of a bundle as one service.
 
     Args:
         bundle: with the role ``parts``, or its path.
         how: ``in order`` in the thread that asks, or as a pipeline over ``threads``.
         engine, options: what runs every part, as `open_engine` takes them.
+        listener: as `Sharded` takes it.
 
     Raises:
         ModelError: not a bundle, or its tensors do not fit together.
@@ -331,7 +360,13 @@ def open_sharded(
     manifest = opened.manifest
 
     def make(engines: Sequence[Engine]) -> Sharded:
-        return Sharded(engines, name=manifest.name, outputs=manifest.outputs, pipeline=how == "threads")
+        return Sharded(
+            engines,
+            name=manifest.name,
+            outputs=manifest.outputs,
+            pipeline=how == "threads",
+            listener=listener,
+        )
 
     return open_parts(opened, make, engine, options)
 

@@ -131,6 +131,11 @@ class Powered(Service):
             self.mode, self.variant = mode, self._chosen(plan)
             self._set(plan)
 
+    @property
+    def waiting(self) -> int:
+        """See `Service.waiting`."""
+        return self._swapped.waiting
+
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
         return self._swapped.submit(request)

@@ -71,9 +71,13 @@ def _bundle(path: Path, name: str, settings: ModelSettings, tally: Tally) -> tup
     role = bundle.manifest.role
     service: Service
     if role == "parts":
-        service = open_sharded(bundle, "threads", engine=settings.engine, options=settings.options)
+        service = open_sharded(
+            bundle, "threads", engine=settings.engine, options=settings.options, listener=tally.ran
+        )
     elif role == "exits":
-        service = open_exits(bundle, pipeline=True, engine=settings.engine, options=settings.options)
+        service = open_exits(
+            bundle, pipeline=True, engine=settings.engine, options=settings.options, listener=tally.ran
+        )
     elif role == "variants":
         openers = {
             key: partial(_batched, model, f"{name}/{key}", settings, tally)

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
 from farthing.device.serving.server.settings import ModelSettings
-from farthing.device.serving.service import Service
+from farthing.device.serving.service import Ran, Service
 from farthing.device.watch.monitor import Monitor
-
-
-class Batch(Protocol):
-    """What a service tells of a batch it computed: `farthing.device.serving.batch.Ran` is one."""
-
-    @property
-    def samples(self) -> int: ...
-    @property
-    def compute(self) -> float: ...
-    @property
-    def waited(self) -> Sequence[float]: ...
 
 
 class _Duration(msgspec.Struct):
@@ -58,7 +46,7 @@ class Tally:
         self._sizes: dict[int, _Duration] = {}
         self._lock = threading.Lock()
 
-    def ran(self, batch: Batch) -> None:
+    def ran(self, batch: Ran) -> None:
         """Note a batch; from any thread."""
         self.monitor.executed(batch.samples, batch.compute, batch.waited)
         with self._lock:
@@ -146,5 +134,5 @@ class Served:
 
     @property
     def waiting(self) -> int:
-        """Requests, or samples, that wait to be computed, where the service knows."""
-        return int(getattr(self.service, "waiting", 0))
+        """Requests in line, or the samples they hold."""
+        return self.service.waiting
