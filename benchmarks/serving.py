@@ -20,10 +20,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -282,17 +282,16 @@ def hot_swap(setting: Setting, made: Nets) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / "net"
         shutil.copytree(model.path, place / "1")
-        command = [sys.executable, "-m", "farthing", "serve", name, "--port", "{port}"]
+        command = [sys.executable, "-m", "farthing", "serve", name, "--port", "{port}", "--manage"]
         body = rivals.binary("/v2/models/net/infer", sample(model), model.manifest.inputs[0].name)
         quiet, swapped, failed = [], [], 0
-        with Server("farthing", command, "/v2/health/ready") as server:
+        with Server("farthing", command, "/v2/health/ready") as server, ThreadPoolExecutor(1) as aside:
             server.load(body, 8, 1.0)
             for version in range(2, 2 + setting.rounds):
                 quiet.append(server.load(body, 8, setting.seconds).p99)
-                timer = threading.Timer(setting.seconds / 3, _swap, [server.port, model.path, place, version])
-                timer.start()
+                swap = aside.submit(_swap, server.port, model.path, place, version, setting.seconds / 3)
                 told = server.load(body, 8, setting.seconds)
-                timer.join()
+                swap.result()
                 failed += told.failed
                 swapped.append(told.p99)
             served = _served(server.port)
@@ -313,7 +312,8 @@ def hot_swap(setting: Setting, made: Nets) -> list[Row]:
     ]
 
 
-def _swap(port: int, model: Path, place: Path, version: int) -> None:
+def _swap(port: int, model: Path, place: Path, version: int, wait: float) -> None:
+    time.sleep(wait)
     shutil.copytree(model, place / f".{version}")
     (place / f".{version}").rename(place / str(version))
     url = f"http://127.0.0.1:{port}/v2/repository/models/net/load"

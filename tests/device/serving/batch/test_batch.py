@@ -474,6 +474,38 @@ def test_small_models_are_computed_where_they_are_asked() -> None:
         assert not service.inline
 
 
+class Timed(FakeEngine):
+    """Takes 10 ms a run, and as many a sample."""
+
+    def __init__(self, per_run: int, per_sample: int) -> None:
+        super().__init__(fake_model(), EngineOptions())
+        self.per_run, self.per_sample, self.sizes = per_run, per_sample, list[int]()
+
+    def run(self, feeds: Tensors) -> dict[str, Any]:
+        size = len(feeds["x"])
+        self.sizes.append(size)
+        time.sleep(0.01 * (self.per_run + self.per_sample * size))
+        return super().run(feeds)
+
+
+def test_batches_are_as_large_as_they_pay() -> None:
+    with Batched(Timed(per_run=1, per_sample=0)) as service:
+        assert service.together == 8
+    engine = Timed(per_run=0, per_sample=1)
+    with Batched(engine, runners=1) as service:
+        assert service.together == 1
+        assert max(engine.sizes) == 2, "larger ones are not even tried: they take memory"
+        engine.sizes.clear()
+        futures = [service.submit(Request(feed(i))) for i in range(4)]
+        assert all(one.result(30).outputs["y"].shape == (1, 3) for one in futures)
+        assert engine.sizes == [1, 1, 1, 1]
+        assert len(service.answer(feed(count=8)).outputs["y"]) == 8, "one request may hold more"
+    with Batched(Timed(per_run=0, per_sample=1), BatchRule(pays=0), runners=1) as service:
+        assert service.together == 8
+    with Batched(Timed(per_run=0, per_sample=1), BatchRule(delay_ms=5), runners=1) as service:
+        assert service.together == 8
+
+
 def test_a_runner_rests_as_its_duty_says(engine: Gated) -> None:
     """Ten batches of 20 ms each by a runner that may compute a quarter of the time."""
     original = engine.run

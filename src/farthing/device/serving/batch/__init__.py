@@ -42,7 +42,6 @@ from farthing.target import Target
 __all__ = ["INLINE_SECONDS", "BatchRule", "BatchStats", "Batched"]
 
 INLINE_SECONDS = 150e-6  # below, handing a batch to another thread costs more than it brings
-_WARM_UP = 5
 _GLANCE = 0.1  # seconds after which who waits for its turn looks whether it was answered meanwhile
 
 
@@ -82,6 +81,10 @@ class Batched(Service):
 
     A request that makes a batch fail, fails alone: the batch is computed again, one by one. A model without a free
     batch axis on every input and output computes one request at a time, on several runners.
+
+    Attributes:
+        together: samples of several requests that are computed together, at most; a request may hold more.
+        inline: whether callers' own threads compute.
 
     Args:
         engine: an open engine, or several alike: one for each runner where an engine takes one caller at a time.
@@ -130,9 +133,9 @@ class Batched(Service):
         if not 0 < duty <= 1:
             raise ConfigError(f"duty is a share of the time, above 0 and at most 1, not {duty}")
         self._rest = 1 / duty - 1
-        full = self._stack.warm(_WARM_UP)
+        self.together, full = self._stack.warm(0.0 if rule.fills else rule.pays)
         self._ahead = 0.0 if math.isinf(full) else full  # seconds a batch takes
-        self._line: Line[Entry] = Line(self._rule)
+        self._line: Line[Entry] = Line(replace(self._rule, max_size=self.together))
         self._limit = self._rule.max_size
         self._requests = self._refused = self._retried = 0
         self._closed: dict[tuple[Why, int], int] = {}

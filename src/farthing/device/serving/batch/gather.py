@@ -29,12 +29,16 @@ class BatchRule(Section, frozen=True, kw_only=True):
         max_size: samples in a batch, at most. On CPUs more than 8 to 16 only cost memory and time to the first answer.
         delay_ms: how long the oldest request may wait for company while a runner is free.
         preferred: sizes that go at once; empty: none does before the delay, or the full batch.
+        pays: what a batch must save for each sample, as a share, over one of half its size: `Batched` tries larger ones
+            when it opens, and computes no larger ones together than pay. 0 tries nothing and fills them all, and so do
+            rules with a delay or preferred sizes.
         capacity: samples that may wait, a request without any counting as one; further ones fail with OverloadError.
     """
 
     max_size: int = 8
     delay_ms: float = 0.0
     preferred: tuple[int, ...] = ()
+    pays: float = 0.05
     capacity: int = 4096
 
     def __post_init__(self) -> None:
@@ -45,8 +49,15 @@ class BatchRule(Section, frozen=True, kw_only=True):
             )
         if not 0 <= self.delay_ms < math.inf:
             raise ConfigError(f"delay_ms is from 0, not {self.delay_ms}")
+        if not 0 <= self.pays < 1:
+            raise ConfigError(f"pays is a share from 0 to below 1, not {self.pays}")
         if any(not 1 <= size <= self.max_size for size in self.preferred):
             raise ConfigError(f"preferred sizes are from 1 to max_size={self.max_size}, not {self.preferred}")
+
+    @property
+    def fills(self) -> bool:
+        """Whether batches are filled whether or not that pays."""
+        return not self.pays or bool(self.delay_ms or self.preferred)
 
 
 class Waiting:

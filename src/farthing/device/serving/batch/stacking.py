@@ -15,6 +15,8 @@ from farthing.errors import EngineError, FarthingError
 from farthing.model import TensorSpec
 
 Array = NDArray[Any]
+_TRIALS = 5  # batches of one size that are timed, and
+_TRIAL = 0.05  # seconds after which two are enough
 
 
 class Stack:
@@ -86,20 +88,40 @@ class Stack:
         own = {name: _own(array, rooms) for name, array in outputs.items()}
         return _split(self._outputs, own, sizes)
 
-    def warm(self, times: int) -> float:
-        """Run full batches of zeros; the median seconds of one, inf if zeros are no input for the model."""
-        seconds = []
+    def warm(self, pays: float) -> tuple[int, float]:
+        """Run batches of zeros, each twice as large as the last while that saves a share ``pays`` for each sample.
+
+        Args:
+            pays: 0 runs full batches only.
+
+        Returns:
+            Samples in the largest batch that pays, and the least seconds one took; the limit and inf if zeros are no
+            input for the model.
+        """
         if any(_free_axes(spec) for spec in self._inputs):
-            return math.inf  # nobody knows the sizes yet
+            return self.limit, math.inf  # nobody knows the sizes yet
+        size = 1 if pays else self.limit
         try:
-            for _ in range(times):
-                feeds = {spec.name: np.zeros(spec.sized(self.limit), spec.dtype) for spec in self._inputs}
-                began = time.perf_counter()
-                self._engine.run(feeds)
-                seconds.append(time.perf_counter() - began)
+            seconds = self._timed(size)
+            while size < self.limit:
+                larger = min(2 * size, self.limit)
+                took = self._timed(larger)
+                if took / larger > seconds / size * (1 - pays):
+                    break
+                size, seconds = larger, took
         except (FarthingError, TypeError):
-            return math.inf
-        return float(np.median(seconds))
+            return self.limit, math.inf
+        return size, seconds
+
+    def _timed(self, size: int) -> float:
+        """The least seconds a batch of zeros takes, of a few."""
+        feeds = {spec.name: np.zeros(spec.sized(size), spec.dtype) for spec in self._inputs}
+        until, seconds = time.perf_counter() + _TRIAL, list[float]()
+        while len(seconds) < _TRIALS and (len(seconds) < 2 or time.perf_counter() < until):
+            began = time.perf_counter()
+            self._engine.run(feeds)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
 
     def _stacked(self, spec: TensorSpec, requests: Sequence[tuple[Tensors, int]], total: int) -> Array:
         """The feeds of one input, behind one another along its batch axis, in memory kept for it."""
