@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from typing import Self
 from farthing.config import Section
 from farthing.errors import MeasurementError
 
+_PR_SET_CHILD_SUBREAPER = 36
 TICK = os.sysconf("SC_CLK_TCK")
 _LUA = """
 local file = assert(io.open(os.getenv("BODY"), "rb"))
@@ -78,6 +80,7 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
+        _adopt_orphans()
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115 - closed with the server
         began = time.perf_counter()
         self._process = subprocess.Popen(
@@ -136,11 +139,15 @@ class Server:
         return family
 
     def close(self) -> None:
-        """Kill it and its children."""
-        for pid in self._family():
+        """Kill it and its children, and wait for them: their processor time is then that of our children."""
+        family = self._family()
+        for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        for pid in family[1:]:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
         self._log.close()
 
     def __enter__(self) -> Self:
@@ -148,6 +155,11 @@ class Server:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _adopt_orphans() -> None:
+    """Grandchildren whose parent has ended become children of this process (Linux, ``prctl``)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def wrk(url: str, body: Body, connections: int, seconds: float) -> dict[str, float]:
