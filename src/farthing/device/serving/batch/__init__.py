@@ -22,7 +22,7 @@ from farthing.config import Section
 from farthing.device.serving.batch.delivery import Delivery, Entry, Verdict
 from farthing.device.serving.batch.gather import Batch, BatchRule, Line, Why
 from farthing.device.serving.batch.stacking import Stack
-from farthing.device.serving.ending import AtExit
+from farthing.device.serving.ending import AtExit, Home
 from farthing.device.serving.service import (
     GRACE,
     Answer,
@@ -157,7 +157,7 @@ class Batched(Service):
         ]
         for thread in self._threads:
             thread.start()
-        self._end = AtExit(self.close) if self._threads else None
+        self._home, self._end = Home(), AtExit(self.close) if self._threads else None
 
     def _runners(self, wanted: int | None, full: float) -> int:
         shared = self._engines[0].concurrency == "threads" and len(self._engines) == 1
@@ -219,6 +219,8 @@ class Batched(Service):
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`: computes what waits, for at most ``grace`` seconds, and fails what is left then."""
+        if self._home.left:
+            return
         until = time.monotonic() + grace
         if self._end is not None:
             self._end.cancel()
@@ -267,6 +269,8 @@ class Batched(Service):
         """Put a request in line; None if it was refused, and its future says why."""
         entry = Entry(request, future, loop, stream, self._clock())
         try:
+            if self._home.left:
+                raise self._home.refusal(self.name)
             entry.size, entry.key = self._stack.measure(request.feeds)
             with self._lock:
                 self._admit(entry)

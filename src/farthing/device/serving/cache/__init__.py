@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from farthing.device.serving.alarm import Alarm
 from farthing.device.serving.cache.flights import Flights, Waiter
 from farthing.device.serving.cache.lru import CacheRule, CacheStats, Kept, Lru, frozen, size_of, views
+from farthing.device.serving.ending import Home
 from farthing.device.serving.service import (
     GRACE,
     Answer,
@@ -85,7 +86,7 @@ class Cached(Service):
         self._runs: dict[int, Future[Answer]] = {}  # number of the request that is computed -> by what
         self._number = 0
         self._counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
-        self._lock = threading.Lock()
+        self._lock, self._home = threading.Lock(), Home()
         self._closed = False
         self._alarm = Alarm(self._expire, clock, f"{self.name} deadlines")
 
@@ -96,6 +97,8 @@ class Cached(Service):
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
+        if self._home.left:
+            return failed(self._home.refusal(self.name))
         now = self._clock()
         if not request.deadline > now:
             self._count("requests", "late")
@@ -139,6 +142,8 @@ class Cached(Service):
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`."""
+        if self._home.left:
+            return
         with self._lock:
             self._closed = True
             self._lru.clear()

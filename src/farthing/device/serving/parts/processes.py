@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from farthing.bundle import Bundle, Ends, as_bundle, wire
+from farthing.device.serving.ending import Home
 from farthing.device.serving.parts.line import Line, Send
 from farthing.device.serving.parts.shard import WAITING, Run, ShardStats, Tally
 from farthing.device.serving.parts.slots import Fault, Layout, Slot, memory
@@ -140,7 +141,7 @@ class Processes(Service):
             loading=LOADING,
             now=clock(),
         )
-        self._changed = threading.Condition()
+        self._changed, self._home = threading.Condition(), Home()
         self._closed, self._over, self._broken, self._tally = False, False, "", Tally()
         self._poll = min(POLL, patience / 4)
         self._slots = [Slot(memory(), layout) for _ in range(depth)]
@@ -185,6 +186,8 @@ class Processes(Service):
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
+        if self._home.left:
+            return failed(self._home.refusal(self.name))
         run = Run(request, self._clock())
         with self._changed:
             self._tally.requests += 1
@@ -206,6 +209,8 @@ class Processes(Service):
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`."""
+        if self._home.left:
+            return
         with self._changed:
             self._closed = True
             self._changed.wait_for(

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from farthing.bundle import Bundle, as_bundle, wire
 from farthing.config import Section
+from farthing.device.serving.ending import Home
 from farthing.device.serving.service import (
     GRACE,
     Answer,
@@ -103,10 +104,12 @@ class OwnThread(Service):
         self.name = name or engine.name
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self._engine, self._clock = engine, clock
-        self._thread = ThreadPoolExecutor(1, f"part {self.name}")
+        self._thread, self._home = ThreadPoolExecutor(1, f"part {self.name}"), Home()
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
+        if self._home.left:
+            return failed(self._home.refusal(self.name))
         try:
             return self._thread.submit(self._run, request, self._clock())
         except RuntimeError:  # shut down
@@ -114,6 +117,8 @@ class OwnThread(Service):
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`: who still waits after the grace finds the request cancelled."""
+        if self._home.left:
+            return
         with contextlib.suppress(RuntimeError):  # closed before
             last = self._thread.submit(int)
             wait([last], grace)
@@ -192,13 +197,15 @@ class Sharded(Service):
         self._waiting, self._clock, self._listener = waiting, clock, listener
         self._counted = next((spec for spec in self.inputs if spec.batch_axis is not None), None)
         self._line: deque[Run] = deque()
-        self._lock = threading.Lock()
+        self._lock, self._home = threading.Lock(), Home()
         self._idle = threading.Condition(self._lock)
         self._running, self._pumping, self._closed = 0, False, False
         self._tally = Tally()
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
+        if self._home.left:
+            return failed(self._home.refusal(self.name))
         run = self._begun(request)
         with self._lock:
             self._tally.requests += 1
@@ -231,6 +238,8 @@ class Sharded(Service):
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`."""
+        if self._home.left:
+            return
         with self._idle:
             self._closed = True
             answered = self._idle.wait_for(lambda: not (self._line or self._running), grace)

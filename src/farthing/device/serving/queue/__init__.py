@@ -18,7 +18,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from farthing.device.serving.alarm import Alarm
-from farthing.device.serving.ending import AtExit
+from farthing.device.serving.ending import AtExit, Home
 from farthing.device.serving.queue.backlog import Backlog, Drop, Outcome, QueueRule, QueueStats, Ticket
 from farthing.device.serving.service import (
     GRACE,
@@ -87,10 +87,12 @@ class Realtime(Service):
         self._closed = False  # starts no more
         self._alarm = Alarm(self._expire, clock, f"{self.name} deadlines")
         self._news = _News(on_pressure) if on_pressure else None
-        self._end = AtExit(self.close)
+        self._home, self._end = Home(), AtExit(self.close)
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`: an OverloadError says in ``retry_after`` when there should be room."""
+        if self._home.left:
+            return failed(self._home.refusal(self.name))
         future: Future[Answer] = Future()
         with self._lock:
             if self._closing:
@@ -126,6 +128,8 @@ class Realtime(Service):
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`; from a callback of an answer it does not wait for others."""
+        if self._home.left:
+            return
         until = time.monotonic() + grace
         self._end.cancel()
         inward = threading.current_thread() in self._threads
