@@ -4,7 +4,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,59 @@ raise RuntimeError("the program fails")
     assert ended.stdout.strip() == "performance"
     assert "the program fails" in ended.stderr
     assert settings(cpufreq) == before
+
+
+@contextmanager
+def another(root: Path, record: Path | None) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has set the machine and waits for a word."""
+    program = f"""
+import pathlib, sys
+from farthing.device.serving.power.governor import Governor
+with Governor(pathlib.Path({str(root)!r}), None, {record and str(record)!r} and pathlib.Path({str(record)!r})) as one:
+    one.set_governor(["performance"])
+    print("set", flush=True)
+    sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "set\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_of_two_processes_one_sets_the_machine(cpufreq: Path, tmp_path: Path, recorded: bool) -> None:
+    before, record = settings(cpufreq), tmp_path / "power.json" if recorded else None
+    with another(cpufreq, record) as process:
+        theirs = settings(cpufreq)
+        late = Governor(cpufreq, None, record)
+        for set_it in (lambda: late.set_governor(["powersave"]), lambda: late.cap(0.5)):
+            with pytest.raises(TargetError, match="another governor, of this process or of another one"):
+                set_it()
+        late.close()
+        assert settings(cpufreq) == theirs != before, "what is in use is not put back"
+        process.communicate("\n", timeout=60)
+    assert settings(cpufreq) == before
+    with late:
+        assert late.set_governor(["powersave"]) == "powersave"
+        with pytest.raises(TargetError, match="another governor"):
+            Governor(cpufreq, None).cap(0.5)
+    assert settings(cpufreq) == before
+
+
+def test_who_comes_second_puts_right_what_the_killed_first_one_left(cpufreq: Path, tmp_path: Path) -> None:
+    before, record = settings(cpufreq), tmp_path / "power.json"
+    with another(cpufreq, record) as process:
+        second = Governor(cpufreq, None, record)
+        process.kill()
+        process.wait(60)
+    with second:
+        second.cap(0.5)
+        assert settings(cpufreq)[0] == "performance", "as the first one left it"
+    assert settings(cpufreq) == before
+    assert not record.exists()
 
 
 @pytest.mark.parametrize(

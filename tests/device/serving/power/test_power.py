@@ -43,6 +43,20 @@ def test_a_machine_that_does_not_let_itself_be_set_is_said_and_answers_all_the_s
         Powered(VARIANTS, governor=Governor(tmp_path, None), strict=True)
 
 
+def test_two_of_them_on_one_machine_both_answer_and_the_first_one_sets_it(cpufreq: Path) -> None:
+    before = governors(cpufreq)
+    with Powered(VARIANTS, "high_performance", governor=Governor(cpufreq, None)) as first:
+        theirs = governors(cpufreq)
+        with Powered(VARIANTS, "power_saver", governor=Governor(cpufreq, None)) as second:
+            (reason,) = second.refused
+            assert "another governor" in reason
+            assert governors(cpufreq) == theirs
+            assert (first.answer(X).source, second.answer(X).source) == ("fake float32", "fake int8")
+        assert governors(cpufreq) == theirs
+        assert first.refused == ()
+    assert governors(cpufreq) == before
+
+
 def test_no_request_is_lost_over_a_switch() -> None:
     over, errors = threading.Event(), []
     with Powered(VARIANTS, "high_performance") as service:

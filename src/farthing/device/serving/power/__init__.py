@@ -197,6 +197,6 @@ class Powered(Service):
                 setting()
             except TargetError as error:
                 refused.append(str(error))
-        self.refused = tuple(refused)
+        self.refused = tuple(dict.fromkeys(refused))
         if self._strict and refused:
-            raise TargetError("; ".join(refused))
+            raise TargetError("; ".join(self.refused))

@@ -1,6 +1,7 @@
 """The machine's own power settings: CPU governors and frequencies through sysfs, power modes of a Jetson by nvpmodel.
 
-They belong to the machine, not to us: what was set before is remembered, and put back.
+They belong to the machine, not to us: what was set before is remembered, and put back. One governor at a time sets
+them: of two, the second would take the settings of the first for those to put back.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -16,12 +18,13 @@ from msgspec.structs import replace
 
 from farthing import files
 from farthing.config import Section
-from farthing.device.serving.ending import AtExit
+from farthing.device.serving.ending import AtExit, Home
 from farthing.device.watch.probes.tools import Runner, run
 from farthing.errors import ConfigError, StorageError, TargetError
 from farthing.sysfs import number, text
 
-CPUFREQ = "sys/devices/system/cpu/cpufreq"
+CPU = "sys/devices/system/cpu"
+CPUFREQ = f"{CPU}/cpufreq"
 NVPMODEL = "/etc/nvpmodel.conf"
 _TOOL_SECONDS = 10.0
 
@@ -37,7 +40,8 @@ class Governor:
     """Sets governors, frequencies and power mode, and puts them back when it is closed: use it in ``with``.
 
     A program that ends without closing it puts them back as well; one that is killed (SIGTERM kills a Python program
-    that does not handle it) leaves that to ``record``.
+    that does not handle it) leaves that to ``record``. From its first setting until it is closed, no other governor of
+    this machine, in whichever process, sets anything.
 
     Args:
         root: where ``/sys`` is.
@@ -57,8 +61,9 @@ class Governor:
         self._runner, self._record = runner, record
         self._former = Former()
         self._end: AtExit | None = None
-        if record is not None and record.is_file():
-            self._former = _recalled(record)
+        self._claim, self._settings, self._home = ExitStack(), root / CPU, Home()
+        self._owner = False
+        if record is not None and record.is_file() and self._owns():
             self.close()
 
     @property
@@ -70,8 +75,9 @@ class Governor:
         """Set the first of some governors that each processor has; which one it was.
 
         Raises:
-            TargetError: no processor has one of them, or setting it is not permitted.
+            TargetError: no processor has one of them, setting it is not permitted, or another governor does.
         """
+        self._take()
         chosen = ""
         for policy in self._policies:
             known = text(policy / "scaling_available_governors").split()
@@ -91,10 +97,11 @@ class Governor:
 
         Raises:
             ConfigError: a share that is none.
-            TargetError: this machine has no such setting, or it is not permitted.
+            TargetError: this machine has no such setting, it is not permitted, or another governor sets it.
         """
         if not 0 < share <= 1:
             raise ConfigError(f"a share of the highest frequency is above 0 and at most 1, not {share}")
+        self._take()
         highest = 0
         for policy in self._policies:
             limits = [number(policy / f"cpuinfo_{end}_freq") for end in ("min", "max")]
@@ -112,8 +119,9 @@ class Governor:
         """Set the power mode of a Jetson by its number in /etc/nvpmodel.conf.
 
         Raises:
-            TargetError: this is no Jetson, it has no such mode, or it is not permitted.
+            TargetError: this is no Jetson, it has no such mode, it is not permitted, or another governor sets it.
         """
+        self._take()
         now = self._mode()
         if now is None or self._runner is None:
             raise TargetError("nvpmodel does not answer: this is no Jetson, or it may not be asked")
@@ -136,9 +144,20 @@ class Governor:
         Raises:
             TargetError: something could not be put back: the message says what, and what it was.
         """
+        if self._home.left:
+            return
         if self._end is not None:
             self._end.cancel()
             self._end = None
+        try:
+            if self._former != Former():
+                self._take()
+                self._put_back()
+        finally:
+            self._owner = False
+            self._claim.close()
+
+    def _put_back(self) -> None:
         left, failed = {}, []
         for name, content in self._former.files.items():
             try:
@@ -157,6 +176,25 @@ class Governor:
             raise TargetError(f"settings of this machine could not be put back: {'; '.join(failed)}")
         if self._record is not None:
             self._record.unlink(missing_ok=True)
+
+    def _take(self) -> None:
+        """Become the one who sets this machine."""
+        if not self._owns():
+            raise TargetError(
+                f"another governor, of this process or of another one, sets the clocks of this machine (it holds "
+                f"{self._settings}): close that one first"
+            )
+
+    def _owns(self) -> bool:
+        """Whether this is the one who sets this machine; what one that was killed has left is its own then."""
+        if not self._owner:
+            with ExitStack() as claim:
+                if self._settings.is_dir() and not claim.enter_context(files.claim(self._settings)):
+                    return False
+                if self._record is not None:
+                    self._former = _recalled(self._record) if self._record.is_file() else Former()
+                self._claim, self._owner = claim.pop_all(), True
+        return True
 
     def __enter__(self) -> Self:
         return self
