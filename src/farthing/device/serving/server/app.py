@@ -112,6 +112,15 @@ class App:
             self._routes[f"/v2/models/{served.name}/infer"] = served
             self._routes[f"/v2/models/{served.name}/versions/{served.version}/infer"] = served
 
+    def _successor(self, served: Served, path: str) -> Served:
+        """What answers on a path whose version was retired while the body of a request came in.
+
+        Raises:
+            UnknownModelError: nothing does: the model was unloaded, or that version was asked for.
+        """
+        self._renew_routes()
+        return self._routes.get(path) or self._core.repository.find(served.name, served.version)
+
     async def _infer(self, served: Served, visit: Visit, scope: Scope, send: Send) -> None:
         head = Head(scope["headers"])
         if not self._access.open:
@@ -119,6 +128,8 @@ class App:
         if head.encoding or head.kind not in {_BINARY, _JSON, b""}:
             _check_kind(head)
         body = await self.visits.body(visit, head.length)
+        if served.retired:
+            served = self._successor(served, scope["path"])
         tally = served.tally
         began = time.perf_counter_ns()
         asked = _understood(body, head, served)
@@ -145,7 +156,7 @@ def _headers(header: int | None, size: int) -> bytes:
 def _check_kind(head: Head) -> None:
     if head.encoding not in {b"", b"identity"}:
         raise Refusal(415, "bodies are not unpacked here: send the request without Content-Encoding")
-    kind = head.kind.partition(b";")[0].strip().lower()
+    kind = _kind(head)
     if kind not in {_BINARY, _JSON}:
         raise Refusal(
             415,
@@ -154,9 +165,14 @@ def _check_kind(head: Head) -> None:
         )
 
 
+def _kind(head: Head) -> bytes:
+    """The content type without its parameters."""
+    return head.kind if head.kind in {_BINARY, _JSON} else head.kind.partition(b";")[0].strip().lower()
+
+
 def _understood(body: bytes, head: Head, served: Served) -> Inference:
     if head.header is None:
-        return raw_inference(body, served.inputs) if head.kind == _BINARY else decode(body)
+        return raw_inference(body, served.inputs) if _kind(head) == _BINARY else decode(body)
     if not head.header.isdigit() or len(head.header) > 12:
         raise ProtocolError(
             f"Inference-Header-Content-Length is a number, not {head.header.decode('latin-1')!r}"
