@@ -183,7 +183,7 @@ class Server:
                 signal.signal(number, old)
 
     def _happened(self, event: Event) -> None:
-        what = f"{event.name} {event.version}".strip() or "the disk"
+        what = f"{event.name} {event.version}".strip()
         self._told(event.kind, f"{what}: {event.reason}" if event.reason else what)
 
     def _mistaken(self, error: BaseException) -> None:

@@ -117,7 +117,7 @@ class VersionPolicy(Section, frozen=True, kw_only=True):
             missing = sorted(set(self.specific.versions) - set(there))
             if missing:
                 raise ConfigError(f"version {missing[0]} is not there, only {there or 'none'}")
-            return sorted(self.specific.versions)
+            return sorted(set(self.specific.versions))
         return there if self.all is not None else there[-(self.latest or Latest()).num_versions :]
 
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -101,6 +105,52 @@ def test_what_holds_no_model_is_refused(tmp_path: Path) -> None:
     fake_model().save(tmp_path / "two" / "a")
     with pytest.raises(ModelError, match="leave out the name"):
         found(tmp_path / "two", "x")
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that everyone may read, however this user's temporary ones are."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without the rights of root, where the tests run with them."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_what_cannot_be_read_is_said_so(open_place: Path) -> None:
+    for name in ("readable", "closed", "lost+found"):
+        fake_model(name=name).save(open_place / "models" / name / "1")
+    for name in ("closed", "lost+found"):
+        (open_place / "models" / name).chmod(0)
+    try:
+        with nobody():
+            with pytest.raises(ModelError, match=r"cannot read .*closed.*: Permission denied"):
+                find(Entry(path=open_place / "models" / "closed"))
+            readable, closed = sorted(
+                find(Entry(path=open_place / "models")), key=lambda place: place.name, reverse=True
+            )
+            assert [one.name for one in readable.versions()] == ["1"]
+            with pytest.raises(ModelError, match=r"cannot read .*closed"):
+                closed.versions()
+    finally:
+        for name in ("closed", "lost+found"):
+            (open_place / "models" / name).chmod(0o700)
+    with pytest.raises(ModelError, match="cannot read"):
+        find(Entry(path=Path("x" * 9999)))
+    (open_place / "models" / "current").symlink_to("current")
+    with pytest.raises(ModelError, match="cannot read"):
+        find(Entry(path=open_place / "models"))[0].versions()
 
 
 def test_names_that_cannot_stand_in_a_url_are_refused(tmp_path: Path) -> None:

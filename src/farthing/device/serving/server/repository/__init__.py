@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from farthing.device.serving.server.repository.opening import open_version
@@ -19,7 +20,7 @@ ResultT = TypeVar("ResultT")
 
 
 class Event(NamedTuple):
-    """Something that happened to a model; ``reason`` says why, where it failed."""
+    """Something that happened to a model, or a path that holds none; ``reason`` says why, where it failed."""
 
     kind: Literal["loaded", "failed", "retired", "unloaded"]
     name: str
@@ -67,6 +68,8 @@ class Repository:
         self._listener, self._opener = listener, opener
         self._slots: dict[str, dict[str, _Slot]] = {}
         self._failures: dict[str, tuple[Hashable, str]] = {}
+        self._astray: dict[Path, FarthingError] = {}  # entries where nothing is found
+        self._found: set[Path] = set()  # entries where something was found at least once
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._closing: set[asyncio.Future[None]] = set()
         self._unloaded: set[str] = set()
@@ -96,14 +99,17 @@ class Repository:
     def index(self) -> list[Line]:
         """What is served, and what should be and is not."""
         lines = [Line(one.name, one.version, "READY", "") for one in self.served()]
-        lines += [Line(name, "", "UNAVAILABLE", why) for name, (_, why) in sorted(self._failures.items())]
+        missing = {name: why for name, (_, why) in self._failures.items()}
+        missing |= {str(path): str(error) for path, error in self._astray.items()}
+        lines += [Line(name, "", "UNAVAILABLE", why) for name, why in sorted(missing.items())]
         lines += [Line(name, "", "UNAVAILABLE", "unloaded") for name in sorted(self._unloaded)]
         return lines
 
     @property
     def complete(self) -> bool:
-        """Whether all that should be served is: a model that lives on in an older version counts."""
-        return all(self._slots.get(name) for name in self._failures)
+        """Whether all that should be served is. A model that lives on counts, whatever lies on the disk."""
+        found = all(entry.path in self._found for entry in self._entries)
+        return found and all(self._slots.get(name) for name in self._failures)
 
     async def start(self, keep_going: bool = False) -> None:
         """Load everything.
@@ -114,9 +120,12 @@ class Repository:
         Raises:
             FarthingError: a model cannot be served, or two have the same name.
         """
-        for place in (await _aside(self._places)).values():
+        places = await self._scan(tell=keep_going)
+        if self._astray and not keep_going:
+            raise next(iter(self._astray.values()))
+        for place in places.values():
             try:
-                await self.load(place.name)
+                await self._load(place, tell=keep_going)
             except FarthingError:
                 if not keep_going:
                     raise
@@ -128,16 +137,19 @@ class Repository:
             UnknownModelError: no model of that name lies there.
             FarthingError: it cannot be served, and why; what was served before still is.
         """
-        async with self._locks[name]:
+        place = (await self._scan()).get(name)
+        if place is not None:
+            return await self._load(place)
+        if self._astray:
+            raise next(iter(self._astray.values()))
+        raise UnknownModelError(f"no model {name!r} lies where this server looks for models")
+
+    async def _load(self, place: Place, tell: bool = True) -> None:
+        async with self._locks[place.name]:
             try:
-                place = (await _aside(self._places)).get(name)
-                if place is None:
-                    raise UnknownModelError(f"no model {name!r} lies where this server looks for models")
                 await self._replace(place, await _aside(place.versions))
-            except UnknownModelError:
-                raise
             except FarthingError as error:
-                self._fail(name, (), error)
+                self._fail(place.name, (), error, tell)
                 raise
 
     async def unload(self, name: str) -> None:
@@ -146,6 +158,7 @@ class Repository:
         Raises:
             UnknownModelError: it is not served.
         """
+        self.find(name)
         async with self._locks[name]:
             self.find(name)
             slots = self._slots.pop(name)
@@ -159,22 +172,19 @@ class Repository:
 
         A model that is gone from the disk is served until it is unloaded.
         """
-        try:
-            places = await _aside(self._places)
-        except FarthingError as error:
-            return self._fail("", str(error), error)
-        self._failures.pop("", None)
+        places = await self._scan()
         for name in places.keys() - self._unloaded:
             async with self._locks[name]:
                 place, cause = places[name], None
                 try:
                     versions = await _aside(place.versions)
                     cause = _cause(place, versions)
-                    if self._failures.get(name, (None, ""))[0] != cause and self._differs(place, versions):
+                    if not self._differs(place, versions):
+                        self._failures.pop(name, None)
+                    elif self._failures.get(name, (None, ""))[0] != cause:
                         await self._replace(place, versions)
                 except FarthingError as error:
                     self._fail(name, str(error) if cause is None else cause, error)
-        return None
 
     async def close(self) -> None:
         """Close every service, each when its requests are answered."""
@@ -191,16 +201,32 @@ class Repository:
         if served.retired and not served.users:
             self._close(served)
 
-    def _places(self) -> dict[str, Place]:
-        places: dict[str, Place] = {}
-        for entry in self._entries:
-            for place in find(entry):
-                other = places.setdefault(place.name, place)
-                if other is not place:
-                    raise ModelError(
-                        f"{other.path} and {place.path} are both called {place.name!r}: name one, as in NAME=PATH"
-                    )
+    async def _scan(self, tell: bool = True) -> dict[str, Place]:
+        """The models on the disk, by name. An entry without any is told to the listener, once."""
+        places, astray = await _aside(self._looked)
+        for path, error in astray.items():
+            if tell and str(error) != str(self._astray.get(path)):
+                self._listener(Event("failed", str(path), "", str(error)))
+        self._astray = astray
+        self._found |= {entry.path for entry in self._entries} - astray.keys()
+        if not astray:
+            for name in self._failures.keys() - places.keys():
+                del self._failures[name]  # it was taken away
         return places
+
+    def _looked(self) -> tuple[dict[str, Place], dict[Path, FarthingError]]:
+        places: dict[str, Place] = {}
+        astray: dict[Path, FarthingError] = {}
+        for entry in self._entries:
+            try:
+                found = find(entry)
+            except FarthingError as error:
+                astray[entry.path] = error
+                continue
+            for place in found:
+                other = places.get(place.name)
+                places[place.name] = place if other is None else _twice(other, place)
+        return places, astray
 
     async def _replace(self, place: Place, versions: Sequence[Version]) -> None:
         """Open what is new, then put it in place of the old, all of it at once."""
@@ -238,10 +264,10 @@ class Repository:
             lambda: self._opener(version.path, place.name, version.name, place.settings, place.config)
         )
 
-    def _fail(self, name: str, cause: Hashable, error: FarthingError) -> None:
+    def _fail(self, name: str, cause: Hashable, error: FarthingError, tell: bool = True) -> None:
         """Keep why a model could not be loaded, and tell it, unless that was said already."""
         reason = str(error)
-        if self._failures.get(name) != (cause, reason):
+        if tell and self._failures.get(name, ((), ""))[1] != reason:
             self._listener(Event("failed", name, "", reason))
         self._failures[name] = (cause, reason)
 
@@ -255,6 +281,12 @@ class Repository:
         closing = asyncio.ensure_future(_aside(served.service.close))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+
+def _twice(one: Place, other: Place) -> Place:
+    """Two models of one name: nobody knows which of them is meant."""
+    text = f"{one.path} and {other.path} are both called {one.name!r}: name one, as in NAME=PATH"
+    return one._replace(problem=ModelError(text))
 
 
 def _cause(place: Place, versions: Sequence[Version]) -> Hashable:

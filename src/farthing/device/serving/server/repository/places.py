@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from farthing.bundle import BundleManifest
 from farthing.device.serving.server.repository import pbtxt
 from farthing.device.serving.server.repository.pbtxt import TritonConfig
 from farthing.device.serving.server.settings import Entry, ModelSettings
-from farthing.errors import ModelError
+from farthing.errors import FarthingError, ModelError
 from farthing.model import BUNDLE, INNER, MANIFEST, read_manifest, read_section
 
 CURRENT = "current"
@@ -47,19 +48,28 @@ class Place(NamedTuple):
         path: a model, a directory of versions, or a store.
         settings: how it is to be served.
         config: its ``config.pbtxt``.
+        problem: why it cannot be served, where that is known already.
     """
 
     name: str
     path: Path
-    settings: ModelSettings
-    config: TritonConfig
+    settings: ModelSettings = ModelSettings()
+    config: TritonConfig = TritonConfig()
+    problem: FarthingError | None = None
 
     def versions(self) -> list[Version]:
         """The versions to serve, the default one last.
 
         Raises:
-            ModelError: there is none, or one that its policy asks for is missing.
+            ModelError: there is none, or one that its policy asks for is missing, or cannot be read.
+            FarthingError: the problem it has.
         """
+        if self.problem is not None:
+            raise self.problem
+        with _reading(self.path):
+            return self._versions()
+
+    def _versions(self) -> list[Version]:
         if _is_store(self.path):
             return [_version("", (self.path / CURRENT).resolve())]
         if _is_model(self.path):
@@ -74,25 +84,45 @@ class Place(NamedTuple):
 
 
 def find(entry: Entry) -> list[Place]:
-    """The models that lie where an entry says.
+    """The models that lie where an entry says. What is wrong with one model of a repository is its own problem.
 
     Raises:
-        ModelError: nothing that can be served, or a name that cannot stand in a URL.
+        ModelError: nothing that can be served or read, or a name that cannot stand in a URL.
         ConfigError: a ``config.pbtxt`` that cannot be honoured.
     """
     path = entry.path
-    if not path.exists():
-        raise ModelError(f"{path} does not exist; {_HOLDS}")
-    if _is_single(path):
-        return [_place(entry, path, entry.name)]
-    inside = [one for one in _listed(path) if _is_single(one)]
+    with _reading(path):
+        if not path.exists():
+            raise ModelError(f"{path} does not exist; {_HOLDS}")
+        if _is_single(path):
+            return [_place(entry, path, entry.name)]
+        inside = [place for one in _listed(path) for place in _members(entry, one)]
     if not inside:
         raise ModelError(f"{path} holds no model; {_HOLDS}")
     if entry.name:
         raise ModelError(
             f"{path} holds {len(inside)} models, which have names of their own: leave out the name"
         )
-    return [_place(entry, one, one.name) for one in inside]
+    return inside
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, up to Python 3.12
+        said = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelError(f"cannot read {getattr(error, 'filename', None) or path}: {said}") from error
+
+
+def _members(entry: Entry, path: Path) -> list[Place]:
+    """The model of a repository that lies in one of its directories, if one does."""
+    try:
+        with _reading(path):
+            return [_place(entry, path, path.name)] if _is_single(path) else []
+    except FarthingError as error:
+        unreadable = isinstance(error.__cause__, OSError) and not PLAIN.fullmatch(path.name)
+        return [] if unreadable else [Place(path.name, path, problem=error)]  # lost+found is no model
 
 
 def _place(entry: Entry, path: Path, name: str) -> Place:
@@ -154,10 +184,7 @@ def _numbered(path: Path) -> list[Path]:
 def _listed(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
-    try:
-        return sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    return sorted(one for one in path.iterdir() if not one.name.startswith("."))
 
 
 def _inside(path: Path) -> Path:
@@ -172,11 +199,16 @@ def _inside(path: Path) -> Path:
 
 
 def _version(name: str, path: Path) -> Version:
-    written = next(
-        (path / name for name in _WRITTEN if (path / name).is_file()), path
-    )  # anew with every model
-    try:
-        facts = written.stat()
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
-    return Version(name, path, (os.path.realpath(path), facts.st_ino, facts.st_mtime_ns, facts.st_size))
+    return Version(name, path, (os.path.realpath(path), *(_mark(file) for file in _files(path))))
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a model: a copy is under way until the last of them is there."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if not file.name.startswith(".") and not file.is_dir())
+
+
+def _mark(file: Path) -> Hashable:
+    facts = file.stat()
+    return str(file), facts.st_ino, facts.st_mtime_ns, facts.st_size
