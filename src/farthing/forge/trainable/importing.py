@@ -1,0 +1,141 @@
+"""From an ONNX file to a torch module, and from the trained module to the file again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from farthing.errors import UnsupportedError
+from farthing.forge import graph
+from farthing.forge.trainable import norms, trying, writing
+from farthing.forge.trainable.binding import Binding
+from farthing.forge.trainable.builder import Builder
+from farthing.forge.trainable.node import AFTER, Node
+from farthing.forge.trainable.operators import form
+from farthing.forge.trainable.stored import is_constant, stored
+from farthing.model import Manifest, Model, checked
+
+Array = NDArray[Any]
+
+
+def trainable(model: Model, feeds: Mapping[str, Array] | None = None) -> Trainable:
+    """Make a torch module of an ONNX model, and check that it computes the same.
+
+    Args:
+        model: an ONNX model, not quantized.
+        feeds: real inputs by name to check on, a batch as `farthing.bench.feeds` gives it; random ones if None.
+
+    Raises:
+        UnsupportedError: the model is no ONNX file, or has an operator without a trainable form (it is named).
+        ConversionError: the module computes something else; the first operator that differs is named.
+        ModelError: the file is damaged.
+    """
+    if model.manifest.format != "onnx":
+        raise UnsupportedError(
+            f"{model.manifest.name} is {model.manifest.format}, and only ONNX models become torch modules: "
+            "train the ONNX model that it was made of"
+        )
+    proto = graph.load(model.file)
+    graph.name_nodes(proto)
+    samples = trying.trials(model.manifest, feeds)
+    built = _build(proto, model.manifest, samples)
+    made = Trainable(model, proto, built, [*samples, *([feeds] if feeds is not None else [])])
+    for each in made.samples:
+        trying.compare(made.module, made.traced, proto, model.manifest, each)
+    return made
+
+
+class Trainable:
+    """A torch module made of an ONNX model, and the way back.
+
+    Attributes:
+        model: what it was made of.
+        module: ``forward(*inputs) -> tuple of outputs``, both in the order of the manifest, in evaluation mode at
+            first. Convolutions, linear, recurrent and normalising layers are torch's own; their weights are its
+            parameters. The batch, and any other free axis, may have any size.
+        layers: ONNX node name -> name of the layer in the module.
+        samples: inputs that it is checked on.
+        traced: ONNX tensor name -> what computes it in the module's graph.
+    """
+
+    def __init__(
+        self, model: Model, proto: onnx.ModelProto, built: Builder, samples: Sequence[Mapping[str, Array]]
+    ) -> None:
+        self.model = model
+        self.layers: Mapping[str, str] = dict(built.layers)
+        self.samples = list(samples)
+        self.module = fx.GraphModule(built.root, built.graph).eval()
+        self.bindings: tuple[Binding, ...] = tuple(built.bindings)
+        self.norms: dict[str, str] = {}
+        self._proto = proto
+        kept = set(self.module.graph.nodes)
+        self.traced = {
+            name: made for name, made in built.values.items() if isinstance(made, fx.Node) and made in kept
+        }
+
+    def insert_norms(self, batches: Iterable[Sequence[Tensor]], linear: bool = False) -> None:
+        """Put a fresh BatchNorm behind each convolution that has none: networks train badly without.
+
+        Exporters fold batch normalization into the convolution before it. Scale and shift are set to what undoes the
+        measured mean and variance, so the module in evaluation mode computes what it computed before; they are folded
+        into the convolution again by `to_model`. A convolution after which no other layer comes stays as it is.
+
+        Args:
+            batches: inputs to measure on, each in the order of the manifest.
+            linear: behind linear layers, too.
+
+        Raises:
+            TaskError: no batches.
+        """
+        self.norms |= norms.insert(self.module, self.bindings, batches, linear)
+
+    def to_model(self, **changes: Any) -> Model:
+        """The same ONNX graph with the module's numbers, and where layers have shrunk with their new sizes.
+
+        Args:
+            **changes: fields of the manifest.
+
+        Raises:
+            ConversionError: the file would not compute what the module computes.
+            UnsupportedError: layers have shrunk where the graph cannot follow.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._proto)
+        writing.write(proto, self.module, self.bindings, self.layers, self.norms)
+        graph.check(proto, f"the trained {self.model.manifest.name}")
+        for each in self.samples:
+            trying.compare(self.module, self.traced, proto, self.model.manifest, each)
+        manifest: Manifest = checked(self.model.manifest, **changes)
+        return Model.create(manifest, {"model.onnx": graph.save_bytes(proto)})
+
+
+def _build(
+    proto: onnx.ModelProto, manifest: Manifest, samples: tuple[dict[str, Array], dict[str, Array]]
+) -> Builder:
+    opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
+    if proto.functions:
+        raise UnsupportedError(
+            f"{manifest.name} has functions of its own, as {proto.functions[0].name!r}: export it without; {AFTER}"
+        )
+    nodes = [Node.of(node) for node in proto.graph.node if not is_constant(node)]
+    names = [value.name for value in proto.graph.output]
+    with torch.no_grad():
+        builder = Builder(opset, stored(proto), nodes, names)
+        for spec in manifest.inputs:
+            first, second = (trying.tensor(each[spec.name]) for each in samples)
+            builder.input(spec.name, (first, second))
+        last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
+        for place, node in enumerate(nodes):
+            if node.outputs[0] not in builder.values:
+                results = form(builder, node)
+                builder.values |= {
+                    name: made for name, made in zip(node.outputs, results, strict=False) if name
+                }
+            builder.forget(name for name in builder.values if last.get(name, -1) > place)
+        builder.finish([spec.name for spec in manifest.outputs])
+    return builder

@@ -1,0 +1,154 @@
+"""Batch normalization put behind convolutions for training, and folded into them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from farthing.errors import TaskError
+from farthing.forge.trainable.binding import Binding
+
+NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.ConvTranspose1d: nn.BatchNorm1d,
+    nn.ConvTranspose2d: nn.BatchNorm2d,
+    nn.ConvTranspose3d: nn.BatchNorm3d,
+}
+BACK = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (*NORMS, nn.Linear, nn.LSTM, nn.GRU, nn.RNN, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def insert(
+    module: fx.GraphModule, bindings: Sequence[Binding], batches: Iterable[Sequence[Tensor]], linear: bool
+) -> dict[str, str]:
+    """Put a BatchNorm behind layers that lack one, in place; see `Trainable.insert_norms`.
+
+    Returns:
+        Name of each such layer -> name of its new norm.
+    """
+    places = [made for made in module.graph.nodes if _lacks(module, made, bindings, linear)]
+    if not places:
+        return {}
+    measured = _measured(module, [str(made.target) for made in places], batches)
+    added = {}
+    for made in places:
+        name = str(made.target)
+        norm = f"{name}_norm"
+        module.add_module(norm, _norm(module.get_submodule(name), *measured[name]))
+        with module.graph.inserting_after(made):
+            after = module.graph.call_module(norm, (made,))
+        made.replace_all_uses_with(after, delete_user_cb=lambda user, after=after: user is not after)
+        added[name] = norm
+    module.recompile()
+    return added
+
+
+def _lacks(module: fx.GraphModule, made: fx.Node, bindings: Sequence[Binding], linear: bool) -> bool:
+    """Whether a call is one of a layer that could use a norm, has none, and before another layer."""
+    layer = _layer(module, made)
+    dense = linear and isinstance(layer, nn.Linear) and made.meta.get("rank") == 2
+    if not (type(layer) in NORMS or dense):
+        return False
+    own = [binding for binding in bindings if f"{made.target}.weight" in binding.places]
+    shared = any(sum(other.tensor == binding.tensor for other in bindings) > 1 for binding in own)
+    followed = any(isinstance(_layer(module, user), nn.modules.batchnorm._BatchNorm) for user in made.users)
+    return not shared and not followed and _before_another(module, made)
+
+
+def _layer(module: fx.GraphModule, made: fx.Node) -> nn.Module | None:
+    return module.get_submodule(str(made.target)) if made.op == "call_module" else None
+
+
+def _before_another(module: fx.GraphModule, made: fx.Node) -> bool:
+    """Whether what a layer gives reaches another layer with weights."""
+    seen, ahead = {made}, list(made.users)
+    while ahead:
+        user = ahead.pop()
+        if isinstance(_layer(module, user), WEIGHTED):
+            return True
+        if user not in seen:
+            seen.add(user)
+            ahead += user.users
+    return False
+
+
+def _measured(
+    module: fx.GraphModule, names: Sequence[str], batches: Iterable[Sequence[Tensor]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance of each channel that some layers give, in evaluation mode."""
+    sums: dict[str, list[Any]] = {}
+
+    def watch(name: str) -> Any:
+        def note(_layer: nn.Module, _args: object, result: Tensor) -> None:
+            flat = result.detach().double().movedim(1, 0).flatten(1)
+            seen = sums.setdefault(name, [0, 0.0, 0.0])
+            count = seen[0] + flat.shape[1]
+            mean = flat.mean(1)
+            gap = mean - seen[1]
+            seen[2] = (
+                seen[2]
+                + flat.var(1, correction=0) * flat.shape[1]
+                + gap**2 * (seen[0] * flat.shape[1] / count)
+            )
+            seen[1] = seen[1] + gap * (flat.shape[1] / count)
+            seen[0] = count
+
+        return note
+
+    handles = [module.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            for inputs in batches:
+                module(*inputs)
+    finally:
+        module.train(training)
+        for handle in handles:
+            handle.remove()
+    if len(sums) < len(names):
+        raise TaskError("there are no samples to measure the statistics of batch normalization on")
+    return {name: (mean, square / count) for name, (count, mean, square) in sums.items()}
+
+
+def _norm(layer: nn.Module, mean: Tensor, variance: Tensor) -> nn.Module:
+    """A norm that changes nothing in evaluation mode: it scales by what it divides by, and adds what it subtracts."""
+    kind: Any = NORMS.get(type(layer), nn.BatchNorm1d)
+    norm = kind(len(mean))
+    weight: Any = layer.weight
+    with torch.no_grad():
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_(torch.sqrt(variance + norm.eps))
+        norm.bias.copy_(mean)
+    made: nn.Module = norm.to(weight.dtype)
+    return made.eval()
+
+
+def folded(module: fx.GraphModule, norms: Mapping[str, str]) -> dict[str, Tensor]:
+    """Weights and biases of layers with their inserted norms folded in, by the names of the parameters."""
+    state: dict[str, Tensor] = {}
+    for name, norm_name in norms.items():
+        layer, norm = module.get_submodule(name), module.get_submodule(norm_name)
+        state[f"{name}.weight"], state[f"{name}.bias"] = _fold(layer, norm)
+    return state
+
+
+def _fold(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    weight = layer.weight.detach().double()
+    if isinstance(layer, BACK):
+        inputs, each, *kernel = weight.shape
+        grouped = weight.reshape(layer.groups, inputs // layer.groups, each, *kernel)
+        factors = scale.reshape(layer.groups, 1, each, *(1 for _ in kernel))
+        weight = (grouped * factors).reshape(weight.shape)
+    else:
+        weight = weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double()
+    bias = (bias - norm.running_mean.double()) * scale + norm.bias.double()
+    return weight.to(layer.weight.dtype).detach(), bias.to(layer.weight.dtype).detach()
