@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -38,14 +39,16 @@ def ran(what: str, root: Path) -> list[Path]:
 
 
 def aged(*places: Path) -> None:
-    for place in places:
+    """As if nobody had touched them for an hour, nor what holds them."""
+    for place in {*places, *(place.parent for place in places)}:
         os.utime(place, (time.time() - 3700,) * 2)
 
 
 def test_it_goes_with_its_block_its_object_or_its_process(tmp_path: Path) -> None:
     with Scratch(str(tmp_path)) as folder:
         (folder / "a").write_text("x")
-        assert folder.parent == tmp_path
+        assert folder.parent.parent == tmp_path
+        assert folder.stat().st_mode & 0o777 == 0o700
     assert not folder.exists()
     kept = Scratch(str(tmp_path))
     place = kept.path
@@ -80,6 +83,62 @@ def test_those_of_a_living_program_stay(tmp_path: Path) -> None:
     living.communicate(timeout=60)
     assert list(tmp_path.iterdir()) == []
     sweep(str(tmp_path / "not there"))
+
+
+def test_hundreds_of_them_take_one_handle(tmp_path: Path) -> None:
+    """Each temporary model has one: with a lock for each, a process met its limit of open files."""
+    program = """
+import gc, resource
+from farthing.testing import fake_model
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+models = [fake_model(seed=seed) for seed in range(300)]
+print(all(model.verify() is None for model in models), len({model.path for model in models}))
+del models[:299]
+gc.collect()
+print(models[0].verify() is None and len(list(models[0].path.parent.iterdir())))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "300", "1"], done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fork_has_its_own_and_leaves_those_of_its_parent(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from farthing.scratch import Scratch
+mine = Scratch()
+if os.fork() == 0:
+    with Scratch() as other:
+        print(other.parent != mine.path.parent, flush=True)
+    sys.exit()  # what Python does at its end is done here as well
+os.wait()
+print(mine.path.is_dir())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "True"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_others_removed_is_made_anew(tmp_path: Path) -> None:
+    with Scratch(str(tmp_path)) as first:
+        shutil.rmtree(first.parent)
+        with Scratch(str(tmp_path)) as second:
+            assert second.is_dir()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_handles_do_not_pile_up(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The command line imports this before anything else of Farthing's, so it imports 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 import time
 import weakref
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 COMMAND, LIBRARY = "farthing-cli-", "farthing-lib-"
@@ -21,7 +23,8 @@ LEFTOVER_SECONDS = 3600
 class Scratch:
     """A temporary directory that goes, without a word, when it is closed or the last reference to this object goes.
 
-    The first one of a process sweeps away what killed ones left.
+    All of a process share one lock. The first one of a process sweeps away what killed ones left. A fork of the process
+    that ends removes none.
 
     Args:
         root: where to make it; the usual place if None.
@@ -31,9 +34,8 @@ class Scratch:
     """
 
     def __init__(self, root: str | None = None) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=LIBRARY, dir=root))
-        self._end = weakref.finalize(self, _give_back, self.path, hold(self.path))
-        _sweep_once(str(self.path.parent), os.getpid())
+        home, self.path = _found(root or tempfile.gettempdir())
+        self._end = weakref.finalize(self, _give_back, self.path, os.getpid(), home)
 
     def close(self) -> None:
         """Remove it."""
@@ -44,6 +46,36 @@ class Scratch:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class _Home:
+    """The locked directory that holds all temporary ones of a process; it goes with the last of them."""
+
+    def __init__(self, root: str) -> None:
+        self._path = Path(tempfile.mkdtemp(prefix=LIBRARY, dir=root))
+        self._numbers = count()
+        weakref.finalize(self, _give_back, self._path, os.getpid(), hold(self._path))
+
+    def make(self) -> Path:
+        """A directory in it; FileNotFoundError if somebody removed the whole."""
+        path = self._path / str(next(self._numbers))
+        path.mkdir(mode=0o700)
+        return path
+
+
+_HOMES: weakref.WeakValueDictionary[tuple[str, int], _Home] = weakref.WeakValueDictionary()
+
+
+def _found(root: str) -> tuple[_Home, Path]:
+    """A fresh directory, and the home that is held as long as it is there."""
+    process = os.getpid()
+    home = _HOMES.get((root, process))
+    if home is not None:
+        with contextlib.suppress(FileNotFoundError):
+            return home, home.make()
+    home = _HOMES[root, process] = _Home(root)
+    _sweep_once(root, process)
+    return home, home.make()
 
 
 def hold(path: Path | str) -> int | None:
@@ -60,10 +92,12 @@ def hold(path: Path | str) -> int | None:
     return handle
 
 
-def _give_back(path: Path, handle: int | None) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    if handle is not None:
-        os.close(handle)
+def _give_back(path: Path, process: int, held: _Home | int | None) -> None:
+    """Remove a directory, and let go of what was held for it."""
+    if os.getpid() == process:
+        shutil.rmtree(path, ignore_errors=True)
+    if isinstance(held, int):
+        os.close(held)
 
 
 @cache
