@@ -194,13 +194,16 @@ def as_service(part: Engine | Service) -> Service:
     return part if isinstance(part, Service) else Direct(part)
 
 
-def settle(future: Future[Answer], outcome: Answer | BaseException) -> None:
-    """Give a future its outcome, unless its caller cancelled it meanwhile."""
+def settle(future: Future[Answer], outcome: Answer | BaseException | None) -> None:
+    """Give a future its outcome, unless its caller cancelled it meanwhile; None if it is known that he did.
+
+    Either way `concurrent.futures.wait` waits for it no longer.
+    """
     if not future.running() and not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, BaseException):
         future.set_exception(outcome)
-    else:
+    elif outcome is not None:
         future.set_result(outcome)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -343,6 +344,55 @@ def test_parts_that_are_no_exits_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match=said):
         EarlyExit(ends(*shapes), **options)
+
+
+class _Liar(Service):
+    """Gives what it was told to give, whatever its outputs say."""
+
+    name = "liar"
+
+    def __init__(self, like: Service, **outputs: Any) -> None:
+        self.inputs, self.outputs, self._given = like.inputs, like.outputs, outputs
+
+    def submit(self, request: Request) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        future.set_result(Answer(self._given, self.name))
+        return future
+
+    def close(self, grace: float = GRACE) -> None:
+        pass
+
+
+UNSURE = np.zeros((5, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("number", "outputs", "said"),
+    [
+        (1, {"s1": UNSURE[:2]}, "part 2 of .* gave 's1' of 2 samples beside 5"),
+        (1, {"s1": np.tile(UNSURE, (2, 1))}, "'s1' of 10 samples beside 5"),
+        (1, {"s1": UNSURE[:, :1]}, r"'s1' as \[5, 1\], which it declares as \['batch', 3\]"),
+        (1, {"s1": np.zeros((5, 7), np.float32)}, r"'s1' as \[5, 7\]"),
+        (0, {"s0": np.zeros((5, 3, 2), np.float32)}, r"'s0' as \[5, 3, 2\]"),
+        (0, {"s0": np.zeros((5, 0), np.float32)}, r"'s0' as \[5, 0\]"),
+        (0, {"s0": UNSURE.tolist()}, "'s0', which is no array of float32"),
+        (0, {"s0": UNSURE.astype(np.float64)}, "'s0', which is no array of float32"),
+        (0, {"s0": UNSURE, "f0": np.zeros((2, 4), np.float32)}, "'f0' of 2 samples beside 5"),
+        (0, {"s0": UNSURE, "f0": np.float32(0)}, "'f0' of no samples beside 5"),
+    ],
+)
+def test_a_part_that_gives_something_else_than_it_says_is_an_error_not_a_hang(
+    number: int, outputs: dict[str, Any], said: str
+) -> None:
+    features = {"f0": np.zeros((5, 4), np.float32)}
+    first, second = ends(("batch", 3), ("batch", 3))
+    told = [{"s0": UNSURE, **features}, {"s1": UNSURE}]
+    told[number] = {**(features if not number else {}), **outputs}
+    service = EarlyExit([_Liar(first, **told[0]), _Liar(second, **told[1])])
+    error = service.submit(Request({"x": np.zeros((5, 4), np.float32)})).exception(0)
+    assert isinstance(error, EngineError)
+    assert re.search(said, str(error))
+    assert service.stats().running == 0
 
 
 def test_a_bundle_of_parts_is_no_bundle_of_exits(chain: Bundle, bundle: Bundle, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ import pytest
 from farthing.bundle import Bundle
 from farthing.device.serving.parts.processes import Processes, open_processes
 from farthing.device.serving.parts.shard import Sharded
+from farthing.device.serving.parts.slots import Layout, Slot, memory
+from farthing.device.serving.parts.worker import compute
 from farthing.device.serving.service import Answer, Request
 from farthing.engines.base import open_engine
+from farthing.engines.fake import FakeEngine
 from farthing.errors import (
     ClosedError,
     ConfigError,
@@ -180,6 +183,7 @@ def test_what_goes_wrong_is_in_the_future(x: dict[str, Any]) -> None:
         assert eventually(lambda: service.stats().running == 0)
         failed = {"FeedError": 2, "OverloadError": 1, "DeadlineError": 1, "cancelled": 1}
         assert service.stats().failed == failed
+        assert not wait([back], 0).not_done, "nobody waits for it for ever"
         service.answer(x)
 
 
@@ -205,6 +209,39 @@ def test_who_waits_is_answered_or_told_when_it_closes(x: dict[str, Any]) -> None
     service.close(grace=0.1)
     assert all(isinstance(future.exception(0), ClosedError) for future in futures)
     assert all(gone(pid) for pid in service.processes)
+
+
+def test_a_callback_may_close_it(x: dict[str, Any]) -> None:
+    service = two(depth=1)
+    os.kill(service.processes[0], signal.SIGSTOP)
+    futures = [service.submit(Request(x)) for _ in range(3)]
+    closed = threading.Event()
+
+    def close(_: object) -> None:
+        service.close(grace=3600)
+        closed.set()
+
+    futures[0].add_done_callback(close)
+    os.kill(service.processes[0], signal.SIGCONT)
+    assert closed.wait(60)
+    assert futures[0].exception(0) is None
+    assert all(isinstance(future.exception(60), ClosedError) for future in futures[1:])
+    assert all(gone(pid) for pid in service.processes)
+
+
+def test_an_engine_with_a_bug_fails_one_request_and_keeps_its_process(x: dict[str, Any]) -> None:
+    class Buggy(FakeEngine):
+        def run(self, feeds: Any) -> Any:
+            raise IndexError("a bug")
+
+    slot = Slot(memory(), Layout(dtypes={"x": "float32", "a": "float32"}))
+    slot.clear()
+    slot.put("x", x["x"])
+    compute(Buggy(link("x", "a"), EngineOptions()), slot)
+    error = slot.failure()
+    assert isinstance(error, EngineError)
+    assert "fake failed: IndexError: a bug" in str(error)
+    os.close(slot.file)
 
 
 def test_nothing_is_left_behind(x: dict[str, Any]) -> None:
@@ -236,31 +273,41 @@ def test_nothing_is_left_behind(x: dict[str, Any]) -> None:
 
 
 PARENT = """
-    import sys
+    import os, sys, time
     from farthing.device.serving.parts.processes import Processes
     from farthing.testing import fake_model
     service = Processes([fake_model(4, 4, ends=("x", "a")), fake_model(4, 4, ends=("a", "y"))])
-    print(*service.processes, flush=True)
+    fork = os.fork() if sys.argv[1:] else -1
+    if not fork:
+        time.sleep(600)  # it holds all that its parent did
+    print(*service.processes, fork, flush=True)
     sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_processes_end_with_their_parent(number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "forks"),
+    [(signal.SIGKILL, ()), (signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGKILL, ("fork",))],
+)
+def test_processes_end_with_their_parent(number: int, forks: tuple[str, ...]) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT)],
+        [sys.executable, "-c", textwrap.dedent(PARENT), *forks],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     with parent:
         assert parent.stdout is not None
-        pids = [int(word) for word in parent.stdout.readline().split()]
+        *pids, fork = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2
         assert not any(gone(pid) for pid in pids)
         os.kill(parent.pid, number)
         parent.wait(60)
-    assert all(eventually(lambda pid=pid: gone(pid)) for pid in pids)
+    try:
+        assert all(eventually(lambda pid=pid: gone(pid)) for pid in pids)
+    finally:
+        if forks:
+            os.kill(fork, signal.SIGKILL)
 
 
 def test_parts_that_cannot_be_run_are_refused_before_anybody_waits(tmp_path: Path) -> None:

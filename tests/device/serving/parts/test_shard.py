@@ -208,6 +208,24 @@ def test_a_request_that_was_taken_back_is_not_computed(
     service.close()
     assert first.runs == 2
     assert service.stats().failed == {"cancelled": 1}
+    assert not wait(futures, 0).not_done, "nobody waits for it for ever"
+
+
+def test_a_callback_may_close_it(gated: tuple[Gated, Gated, Sharded], x: dict[str, Any]) -> None:
+    first, second, service = gated
+    futures = [service.submit(Request(x)) for _ in range(3)]
+    closed = threading.Event()
+
+    def close(_: object) -> None:
+        service.close(grace=3600)
+        closed.set()
+
+    futures[0].add_done_callback(close)
+    first.gate.set()
+    second.gate.set()
+    assert closed.wait(30)
+    assert not wait(futures, 30).not_done
+    assert isinstance(futures[2].exception(), ClosedError)
 
 
 @pytest.mark.parametrize("pipeline", [False, True])
@@ -279,6 +297,18 @@ def test_a_part_that_forgets_an_output_is_an_error_not_a_hang(x: dict[str, Any])
         assert "did not give 'a'" in str(error)
 
 
+def test_a_part_that_raises_where_none_does_is_an_error_not_a_hang(x: dict[str, Any]) -> None:
+    class Rude(_Remote):
+        def submit(self, request: Request) -> Future[Answer]:
+            raise ZeroDivisionError("rude")
+
+    with open_engine(link("x", "a")) as engine, Sharded([Rude(engine)]) as service:
+        error = service.submit(Request(x)).exception(0)
+        assert isinstance(error, EngineError)
+        assert "failed: ZeroDivisionError: rude" in str(error)
+        assert service.stats().running == 0
+
+
 def test_an_engine_that_breaks_its_word_takes_no_thread_with_it(x: dict[str, Any]) -> None:
     class Rude(FakeEngine):
         def run(self, feeds: Tensors) -> dict[str, Any]:
@@ -287,7 +317,8 @@ def test_an_engine_that_breaks_its_word_takes_no_thread_with_it(x: dict[str, Any
     with OwnThread(Rude(link("x", "a"), EngineOptions())) as service:
         for _ in range(2):
             error = service.submit(Request(x)).exception(30)
-            assert isinstance(error, ZeroDivisionError)
+            assert isinstance(error, EngineError)
+            assert "failed: ZeroDivisionError: rude" in str(error)
 
 
 def test_parts_that_cannot_be_run_together_are_refused(tmp_path: Any) -> None:

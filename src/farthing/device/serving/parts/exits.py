@@ -15,7 +15,7 @@ from farthing.bundle import Bundle, Exits, HasEnds, as_bundle, wire
 from farthing.device.serving.parts.shard import WAITING, Run, Sharded, ShardStats, open_parts
 from farthing.device.serving.service import Answer, Clock, Listener, Request, Service
 from farthing.engines.base import Engine
-from farthing.errors import ModelError
+from farthing.errors import EngineError, ModelError
 from farthing.model import TensorSpec
 from farthing.ops.scale import real
 from farthing.options import EngineOptions
@@ -131,7 +131,33 @@ class EarlyExit(Sharded):
 
     def _advance(self, run: Run, number: int) -> None:
         """Let the samples go that the exit is sure of."""
-        self._let_go(cast(_Leaving, run), number)
+        leaving = cast(_Leaving, run)
+        if wrong := self._misfit(leaving, number):
+            self._finish(run, EngineError(f"part {number + 1} of {self.name} gave {wrong}: make it again"))
+        else:
+            self._let_go(leaving, number)
+
+    def _misfit(self, run: _Leaving, number: int) -> str:
+        """What a part gave that is not what it says it gives, or for another number of samples; empty if all fits."""
+        spec, axes = self._scores[number], self._axes or {}
+        given: object = run.tensors[spec.name]  # what a service of somebody else's gave
+        scores = given if isinstance(given, np.ndarray) else np.empty(0, object)
+        if scores.dtype.name != spec.dtype:
+            return f"{spec.name!r}, which is no array of {spec.dtype}"
+        form = run.scores.shape[-1:] if number else scores.shape[-1:]
+        if scores.ndim != len(spec.shape) or scores.shape[-1:] != form or form[0] < 2:
+            return f"{spec.name!r} as {list(scores.shape)}, which it declares as {list(spec.shape)}"
+        rows = len(scores) if scores.ndim > 1 else 1
+        expected = len(run.open) if number else rows
+        sizes = {
+            name: array.shape[axis : axis + 1]
+            for name, array in run.tensors.items()
+            if (axis := axes.get(name)) is not None
+        }
+        for name, size in {spec.name: (rows,), **sizes}.items():
+            if size != (expected,):
+                return f"{name!r} of {size[0] if size else 'no'} samples beside {expected}"
+        return ""
 
     def _let_go(self, run: _Leaving, number: int) -> None:
         spec = self._scores[number]

@@ -166,6 +166,7 @@ class Processes(Service):
                     layout=layout,
                     slots=files,
                     socket=-1,
+                    parent=os.getpid(),
                 )
                 parts.append(_Part(order))
         except OSError as error:
@@ -208,18 +209,21 @@ class Processes(Service):
             return self._tally.stats(len(line.waiting), len(line.owners), tuple(line.restarted))
 
     def close(self, grace: float = GRACE) -> None:
-        """See `Service.close`."""
+        """See `Service.close`; from a callback of an answer it does not wait for others."""
         if self._home.left:
             return
+        inward = threading.current_thread() is self._pump
         with self._changed:
             self._closed = True
             self._changed.wait_for(
-                lambda: self._broken or not (self._line.owners or self._line.waiting), grace
+                lambda: self._broken or not (self._line.owners or self._line.waiting),
+                0.0 if inward else grace,
             )
             if self._over:
                 return
             self._over = True
-        self._pump.join()
+        if not inward:
+            self._pump.join()
         self._fail_all(ClosedError(f"{self.name} was closed before this request was answered"))
         for part in self._parts:
             part.link.close()  # all are told before one is waited for
@@ -275,14 +279,19 @@ class Processes(Service):
         with selectors.DefaultSelector() as selector:
             for number, part in enumerate(self._parts):
                 selector.register(part.link, selectors.EVENT_READ, number)
-            while not (self._over or self._broken):
+            while not self._ended:
                 for key, _ in selector.select(self._poll):
-                    if not self._broken:
+                    if not self._ended:
                         self._read(key.data, selector)
                 with self._changed:
                     overdue = self._line.overdue(self._clock())
                 for number in overdue:
                     self._parts[number].kill()
+
+    @property
+    def _ended(self) -> bool:
+        """Whether nothing is to be read any more; a callback of an answer may have closed us."""
+        return self._over or bool(self._broken)
 
     def _read(self, number: int, selector: selectors.BaseSelector) -> None:
         part = self._parts[number]
@@ -293,7 +302,7 @@ class Processes(Service):
         if not data:
             selector.unregister(part.link)
             self._mourn(number)
-            if not self._broken:
+            if not self._ended:
                 selector.register(part.link, selectors.EVENT_READ, number)
         elif data[0] == REFUSED:
             part.refusal = _refusal_in(data, part.link)
@@ -303,7 +312,8 @@ class Processes(Service):
                 self._changed.notify_all()
         else:
             for slot in data:
-                self._returned(number, slot)
+                if not self._ended:
+                    self._returned(number, slot)
 
     def _returned(self, number: int, slot: int) -> None:
         """A part is done with a slot: on to the next part, or back to who asked."""
@@ -333,12 +343,13 @@ class Processes(Service):
         """A request is done; who stood in line gets its slot, unless it is too late."""
         while True:
             with self._changed:
+                if self._line.owners.get(slot) is not run:  # all were failed meanwhile
+                    return
                 self._tally.count(None if run.future.cancelled() else outcome)
                 following = self._line.leave(slot)
                 self._changed.notify_all()
-            if outcome is not None:
-                settle(run.future, outcome)
-            if following is None:
+            settle(run.future, outcome)
+            if following is None or self._over:
                 return
             now, outcome = self._clock(), None
             if following.request.deadline <= now:

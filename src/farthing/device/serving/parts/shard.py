@@ -29,6 +29,7 @@ from farthing.device.serving.service import (
     guarded,
     late,
     settle,
+    typed,
 )
 from farthing.engines.base import Engine, Tensors, check_feeds, open_engine
 from farthing.errors import ClosedError, ConfigError, EngineError, FarthingError, OverloadError
@@ -129,7 +130,10 @@ class OwnThread(Service):
         now = self._clock()
         if request.deadline <= now:
             raise late(self.name, request, now)
-        outputs = self._engine.run(request.feeds)
+        try:
+            outputs = self._engine.run(request.feeds)
+        except Exception as error:
+            raise typed(error, self.name) from error
         ended = self._clock()
         return PartAnswer(outputs, self.name, latency=ended - came, computed=ended - now)
 
@@ -200,6 +204,7 @@ class Sharded(Service):
         self._lock, self._home = threading.Lock(), Home()
         self._idle = threading.Condition(self._lock)
         self._running, self._pumping, self._closed = 0, False, False
+        self._giving = threading.local()  # how deep a thread is in callbacks of our answers
         self._tally = Tally()
 
     def submit(self, request: Request) -> Future[Answer]:
@@ -237,9 +242,11 @@ class Sharded(Service):
             return self._tally.stats(len(self._line), self._running)
 
     def close(self, grace: float = GRACE) -> None:
-        """See `Service.close`."""
+        """See `Service.close`; from a callback of an answer it does not wait for others."""
         if self._home.left:
             return
+        if getattr(self._giving, "depth", 0):
+            grace = 0.0
         with self._idle:
             self._closed = True
             answered = self._idle.wait_for(lambda: not (self._line or self._running), grace)
@@ -287,7 +294,13 @@ class Sharded(Service):
             feeds: Tensors = {name: run.tensors[name] for name in self._wiring.takes[number]}
             told = run.request
             asked = Request(feeds, told.deadline, told.id, told.priority, told.stream, told.context)
-            self._parts[number].submit(asked).add_done_callback(partial(self._arrived, run, number))
+            self._submitted(number, asked).add_done_callback(partial(self._arrived, run, number))
+
+    def _submitted(self, number: int, request: Request) -> Future[Answer]:
+        try:
+            return self._parts[number].submit(request)
+        except Exception as error:  # noqa: BLE001 - a service that raises is broken, but its caller waits all the same
+            return failed(typed(error, self._parts[number].name))
 
     def _arrived(self, run: Run, number: int, done: Future[Answer]) -> None:
         part = self._parts[number]
@@ -323,8 +336,9 @@ class Sharded(Service):
             self._idle.notify_all()
         if self._listener is not None and isinstance(outcome, Answer):
             guarded(self._listener, self._ran(run, outcome))
-        if outcome is not None:
-            settle(run.future, outcome)
+        self._giving.depth = getattr(self._giving, "depth", 0) + 1
+        settle(run.future, outcome)
+        self._giving.depth -= 1
         if self._depth is not None:
             self._pump()
 

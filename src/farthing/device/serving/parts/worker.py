@@ -1,10 +1,13 @@
 """What runs in the process of one part: take a token, compute in the slot it names, give the token back.
 
-A token is one byte. The process ends when its parent does: then nobody holds the other end of its socket any more.
+A token is one byte. The process ends when its parent does: then nobody holds the other end of its socket any more, or
+only a fork of the parent, which does not use it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -22,6 +25,7 @@ from farthing.options import EngineOptions
 
 READY, REFUSED = 255, 254  # first byte of a process; a Fault follows a refusal
 MOST_SLOTS = 250
+LOOK = 2.0  # seconds between looks for the parent, while nothing comes
 
 
 class Order(Section, frozen=True, kw_only=True):
@@ -33,6 +37,7 @@ class Order(Section, frozen=True, kw_only=True):
         layout: of the slots.
         slots: numbers of their open files.
         socket: number of its end of the socket.
+        parent: process id of who started it.
     """
 
     model: str
@@ -41,6 +46,7 @@ class Order(Section, frozen=True, kw_only=True):
     layout: Layout
     slots: tuple[int, ...]
     socket: int
+    parent: int
 
 
 def start(order: Order) -> subprocess.Popen[bytes]:
@@ -68,8 +74,10 @@ def main() -> None:
             link.sendall(bytes([REFUSED]) + msgspec.json.encode(Fault.of(error)))
             return
         with engine:
-            link.sendall(bytes([READY]))
-            serve(engine, [Slot(file, order.layout) for file in order.slots], link)
+            slots = [Slot(file, order.layout) for file in order.slots]
+            with contextlib.suppress(ConnectionError):  # the other end is gone
+                link.sendall(bytes([READY]))
+                serve(engine, slots, link, order.parent)
 
 
 def opened(order: Order) -> Engine:
@@ -90,14 +98,20 @@ def opened(order: Order) -> Engine:
     return engine
 
 
-def serve(engine: Engine, slots: list[Slot], link: socket.socket) -> None:
+def serve(engine: Engine, slots: list[Slot], link: socket.socket, parent: int) -> None:
     """Compute until the other end is gone."""
-    try:
-        while token := link.recv(1):
-            compute(engine, slots[token[0]])
-            link.sendall(token)
-    except ConnectionError:
-        return
+    link.settimeout(LOOK)
+    while True:
+        try:
+            token = link.recv(1)
+        except TimeoutError:
+            if os.getppid() != parent:
+                return
+            continue
+        if not token:
+            return
+        compute(engine, slots[token[0]])
+        link.sendall(token)
 
 
 def compute(engine: Engine, slot: Slot) -> None:
@@ -107,3 +121,5 @@ def compute(engine: Engine, slot: Slot) -> None:
             slot.put(name, value)
     except FarthingError as error:
         slot.fail(error)
+    except Exception as error:  # noqa: BLE001 - an engine may have bugs; the request after this one is another
+        slot.fail(EngineError(f"{engine.name} failed: {type(error).__name__}: {error}"))
