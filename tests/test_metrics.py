@@ -20,6 +20,7 @@ from farthing.metrics import (
     MEAN_ABSOLUTE_ERROR,
     MEAN_AVERAGE_PRECISION,
     MEAN_COSINE,
+    MEAN_OVERLAP,
     TOP1,
     TOP5,
     Metric,
@@ -52,6 +53,42 @@ def test_top_k_is_scikit_learn_s(n: int, classes: int) -> None:
     rows, truth = scores(n, classes), labels(n, classes)
     for metric, k in ((TOP1, 1), (TOP5, 5)):
         assert value(metric, rows, truth) == pytest.approx(oracle(truth, rows, k=k, labels=range(classes)))
+
+
+@given(st.integers(1, 6), st.integers(2, 7), st.integers(0, 1000), st.booleans())
+def test_mean_overlap_is_scikit_learn_s(n: int, classes: int, seed: int, last: bool) -> None:
+    """Pixels of all pictures together; 255 does not count; classes may lie along the second axis or the last."""
+    oracle = pytest.importorskip("sklearn.metrics").jaccard_score
+    generator = np.random.default_rng(seed)
+    maps = generator.standard_normal((n, classes, 9, 11)).astype(np.float32)
+    truth = generator.integers(0, classes, (n, 9, 11))
+    truth[generator.random(truth.shape) < 0.2] = 255
+    guesses, there = maps.argmax(1), truth != 255
+    wanted = oracle(truth[there], guesses[there], average="macro")
+    assert value(MEAN_OVERLAP, np.moveaxis(maps, 1, 3) if last else maps, truth) == pytest.approx(wanted)
+
+
+def test_mean_overlap_by_hand() -> None:
+    """Class 0: 2 pixels of 3 in either; class 1: 1 of 2; class 2 is nowhere."""
+    truth = np.array([[[0, 0, 1, 1]]])
+    maps = np.eye(3)[[0, 0, 0, 1]].T[None, :, None]
+    assert value(MEAN_OVERLAP, maps, truth) == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "truth", "message"),
+    [
+        ((2, 3), np.zeros(2, int), "needs outputs"),
+        ((2, 3, 4, 4), np.zeros((2, 5, 5), int), "needs outputs"),
+        ((2, 1, 4, 4), np.zeros((2, 4, 4), int), "needs outputs"),
+        ((2, 3, 4, 4), np.full((2, 4, 4), 3), "label 3 is out of range"),
+        ((2, 3, 4, 4), np.full((2, 4, 4), -1), "label -1 is out of range"),
+        ((2, 3, 4, 4), np.full((2, 4, 4), 255), "not defined on these samples"),
+    ],
+)
+def test_what_mean_overlap_cannot_judge(shape: tuple[int, ...], truth: Array, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        value(MEAN_OVERLAP, np.zeros(shape, np.float32), truth)
 
 
 @given(st.integers(1, 40), st.integers(2, 8), st.integers(0, 1000))

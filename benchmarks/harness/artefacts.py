@@ -23,7 +23,10 @@ from farthing.forge.cache import Cache, key_of
 from farthing.forge.convert import convert
 from farthing.forge.optimize import optimize
 from farthing.forge.quantize.calibrate import quiet
-from farthing.forge.train import fit
+from farthing.forge.training.loop import train
+from farthing.forge.training.losses import loss_of
+from farthing.forge.training.samples import Samples
+from farthing.forge.training.schedule import Schedule
 from farthing.model import Manifest, Model, Preprocess, TensorSpec
 from farthing.recipe import Result
 from farthing.task import Split, Task
@@ -207,9 +210,7 @@ def trained(name: str, plan: Plan, task: Task, seed: int) -> Model:
     module = plan.net()
     blank = manifest(name, plan, task)
     if "train" in task.splits:
-        split = task.split("train")
-        inputs = bench.feeds(task, split, blank, range(len(split)))["input"]
-        fit(module, inputs, np.asarray(split.labels, np.int64), epochs=EPOCHS, seed=seed, bf16=True)
+        train(module, Samples(task, blank), loss_of(task, blank), Schedule(epochs=EPOCHS, seed=seed))
     else:
         nets.settle(module, (4, plan.channels, plan.side, plan.side), seed)
         module.eval()

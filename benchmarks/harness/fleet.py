@@ -24,7 +24,10 @@ from farthing.forge.cache import Cache, key_of
 from farthing.forge.convert import convert
 from farthing.forge.ladder import ladder
 from farthing.forge.optimize import optimize
-from farthing.forge.train import fit
+from farthing.forge.training.loop import train
+from farthing.forge.training.losses import loss_of
+from farthing.forge.training.samples import Samples
+from farthing.forge.training.schedule import Schedule
 from farthing.measure import Interval
 from farthing.metrics import Metric
 from farthing.model import Manifest, Model, TensorSpec, checked
@@ -79,10 +82,7 @@ def watch(setting: Setting) -> Model:
 
 def _watch(task: Task) -> Model:
     torch.manual_seed(0)
-    net, split = watch_net(), task.split("train")
-    x = np.asarray(next(iter(split.inputs.values())), np.float32)
-    fit(net, x, np.asarray(split.labels, np.int64), epochs=20, seed=0)
-    return _converted(net, "watch", x[:2], task)
+    return _trained(watch_net(), "watch", task, Schedule(epochs=20, bf16=False))
 
 
 def shuttle(setting: Setting) -> Model:
@@ -93,21 +93,16 @@ def shuttle(setting: Setting) -> Model:
 
 def _shuttle(task: Task) -> Model:
     torch.manual_seed(0)
-    net = Reconstruction()
-    x = torch.from_numpy(np.asarray(next(iter(task.split("train").inputs.values())), np.float32))
-    descent = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(20):
-        for part in torch.randperm(len(x)).split(256):
-            descent.zero_grad()
-            net(x[part]).mean().backward()
-            descent.step()
-    return _converted(net.eval(), "shuttle", x[:2].numpy(), task)
+    return _trained(Reconstruction(), "shuttle", task, Schedule(epochs=20, batch=256, bf16=False))
 
 
-def _converted(net: nn.Module, name: str, example: np.ndarray[Any, Any], task: Task) -> Model:
+def _trained(net: nn.Module, name: str, task: Task, schedule: Schedule) -> Model:
+    x = np.asarray(next(iter(task.split("train").inputs.values())), np.float32)
+    spec = TensorSpec(name="input", dtype="float32", shape=("batch", *x.shape[1:]), batch_axis=0)
     labels = task.labels if task.metric.name == "top1" else ()
-    blank = Manifest(name=name, format="onnx", inputs=(), outputs=(), task=task.name, labels=labels)
-    return convert(net, name=name, example=example, manifest=blank).model
+    facts = Manifest(name=name, format="onnx", inputs=(spec,), outputs=(), task=task.name, labels=labels)
+    train(net, Samples(task, facts), loss_of(task, facts), schedule)
+    return convert(net, name=name, example=x[:2], manifest=checked(facts, inputs=())).model
 
 
 def _kept(setting: Setting, name: str, task: Task, make: Callable[[], Model]) -> Model:

@@ -23,7 +23,8 @@
     │   └── ClosedError                the service was closed first
     ├── AssetError                     a file out of a package could not be fetched, or is not the pinned one
     ├── StorageError                   a directory is busy, read-only, full, or an archive is unsafe
-    └── MeasurementError               a measurement could not be taken
+    ├── MeasurementError               a measurement could not be taken
+    └── TrainingError                  a training failed: its loss or its weights are no longer numbers
 
 A message says what was wrong, where, and what to do next.
 """
@@ -58,6 +59,7 @@ __all__ = [
     "StorageError",
     "TargetError",
     "TaskError",
+    "TrainingError",
     "UnknownModelError",
     "UnsupportedError",
     "absent",
@@ -198,6 +200,10 @@ class StorageError(FarthingError):
 
 class MeasurementError(FarthingError):
     """A measurement could not be taken."""
+
+
+class TrainingError(FarthingError):
+    """A training failed: its loss or its weights became NaN or infinite."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from farthing.measure import Interval, mean_interval, paired_difference
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
 BOOTSTRAP_ROUNDS = 200
+VOID = 255  # the label of pixels that do not count, as PASCAL VOC and Cityscapes write it
 
 
 class Metric:
@@ -303,6 +304,33 @@ def _auc(outputs: Outputs, truth: Array) -> float:
     return float(np.mean([binary_auc(scores[:, label], truth == label) for label in found]))
 
 
+def _regions(outputs: Outputs, labels: Array) -> tuple[Outputs, Array]:
+    """Of each picture and class: pixels in both guess and truth, and pixels in either."""
+    array = first(outputs)
+    if array.ndim == 4 and array.shape[1:3] == labels.shape[1:] != array.shape[2:]:
+        array = np.moveaxis(array, 3, 1)
+    if array.ndim != 4 or array.shape[:1] + array.shape[2:] != labels.shape or array.shape[1] < 2:
+        raise TaskError(
+            f"metric miou needs outputs (samples, classes, height, width) and labels (samples, height, width), not "
+            f"{list(first(outputs).shape)} and {list(labels.shape)}"
+        )
+    classes = array.shape[1]
+    counted = labels != VOID if classes <= VOID else np.ones(labels.shape, bool)
+    _labels(labels[counted], classes)
+    both, either = np.zeros((2, len(labels), classes), np.int64)
+    for i, (scores, truth, there) in enumerate(zip(array, labels, counted, strict=True)):
+        guess, truth = scores.argmax(0)[there], np.asarray(truth[there], np.int64)
+        both[i] = np.bincount(truth[guess == truth], minlength=classes)
+        either[i] = np.bincount(truth, minlength=classes) + np.bincount(guess, minlength=classes) - both[i]
+    return {"both": both}, either
+
+
+def _mean_overlap(outputs: Outputs, either: Array) -> float:
+    """Mean intersection over union, over the classes that occur in truth or guesses; pixels of all pictures count."""
+    both, any_of = outputs["both"].sum(0), either.sum(0)
+    return float(np.mean(both[any_of > 0] / any_of[any_of > 0])) if any_of.any() else float("nan")
+
+
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 MAX_DETECTIONS = 100
@@ -399,6 +427,7 @@ TOP5 = Metric("top5", "labels", per_sample=_top(5))
 MACRO_F1 = Metric("macro_f1", "labels", whole=_macro_f1, prepare=_guesses)
 AUC = Metric("auc", "labels", whole=_auc, prepare=_scores)
 MEAN_AVERAGE_PRECISION = Metric("map", "labels", whole=_mean_average_precision, prepare=_detections)
+MEAN_OVERLAP = Metric("miou", "labels", whole=_mean_overlap, prepare=_regions)
 MEAN_COSINE = Metric("cosine", "reference", per_sample=_cosine)
 MEAN_ABSOLUTE_ERROR = Metric("error", "labels", per_sample=_absolute_error, higher_is_better=False)
 AGREEMENT = Metric("agreement", "reference", per_sample=_agreement)

@@ -49,6 +49,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "macro_f1": "farthing.metrics:MACRO_F1",
         "auc": "farthing.metrics:AUC",
         "map": "farthing.metrics:MEAN_AVERAGE_PRECISION",
+        "miou": "farthing.metrics:MEAN_OVERLAP",
         "cosine": "farthing.metrics:MEAN_COSINE",
         "error": "farthing.metrics:MEAN_ABSOLUTE_ERROR",
         "agreement": "farthing.metrics:AGREEMENT",

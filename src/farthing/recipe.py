@@ -61,6 +61,13 @@ class Pass(Protocol):
     Built-in passes are Sections: their fields are their options. A plain function serves as well.
     A pass may say ``reads`` (splits it looks at; default ``("calibration",)``): a search hands it no others, because
     these are part of the cache key. And ``libraries``: packages whose version decides its result.
+
+    A pass that is a Section may have three methods more, each of which gives a pass again, asked in this order.
+    ``resolved(target)`` fixes the options that follow from the target. ``planned(model, target, task, workshop)`` fills
+    in as options what would have to be looked for or measured; it goes through the cache and into the recipe, so a
+    replay plans nothing, and what is filled in already is left as it is. ``within(workshop)`` is the pass with progress
+    and with a directory that outlives a kill, for passes that take long; called without it, they do without. The
+    workshop is a `farthing.forge.workshop.Workshop`.
     """
 
     def __call__(self, model: Model, target: Target, task: Task) -> Model | Bundle: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import math
 import pkgutil
 import sys
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from farthing import plugins
 from farthing.errors import FarthingError, PluginError, TaskError, nearest, suggestion
 from farthing.files import digest, file_digest
-from farthing.metrics import Metric
+from farthing.metrics import VOID, Metric
 from farthing.model import Manifest, TensorSpec
 from farthing.picture import load
 
@@ -27,6 +28,7 @@ Array = NDArray[Any]
 SplitName = Literal["train", "calibration", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "calibration", "validation", "test")
 CLASS_METRICS = {"top1", "top5", "macro_f1"}
+PIXEL_METRICS = {"miou"}
 CALIBRATION_SAMPLES = 256
 
 
@@ -168,6 +170,8 @@ class Task:
         form: ``image`` for pictures, which the model's manifest says how to preprocess; ``tensor`` for
             arrays that are fed as they are.
         licence: of the data.
+        loss: what training makes small, if not what the metric calls for (see `farthing.forge.training.losses`): a
+            function, or ``module:function``, which is imported when it is first needed.
 
     Raises:
         TaskError: a split is empty, holds NaN, or has labels that the metric or ``labels`` rule out. The labels of
@@ -184,12 +188,14 @@ class Task:
         labels: Sequence[str] = (),
         form: Literal["image", "tensor"] = "tensor",
         licence: str = "",
+        loss: Callable[..., Any] | str | None = None,
     ) -> None:
         self.name = name
         self.metric: Metric = plugins.get("metric", metric) if isinstance(metric, str) else metric
         self.labels = tuple(labels)
         self.form = form
         self.licence = licence
+        self.loss = loss
         self.splits = dict(splits)
         if not self.splits:
             raise TaskError(f"task {name} has no splits; known: {', '.join(SPLITS)}")
@@ -332,16 +338,20 @@ class Task:
             return
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():
             raise TaskError(f"{where}: a label is NaN or infinite: clean the data")
-        if self.metric.name in {*CLASS_METRICS, "auc"}:
-            if labels.dtype.kind not in "iu" or labels.ndim != 1:
-                raise TaskError(
-                    f"{where}: labels must be whole numbers, one a sample, for metric {self.metric.name}"
-                )
-            highest = len(self.labels) - 1 if self.labels else np.iinfo(np.int64).max
-            outside = labels[(labels < 0) | (labels > highest)]
-            if outside.size:
-                allowed = f"0..{highest}" if self.labels else "0 and above"
-                raise TaskError(f"{where}: label {int(outside[0])} is out of range ({allowed})")
+        if self.metric.name in {*CLASS_METRICS, *PIXEL_METRICS, "auc"}:
+            self._check_range(labels, where)
+
+    def _check_range(self, labels: Array, where: str) -> None:
+        """Whole numbers, one a sample or one a pixel, each the number of a class."""
+        pixels = self.metric.name in PIXEL_METRICS
+        if labels.dtype.kind not in "iu" or labels.ndim != (3 if pixels else 1):
+            wanted = "one a pixel: (samples, height, width)," if pixels else "one a sample,"
+            raise TaskError(f"{where}: labels must be whole numbers, {wanted} for metric {self.metric.name}")
+        highest = len(self.labels) - 1 if self.labels else np.iinfo(np.int64).max
+        outside = labels[((labels < 0) | (labels > highest)) & ~(pixels & (labels == VOID))]
+        if outside.size:
+            allowed = f"0..{highest}" if self.labels else "0 and above"
+            raise TaskError(f"{where}: label {int(outside[0])} is out of range ({allowed})")
 
 
 def find_task(name: str, cache: Path | None = None, on_event: Callable[[str], None] | None = None) -> Task:
@@ -359,7 +369,7 @@ def find_task(name: str, cache: Path | None = None, on_event: Callable[[str], No
 
         return read_task(Path(name))
     if ":" in name:
-        return _as_task(_named(name), name)
+        return _as_task(_named(name, "task"), name)
     try:
         made = plugins.get("task", name)
         return made(cache, on_event) if name in plugins.BUILTIN["task"] else _as_task(made, name)
@@ -382,8 +392,28 @@ def as_task(given: object, cache: Path | None = None) -> Task:
     )
 
 
-def _named(name: str) -> Any:
-    """What ``module:function`` names."""
+def loss_function(task: Task) -> Callable[..., Any] | None:
+    """The function that a task names or holds as its loss; None if it leaves the choice to its metric.
+
+    Raises:
+        TaskError: it is not there, or is no function of two arguments.
+    """
+    found = _named(task.loss, "loss") if isinstance(task.loss, str) else task.loss
+    if found is None:
+        return None
+    if not callable(found):
+        raise TaskError(f"the loss of task {task.name} is no function, but of type {type(found).__name__}")
+    try:
+        inspect.signature(found).bind(None, None)
+    except TypeError as error:
+        raise TaskError(
+            f"the loss of task {task.name} must take two arguments, the outputs and a batch: {error}"
+        ) from error
+    return found
+
+
+def _named(name: str, what: str) -> Any:
+    """What ``module:function`` names: a task or a loss."""
     module, _, attribute = name.partition(":")
     try:
         found = importlib.import_module(module)
@@ -393,12 +423,12 @@ def _named(name: str) -> Any:
             known = (entry.name for entry in pkgutil.iter_modules(places))
             meant = suggestion(module, known, alike=0.75)
             raise TaskError(
-                f"no task at {name!r}: there is no module {error.name!r}; {meant}".rstrip("; ")
+                f"no {what} at {name!r}: there is no module {error.name!r}; {meant}".rstrip("; ")
             ) from error
-        raise TaskError(f"no task at {name!r}: importing it ended with {_said(error)}") from error
+        raise TaskError(f"no {what} at {name!r}: importing it ended with {_said(error)}") from error
     if not hasattr(found, attribute):
         meant = suggestion(attribute, (key for key in vars(found) if not key.startswith("_")))
-        raise TaskError(f"no task at {name!r}: {module} has no {attribute!r}; {meant}".rstrip("; "))
+        raise TaskError(f"no {what} at {name!r}: {module} has no {attribute!r}; {meant}".rstrip("; "))
     return getattr(found, attribute)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from farthing.arrayfile import as_text, as_whole, is_number, read_csv, read_npz, read_parquet
 from farthing.config import Section, read
 from farthing.errors import ConfigError, TaskError, nearest
-from farthing.task import CLASS_METRICS, SPLITS, ImageFiles, Split, SplitName, Task
+from farthing.task import CLASS_METRICS, PIXEL_METRICS, SPLITS, ImageFiles, Split, SplitName, Task
 
 Array = NDArray[Any]
 Arrays = tuple[dict[str, Array], Array | None, Array | None]
@@ -64,7 +64,7 @@ class Source(Section, frozen=True, kw_only=True):
 class TaskFile(Section, frozen=True, kw_only=True):
     """A task file. ``splits`` gives each split its share (0.6), or the word that replaces ``{split}`` in the path.
 
-    ``seed`` is a whole number from 0.
+    ``seed`` is a whole number from 0. ``loss`` is ``module:function``, or empty for what the metric calls for.
     """
 
     name: str
@@ -75,10 +75,13 @@ class TaskFile(Section, frozen=True, kw_only=True):
     form: Literal["image", "tensor"] = "tensor"
     seed: int = 0
     licence: str = ""
+    loss: str = ""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be a whole number from 0, not {self.seed}")
+        if self.loss and ":" not in self.loss:
+            raise ValueError(f"loss is module:function, not {self.loss!r}")
 
 
 def read_task(path: Path) -> Task:
@@ -94,7 +97,15 @@ def read_task(path: Path) -> Task:
         raise TaskError(str(error)) from error
     form = "image" if described.source.format == "folder" else described.form
     labels, splits = _splits(described, path.parent)
-    return Task(described.name, splits, described.metric, labels=labels, form=form, licence=described.licence)
+    return Task(
+        described.name,
+        splits,
+        described.metric,
+        labels=labels,
+        form=form,
+        licence=described.licence,
+        loss=described.loss or None,
+    )
 
 
 def _splits(described: TaskFile, root: Path) -> tuple[tuple[str, ...], dict[str, Split]]:
@@ -372,7 +383,7 @@ def _numbers(column: Array, name: str, path: Path) -> Array:
 
 def _as_labels(labels: Array | None, described: TaskFile, path: Path) -> Array | None:
     """Labels as numbers, whole ones for classes: words are looked up in the class names."""
-    names, classes = described.labels, described.metric in {*CLASS_METRICS, "auc"}
+    names, classes = described.labels, described.metric in {*CLASS_METRICS, *PIXEL_METRICS, "auc"}
     if labels is None:
         return None
     if classes and labels.ndim == 2 and labels.shape[1] == 1:

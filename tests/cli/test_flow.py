@@ -41,7 +41,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from sklearn.datasets import load_digits
 
-    from farthing.forge.train import fit
+    from farthing.forge.training.loop import train
+    from farthing.forge.training.losses import CrossEntropy
+    from farthing.forge.training.samples import Samples
+    from farthing.forge.training.schedule import Schedule
 
     place = tmp_path_factory.mktemp("desk")
     data = load_digits()
@@ -51,7 +54,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exec(FACTORY, scope)
     torch.manual_seed(0)
     net = scope["make"]()  # type: ignore[operator]
-    fit(net, x[:900], y[:900], epochs=15)
+    train(net, Samples.of_arrays(x[:900], y[:900]), CrossEntropy(), Schedule(epochs=15, bf16=False))  # type: ignore[arg-type]
     torch.save(net.state_dict(), place / "net.pt")
     (place / "deskfactory.py").write_text(FACTORY)
     (place / "task.yaml").write_text(TASK)

@@ -20,7 +20,11 @@ from torch import nn
 
 from farthing import plugins
 from farthing.bench import Rule
-from farthing.forge import optimize, rounds, train
+from farthing.forge import optimize, rounds
+from farthing.forge.training.loop import train
+from farthing.forge.training.losses import CrossEntropy
+from farthing.forge.training.samples import Samples
+from farthing.forge.training.schedule import Schedule
 from farthing.model import Manifest, Model, TensorSpec
 from farthing.recipe import Result
 from farthing.target import Target
@@ -50,7 +54,8 @@ def digits_task(digits: tuple[Array, Array]) -> Task:
 
 def trained(net: nn.Module, digits: tuple[Array, Array], epochs: int) -> nn.Module:
     x, y = digits
-    train.fit(net, x[:1000], y[:1000], epochs=epochs, batch=64, lr=0.01)
+    samples = Samples.of_arrays(x[:1000], y[:1000])
+    train(net, samples, CrossEntropy(), Schedule(epochs=epochs, batch=64, lr=0.01, bf16=False))
     return net
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from farthing.forge import graph
 from farthing.forge.apply import apply, build, read_by, replay, versions
 from farthing.forge.cache import Cache
 from farthing.forge.quantize import calibrate
+from farthing.forge.workshop import Workshop
 from farthing.metrics import Metric
 from farthing.model import Model
 from farthing.options import EngineOptions
-from farthing.recipe import PassSection, Recipe, Step
+from farthing.recipe import PassSection, Progress, Recipe, Step
 from farthing.target import Budget, Target
 from farthing.task import Split, Task
 
@@ -302,6 +303,116 @@ def test_an_interrupt_is_no_failure_of_a_pass(cnn: Model, digits_task: Task, cac
     plugins.register("pass", "mine.stopped.v1", interrupted)
     with pytest.raises(KeyboardInterrupt):
         apply([Step(use="mine.stopped.v1")], cnn, VNNI, digits_task, cache)
+
+
+class Tuned(PassSection, frozen=True, kw_only=True):
+    """A user's pass that looks for an option, takes long, and says how it goes."""
+
+    reads = ("train", "validation", "calibration")
+
+    size: int | None = None
+    spare: int = 3
+
+    def planned(self, model: Model, target: Target, task: Task, workshop: Workshop) -> Tuned:
+        if self.size is not None:
+            return self
+        workshop.listener(Progress(stage="plan", text=f"measuring on {workshop.machine.description}"))
+        return replace(self, size=len(task.split("validation")))
+
+    def within(self, workshop: Workshop) -> Callable[[Model, Target, Task], Model]:
+        def run(model: Model, target: Target, task: Task) -> Model:
+            assert workshop.cache is not None
+            assert workshop.state is not None
+            before = sorted(path.name for path in workshop.state.iterdir())
+            workshop.listener(Progress(stage="train", text=f"{self.size} {before}"))
+            (workshop.state / f"part{len(before)}").write_bytes(b"")
+            if len(before) < self.spare - 1:
+                raise KeyboardInterrupt
+            return halve(model, target, task)
+
+        return run
+
+    def __call__(self, model: Model, target: Target, task: Task) -> Model:
+        return self.within(Workshop())(model, target, task)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_pass_plans_once_and_goes_on_where_it_was_stopped(
+    cnn: Model, digits_task: Task, cache: Cache
+) -> None:
+    plugins.register("pass", "mine.tuned.v1", Tuned)
+    events: list[Progress] = []
+    steps = [FUSE, Step(use="mine.tuned.v1")]
+
+    def run(listener: Any = events.append) -> tuple[Model, tuple[Step, ...]]:
+        return apply(steps, cnn, VNNI, digits_task, cache, Workshop(listener=listener))
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    made, done = run()
+    said = [(event.stage, event.text) for event in events]
+    assert said[0] == ("plan", f"measuring on {Workshop().machine.description}")
+    assert said[1:] == [
+        ("train", "400 []"),
+        ("train", "400 ['part0']"),
+        ("train", "400 ['part0', 'part1']"),
+    ]
+    assert done[1].options == {"size": 400, "spare": 3}
+    assert not list((cache.root / "work").glob("*/*"))
+    events.clear()
+    assert run()[0].digest == made.digest
+    assert events == []
+    assert made.manifest.lineage[-1] == "mine.tuned.v1(size=400, spare=3)"
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_replay_plans_nothing(cnn: Model, digits_task: Task, cache: Cache, tmp_path: Path) -> None:
+    plugins.register("pass", "mine.tuned.v1", Tuned)
+    step = Step(use="mine.tuned.v1", options={"spare": 1})
+    made, steps = apply([step], cnn, VNNI, digits_task, cache)
+    recorded = Recipe(
+        model=cnn.digest,
+        task=digits_task.digest,
+        target=VNNI,
+        steps=steps,
+        engine="onnxruntime",
+        options=EngineOptions(),
+        budget=Budget(),
+        artefact=made.digest,
+    )
+    events: list[Progress] = []
+    again = replay(recorded, cnn, digits_task, Cache(tmp_path / "empty"), listener=events.append)
+    assert again.digest == made.digest
+    assert [event.stage for event in events] == ["train"]
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_plan_sees_only_the_splits_it_declares(cnn: Model, digits_task: Task, cache: Cache) -> None:
+    class Peeking(Tuned, frozen=True, kw_only=True):
+        reads = ("train", "calibration")
+
+    plugins.register("pass", "mine.peeking.v1", Peeking)
+    with pytest.raises(TaskError, match="looks at the validation split, but does not declare it"):
+        apply([Step(use="mine.peeking.v1")], cnn, VNNI, digits_task, cache)
+
+
+def plain_loss(outputs: Any, batch: Any) -> Any:
+    return outputs[0].sum()
+
+
+@pytest.mark.usefixtures("registry")
+def test_what_a_training_pass_sees_is_its_loss_too(digits_task: Task) -> None:
+    plugins.register("pass", "mine.tuned.v1", Tuned)
+    seen = [read_by("mine.tuned.v1", digits_task)]
+    for loss in (plain_loss, lambda outputs, batch: outputs[0].mean()):
+        task = Task("digits", digits_task.splits, "top1", labels="0123456789", loss=loss)
+        seen.append(read_by("mine.tuned.v1", task))
+        assert read_by("quantize.static.v1", task) == read_by("quantize.static.v1", digits_task)
+    assert len({str(one) for one in seen}) == 3
+    closed = 2.0
+    hidden = Task("digits", digits_task.splits, "top1", loss=lambda outputs, batch: outputs[0].sum() * closed)
+    assert None in read_by("mine.tuned.v1", hidden), "what a closure holds cannot be known"
 
 
 @pytest.fixture

@@ -187,6 +187,64 @@ def test_leftovers_of_killed_processes_are_swept_once_they_are_old(tmp_path: Pat
     assert cache.value(KEY, int, lambda: 4) == 3
 
 
+def test_unfinished_work_is_found_again_and_goes_when_it_is_done(tmp_path: Path) -> None:
+    cache, seen = Cache(tmp_path), []
+
+    def work(state: Path | None) -> Model:
+        assert state is not None
+        seen.append([path.name for path in state.iterdir()])
+        (state / f"step{len(seen)}").write_bytes(b"done")
+        if len(seen) < 3:
+            raise KeyboardInterrupt
+        return model()
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            cache.resumed(KEY, work)
+    assert cache.size_bytes() > 0
+    assert cache.resumed(KEY, work).digest == cache.resumed(KEY, work).digest == model().digest
+    assert seen == [[], ["step1"], ["step1", "step2"]]
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.name != KEY[:2]]
+
+
+def test_who_works_on_the_same_at_the_same_time_does_so_without_a_directory(tmp_path: Path) -> None:
+    cache, states = Cache(tmp_path), []
+
+    def second(state: Path | None) -> Model:
+        states.append(state)
+        return model()
+
+    def first(state: Path | None) -> Model:
+        states.append(state)
+        cache.resumed(KEY, second)
+        assert state is not None
+        assert state.exists(), "it belongs to the first, who is still at work"
+        return model()
+
+    cache.resumed(KEY, first)
+    assert states[0] is not None
+    assert states[1] is None
+    assert not states[0].exists()
+
+
+def test_unfinished_work_is_swept_after_a_week(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    place = tmp_path / "work" / KEY[:2] / KEY
+    (place / "part").mkdir(parents=True)
+    (place / "part" / "training.pt").write_bytes(b"half")
+    lock = place.with_name(f"{KEY}.lock")
+    lock.touch()
+    day = 24 * 3600
+    for age, there in ((2 * day, True), (8 * day, False)):
+        for path in (place, lock, *place.rglob("*")):
+            os.utime(path, (time.time() - age,) * 2)
+        if there:
+            os.utime(place / "part" / "training.pt")
+        cache.sweep()
+        assert place.exists() is there
+        assert lock.exists() is there
+
+
 def test_clear_and_size_know_only_entries(tmp_path: Path) -> None:
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "digits.csv").write_bytes(b"1" * 1000)

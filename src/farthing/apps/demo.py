@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from farthing import files
 from farthing.bench import feeds
 from farthing.device.predict import Predictor, load
@@ -16,7 +14,8 @@ from farthing.forge.cache import Cache, key_of
 from farthing.forge.convert import convert
 from farthing.forge.nets import digits_cnn
 from farthing.forge.optimize import optimize
-from farthing.forge.train import Epoch, fit
+from farthing.forge.training.schedule import Schedule
+from farthing.forge.workshop import Workshop
 from farthing.model import Manifest, Model, TensorSpec, checked
 from farthing.recipe import Listener, Progress, Result, ignore
 from farthing.scratch import Scratch
@@ -60,7 +59,7 @@ def run(out: Path, *, cache: Path, seed: int = 0, epochs: int = EPOCHS, listener
     listener(Progress(stage="data", text="5,000 real handwritten digits (MNIST), fetched once"))
     task = mnist_5k(cache, lambda event: listener(Progress(stage="data", text=event)))
     model = Cache(cache).model(
-        key_of("demo", task.digest, seed, epochs, 1), lambda: train(task, seed, epochs, listener)
+        key_of("demo", task.digest, seed, epochs, 2), lambda: train(task, seed, epochs, listener)
     )
     result = optimize(
         model,
@@ -85,20 +84,18 @@ def run(out: Path, *, cache: Path, seed: int = 0, epochs: int = EPOCHS, listener
 def train(task: Task, seed: int, epochs: int, listener: Listener) -> Model:
     """The user's part: a small convolutional network, trained on the task's train split and converted to ONNX."""
     torch = require("torch", "forge")
+    from farthing.forge.training import loop
+    from farthing.forge.training.losses import loss_of
+    from farthing.forge.training.samples import Samples
+
     torch.manual_seed(seed)
     module = digits_cnn()
     blank = manifest("digits-cnn", task)
-    split = task.split("train")
-    inputs = feeds(task, split, blank, range(len(split)))["image"]
-
-    def tell(epoch: Epoch) -> None:
-        text = f"epoch {epoch.number}/{epoch.total}: loss {epoch.loss:.3f}, {epoch.accuracy:.1%} right"
-        listener(Progress(stage="train", text=text, done=epoch.number, total=epoch.total))
-
-    fit(module, inputs, _labels(split.labels), epochs=epochs, seed=seed, bf16=True, on_epoch=tell)
+    schedule, workshop = Schedule(epochs=epochs, seed=seed), Workshop(listener=listener)
+    loop.train(module, Samples(task, blank), loss_of(task, blank), schedule, workshop=workshop)
     real = feeds(task, task.split("validation"), blank, range(8))["image"]
     facts = checked(blank, inputs=(), outputs=())  # the tensors' names and shapes come from the module
-    return convert(module, name=blank.name, example=inputs[:2], samples={"": real}, manifest=facts).model
+    return convert(module, name=blank.name, example=real[:2], samples={"": real}, manifest=facts).model
 
 
 def manifest(name: str, task: Task) -> Manifest:
@@ -118,10 +115,6 @@ def manifest(name: str, task: Task) -> Manifest:
         labels=task.labels,
         licence="Apache-2.0",
     )
-
-
-def _labels(labels: Any) -> Any:
-    return np.asarray(labels, np.int64)
 
 
 def _pictures(task: Task, directory: Path) -> list[Path]:

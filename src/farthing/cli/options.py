@@ -160,6 +160,8 @@ def existing(path: str) -> Path:
 def open_task(name: str, *models: str) -> Task:
     """A task as ``--task`` names it; the module of ``module:function`` is also looked for in the working directory.
 
+    So is the module of its loss.
+
     What has to be fetched for it is said on standard error, with its licence.
 
     Args:
@@ -176,7 +178,10 @@ def open_task(name: str, *models: str) -> Task:
         existing(model)
     if ":" in name:
         stand_here()
-    return find_task(name, cache_directory(), lambda event: print(event, file=sys.stderr))
+    task = find_task(name, cache_directory(), lambda event: print(event, file=sys.stderr))
+    if isinstance(task.loss, str):
+        stand_here()
+    return task
 
 
 def stand_here() -> None:

@@ -155,7 +155,8 @@ def _replay(parsed: argparse.Namespace) -> int:
     recipe = read(Path(parsed.recipe), Recipe)
     task = options.open_task(parsed.task, parsed.model)
     model = options.open_model(parsed.model, task, keep=False)
-    made = replay(recipe, model, task, Cache(options.cache_directory()))
+    with show.progress(parsed.json) as listener:
+        made = replay(recipe, model, task, Cache(options.cache_directory()), listener=listener)
     made.save(out / "model")
     print(f"{out / 'model'}: {made.digest}" + (", as recorded" if recipe.artefact else ""))
     return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import inspect
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from farthing.errors import (
 )
 from farthing.forge import graph
 from farthing.forge.cache import Cache, code_of, key_of, metric_code
+from farthing.forge.workshop import Workshop
 from farthing.model import Model, checked
-from farthing.recipe import Pass, Recipe, Step
+from farthing.recipe import Listener, Pass, Recipe, Step, ignore
 from farthing.target import Target
-from farthing.task import Task
+from farthing.task import Task, loss_function
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 ROOM = 4  # quantization keeps a copy, the same with shapes, the same with more outputs, and its result
@@ -47,14 +49,17 @@ def build(step: Step, target: Target) -> tuple[Pass, Step]:
     if isinstance(part, type) and issubclass(part, Section):
         made: Any = convert(step.options, part, step.use)
         made = made.resolved(target) if hasattr(made, "resolved") else made
-        stored = msgspec.json.decode(
-            msgspec.json.encode(plain(made))
-        )  # lists, as a recipe file gives them back
-        return made, Step(use=step.use, options=stored)
+        return made, Step(use=step.use, options=_stored(made))
     if not isinstance(part, type):
         _check_options(part, step)
         return (lambda model, target, task: part(model, target, task, **step.options)), step
     raise PluginError(f"{step.use}: a pass is a function, or a class made from farthing.recipe.PassSection")
+
+
+def _stored(made: Section) -> dict[str, Any]:
+    """A pass's options as a recipe file gives them back: lists, not tuples."""
+    options: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain(made)))
+    return options
 
 
 def _check_options(part: Any, step: Step) -> None:
@@ -69,38 +74,87 @@ def _check_options(part: Any, step: Step) -> None:
 
 
 def apply(
-    steps: Sequence[Step], model: Model, target: Target, task: Task, cache: Cache
+    steps: Sequence[Step],
+    model: Model,
+    target: Target,
+    task: Task,
+    cache: Cache,
+    workshop: Workshop | None = None,
 ) -> tuple[Model, tuple[Step, ...]]:
     """Run steps one after another, each through the cache.
 
+    Args:
+        workshop: whose listener and machine the passes get, if they ask for a workshop; the rest is found here.
+
     Returns:
-        The resulting model, and the steps with their options resolved.
+        The resulting model, and the steps with their options resolved and planned.
 
     Raises:
         PluginError: no pass of that name, or it raised an error of its own.
         FarthingError: what a pass raised; nothing half-made is kept.
     """
+    place = dataclasses.replace(workshop or Workshop(), cache=cache, state=None)
     done: list[Step] = []
     for step in steps:
-        model, step = _apply_one(step, model, target, task, cache)
+        model, step = _apply_one(step, model, target, task, place)
         done.append(step)
     return model, tuple(done)
 
 
-def _apply_one(step: Step, model: Model, target: Target, task: Task, cache: Cache) -> tuple[Model, Step]:
+def _apply_one(
+    step: Step, model: Model, target: Target, task: Task, workshop: Workshop
+) -> tuple[Model, Step]:
     made, step = build(step, target)
-
-    def run() -> Model:
-        return _run(made, model, target, task, step)
-
     code, seen = code_of(plugins.get("pass", step.use)), read_by(step.use, task)
-    if code is None or None in seen:
+    known = code is not None and None not in seen and workshop.cache is not None
+    about = (target, seen, versions(step.use), code) if known else ()
+    made, step = _planned(made, step, model, target, task, workshop, about)
+
+    def run(state: Path | None = None) -> Model:
+        return _run(_within(made, dataclasses.replace(workshop, state=state)), model, target, task, step)
+
+    if not about or workshop.cache is None:
         return run(), step
-    key = key_of(model.digest, step, target, seen, versions(step.use), code)
-    return cache.model(key, run), step
+    key = key_of(model.digest, step, *about)
+    keep = workshop.cache.resumed if hasattr(made, "within") else workshop.cache.model
+    return keep(key, run), step
 
 
-def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Model:
+def _planned(
+    made: Pass,
+    step: Step,
+    model: Model,
+    target: Target,
+    task: Task,
+    workshop: Workshop,
+    about: tuple[object, ...],
+) -> tuple[Pass, Step]:
+    """The pass with what it has to look for or to measure filled in, from the cache if it was done before."""
+    plan: Any = getattr(made, "planned", None)
+    if plan is None:
+        return made, step
+
+    def look() -> dict[str, Any]:
+        found: Any = guarded(lambda *given: plan(*given, workshop), model, target, task, step)
+        return _stored(found)
+
+    if about and workshop.cache is not None:
+        key = key_of("plan", model.digest, step, *about, workshop.machine.target)
+        options = workshop.cache.value(key, dict[str, Any], look)
+    else:
+        options = look()
+    return convert(options, type(made), step.use), Step(use=step.use, options=options)
+
+
+def _within(made: Pass, workshop: Workshop) -> Callable[[Model, Target, Task], object]:
+    """The pass with progress and resume, if it can do with them."""
+    within: Any = getattr(made, "within", None)
+    return made if within is None else within(workshop)
+
+
+def _run(
+    made: Callable[[Model, Target, Task], object], model: Model, target: Target, task: Task, step: Step
+) -> Model:
     result = guarded(made, model, target, task, step)
     if not isinstance(result, Model):
         raise ModelError(f"{step.use} gives a {type(result).__name__}: a step of a search must give a Model")
@@ -112,7 +166,9 @@ def _run(made: Pass, model: Model, target: Target, task: Task, step: Step) -> Mo
         return Model.create(checked(result.manifest, lineage=lineage), content)
 
 
-def guarded(made: Pass, model: Model, target: Target, task: Task, step: Step) -> object:
+def guarded(
+    made: Callable[[Model, Target, Task], object], model: Model, target: Target, task: Task, step: Step
+) -> object:
     """Run a pass on the splits it reads: what it raises is that candidate's failure, and its input must stay as it is.
 
     Raises:
@@ -179,14 +235,18 @@ def reads(use: str) -> tuple[str, ...]:
 def read_by(use: str, task: Task) -> list[object]:
     """What a pass sees of a task, for the key of its result: how data is fed, the splits it reads, and the rest.
 
-    Ours look at no metric unless they say so (``scores``). A user's may: None among the parts says that its code cannot
-    be known.
+    Ours look at no metric unless they say so (``scores``) or train. A user's may: None among the parts says that its
+    code, or that of the task's own loss, cannot be known.
     """
     splits = [f"{name} {task.splits[name].digest}" for name in reads(use) if name in task.splits]
-    if use in plugins.BUILTIN["pass"] and not getattr(plugins.get("pass", use), "scores", False):
+    trains = "train" in reads(use)
+    scores = trains or getattr(plugins.get("pass", use), "scores", False)
+    if use in plugins.BUILTIN["pass"] and not scores:
         return [task.form, list(task.labels), splits] if splits else []
     about = [task.name, task.form, task.licence, list(task.labels)]
-    return [*about, task.metric.name, metric_code(task.metric), splits]
+    own = loss_function(task) if trains else None
+    loss = [] if own is None else [code_of(own)]
+    return [*about, task.metric.name, metric_code(task.metric), splits, *loss]
 
 
 def versions(use: str) -> dict[str, str]:
@@ -200,8 +260,8 @@ def versions(use: str) -> dict[str, str]:
     return found
 
 
-def replay(recipe: Recipe, model: Model, task: Task, cache: Cache) -> Model:
-    """Make a recipe's artefact again, measuring nothing.
+def replay(recipe: Recipe, model: Model, task: Task, cache: Cache, *, listener: Listener = ignore) -> Model:
+    """Make a recipe's artefact again, measuring nothing; ``listener`` hears of passes that take long.
 
     Raises:
         ModelError: another input model, or a result that differs from the recorded artefact.
@@ -224,7 +284,7 @@ def replay(recipe: Recipe, model: Model, task: Task, cache: Cache) -> Model:
             f"the recipe was made with other data ({recipe.task[:12]}) than task {task.name} "
             f"has ({task.digest[:12]}): give the task it was made with"
         )
-    made, _ = apply(recipe.steps, model, recipe.target, task, cache)
+    made, _ = apply(recipe.steps, model, recipe.target, task, cache, Workshop(listener=listener))
     if recipe.artefact and made.digest != recipe.artefact:
         now = {name: found for step in recipe.steps for name, found in versions(step.use).items()}
         differing = {

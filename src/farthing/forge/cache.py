@@ -7,7 +7,7 @@ import inspect
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,13 +15,14 @@ import msgspec
 
 from farthing import files, plugins
 from farthing.config import canonical, plain
-from farthing.errors import FarthingError
+from farthing.errors import FarthingError, StorageError
 from farthing.metrics import Metric
 from farthing.model import Model
 
 ValueT = TypeVar("ValueT")
-KINDS = ("models", "values")
+KINDS = ("models", "values", "work")
 LEFTOVER_SECONDS = 3600
+UNFINISHED_SECONDS = 7 * 24 * 3600
 
 
 def key_of(*parts: object) -> str:
@@ -55,6 +56,11 @@ def metric_code(metric: Metric) -> str | None:
     return None if None in codes else " ".join(map(str, [metric.needs, metric.higher_is_better, *codes]))
 
 
+def _last_change(path: Path) -> float:
+    """When a file, or anything in a directory, was last changed."""
+    return max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+
+
 class Cache:
     """A directory of models and values named by the digest of what made them.
 
@@ -72,6 +78,40 @@ class Cache:
         """
         place = self.root / "models" / key[:2] / key
         return self._kept(place) or self._keep(make(), place)
+
+    def resumed(self, key: str, make: Callable[[Path | None], Model]) -> Model:
+        """As `model`, for long work: ``make`` gets a directory of its own that it finds again if it is killed.
+
+        It goes when the model is kept. None in its place if another process is at the same work.
+
+        Raises:
+            StorageError: the directory cannot be made, or the model cannot be kept; and whatever ``make`` raises.
+        """
+        place = self.root / "work" / key[:2] / key
+
+        def run() -> Model:
+            with files.explained(place):
+                place.mkdir(parents=True, exist_ok=True)
+            with self._alone(place) as alone:
+                return make(place if alone else None)
+
+        made = self.model(key, run)
+        if place.exists():
+            with self._alone(place) as alone:
+                if alone:
+                    shutil.rmtree(place, ignore_errors=True)
+        return made
+
+    @contextlib.contextmanager
+    def _alone(self, place: Path) -> Iterator[bool]:
+        """Whether nobody else works in a directory; if so, nobody will for the length of the ``with`` block."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(files.lock(place.with_name(f"{place.name}.lock"), "the work"))
+                alone = True
+            except StorageError:
+                alone = False
+            yield alone
 
     def _kept(self, place: Path) -> Model | None:
         if not place.exists():
@@ -109,7 +149,10 @@ class Cache:
         return made
 
     def sweep(self) -> None:
-        """Remove what killed processes left behind; what is younger than an hour may belong to a live one."""
+        """Remove what killed processes left behind; what is younger than an hour may belong to a live one.
+
+        Unfinished work stays a week, so that whoever started it may still go on.
+        """
         for left in self.root.glob(f"*/*/{files.TEMPORARY}*"):
             with contextlib.suppress(OSError):  # a live process may be quicker
                 if time.time() - left.stat().st_mtime < LEFTOVER_SECONDS:
@@ -118,6 +161,11 @@ class Cache:
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink()
+        for left in self.root.glob("work/*/*"):
+            with contextlib.suppress(OSError):
+                if time.time() - _last_change(left) > UNFINISHED_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
+                    left.unlink(missing_ok=True)
 
     def size_bytes(self) -> int:
         """Bytes of all entries."""

@@ -18,8 +18,9 @@ from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.runtime import Runtime
 from farthing.forge.timing import Clock, Variant
 from farthing.forge.verdict import accuracy_refusal, hopeless, points
+from farthing.forge.workshop import Workshop
 from farthing.model import Model
-from farthing.recipe import Candidate, Listener, Progress, Step
+from farthing.recipe import Candidate, Progress, Step
 from farthing.target import Budget, Target
 from farthing.task import Task
 
@@ -60,7 +61,7 @@ class Climber:
     Args:
         model: candidate 0.
         runtimes: what runs a rung, by the name of its engine.
-        listener: hears of each rung, stage ``passes``.
+        workshop: what passes may use; its listener hears of each rung, stage ``passes``.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Climber:
         judge: Judge,
         clock: Clock,
         runtimes: Mapping[str, Runtime],
-        listener: Listener,
+        workshop: Workshop,
     ) -> None:
         self._model = model
         self._task = task
@@ -83,7 +84,7 @@ class Climber:
         self._judge = judge
         self._clock = clock
         self._runtimes = runtimes
-        self._listener = listener
+        self._workshop = workshop
         self.notes: list[str] = []
 
     def climb(self, rungs: Sequence[Rung]) -> list[Artefact]:
@@ -137,7 +138,7 @@ class Climber:
         return artefact
 
     def _apply(self, steps: Sequence[Step]) -> tuple[Model, tuple[Step, ...]]:
-        return apply(steps, self._model, self._target, self._task, self._cache)
+        return apply(steps, self._model, self._target, self._task, self._cache, self._workshop)
 
     def _judged(self, model: Model, runtime: Runtime) -> tuple[Score, str]:
         """A few samples first; the whole validation split only for what they do not rule out."""
@@ -185,7 +186,7 @@ class Climber:
         return f"{artefact.rung.name}: {words}"
 
     def _say(self, text: str, done: int = 0, total: int = 0) -> None:
-        self._listener(Progress(stage="passes", text=text, done=done, total=total))
+        self._workshop.listener(Progress(stage="passes", text=text, done=done, total=total))
 
 
 def _same(one: Artefact, other: Artefact) -> bool:

@@ -33,6 +33,7 @@ from farthing.forge.rounds import Rounds
 from farthing.forge.runtime import find_runtimes
 from farthing.forge.timing import Clock, Variant
 from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
+from farthing.forge.workshop import Workshop
 from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model, as_model
 from farthing.options import make_options
@@ -152,7 +153,15 @@ class _Search:
         self.judge = Judge(task, model, self.runtime, self.machine, self.cache)
         self.clock = Clock(task, self.machine, self.cache, measure_again)
         self.climber = Climber(
-            model, task, self.target, self.budget, self.cache, self.judge, self.clock, self.runtimes, listener
+            model,
+            task,
+            self.target,
+            self.budget,
+            self.cache,
+            self.judge,
+            self.clock,
+            self.runtimes,
+            Workshop(listener=listener, machine=self.machine),
         )
         self.rounds = Rounds(self.clock, self.budget, counts, self.allow_slower, self._ticker)
         where = (

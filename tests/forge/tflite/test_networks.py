@@ -22,9 +22,13 @@ from torch import nn
 from farthing import bench
 from farthing.assets import ASSETS, fetch
 from farthing.errors import AssetError
-from farthing.forge import graph, nets, train
+from farthing.forge import graph, nets
 from farthing.forge.fuse import Fuse
 from farthing.forge.quantize.static import StaticInt8
+from farthing.forge.training.loop import train
+from farthing.forge.training.losses import CrossEntropy
+from farthing.forge.training.samples import Samples
+from farthing.forge.training.schedule import Schedule
 from farthing.model import Model
 from farthing.target import Target
 from farthing.task import Split, Task
@@ -281,7 +285,7 @@ def test_nets_trained_on_mnist(lab: Any, name: str) -> None:
     net = getattr(nets, name)()
     raw = task.split("train")
     pictures = next(iter(raw.take(range(len(raw))).values())).reshape(-1, 1, 28, 28).astype(np.float32) / 255
-    train.fit(net, pictures, np.asarray(raw.labels), epochs=2)
+    train(net, Samples.of_arrays(pictures, raw.labels), CrossEntropy(), Schedule(epochs=2))
     source = lab.model(exported(net, 1, 28, 28), picture=True)
     source = Model.create(scaled(source), {"model.onnx": source.file})
     fused = Fuse()(source, VNNI, task)

@@ -17,6 +17,7 @@ METRICS = {
     "macro_f1": "macro F1",
     "auc": "area under the ROC curve",
     "map": "mAP@[.5,.95]",
+    "miou": "mean intersection over union",
     "cosine": "mean cosine with the model as given",
     "error": "mean absolute error",
     "agreement": "agreement with the model as given",
