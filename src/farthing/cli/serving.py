@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
@@ -179,10 +180,15 @@ def _manager() -> Any:
 
 
 def _tell(word: str, text: str) -> None:
-    print(f"farthing: {word}: {text}", file=sys.stderr, flush=True)
+    _say(f"farthing: {word}: {text}")
 
 
 def _log(line: dict[str, Any]) -> None:
     import msgspec
 
-    print(msgspec.json.encode(line).decode(), file=sys.stderr, flush=True)
+    _say(msgspec.json.encode(line).decode())
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more: no reason to answer nobody, or not to stop
+        print(line, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_server import GatedEngine, gated, running, settings_for
+from running_server import GatedEngine, X, gated, running, settings_for
 
 from farthing.device.serving.server.access import checked_token, read_token
 from farthing.device.serving.server.notify import Manager, Notifier, Watchdog
@@ -155,6 +155,42 @@ def test_requests_under_way_are_answered_when_it_stops(model: Model, gate: type[
     assert answers == [200]
 
 
+def test_a_model_that_hangs_does_not_keep_it_from_stopping(model: Model, gate: type[GatedEngine]) -> None:
+    answers: list[tuple[int, Any]] = []
+    settings = Settings(models=(gated(model.path),), port=0, drain_seconds=0.2)
+    with running(settings) as client:
+        asking = threading.Thread(target=lambda: answers.append(client.infer()))
+        gate.gate.clear()
+        asking.start()
+        assert gate.waiting.acquire(timeout=20)
+    asking.join(20)
+    assert answers == [(503, {"error": "the server stops"})]
+
+
+def test_asked_twice_it_stops_at_once(model: Model, gate: type[GatedEngine]) -> None:
+    answers: list[tuple[int, Any]] = []
+    settings = Settings(models=(gated(model.path),), port=0, drain_seconds=600, notice_seconds=600)
+    with running(settings) as client:
+        asking = threading.Thread(target=lambda: answers.append(client.infer()))
+        gate.gate.clear()
+        asking.start()
+        assert gate.waiting.acquire(timeout=20)
+        client.loop.call_soon_threadsafe(client.running.stop)
+    asking.join(20)
+    assert answers == [(503, {"error": "the server stops"})]
+
+
+def test_it_stops_when_nobody_reads_what_it_says(model: Model) -> None:
+    with process("--access-log", str(model.path)) as one:
+        assert one.process.stderr is not None
+        assert one.process.stdout is not None
+        one.process.stderr.close()
+        one.process.stdout.close()
+        assert one.get("/v2/health/ready") == 200
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(60) == 0
+
+
 def test_not_ready_while_it_still_takes_requests(model: Model) -> None:
     with process("--config", str(_config(model.path.parent, model.path, notice_seconds=1.5))) as one:
         assert one.get("/v2/health/ready") == 200
@@ -207,13 +243,38 @@ def test_no_sign_of_life_while_inference_hangs(model: Model, gate: type[GatedEng
             assert listening.recv(4096) == b"WATCHDOG=1"
 
 
+def test_requests_that_give_up_are_no_sign_of_life(model: Model, gate: type[GatedEngine]) -> None:
+    with running(Settings(models=(gated(model.path),), port=0)) as client:
+        core = client.running.core
+        assert client.infer()[0] == 200
+        gate.gate.clear()
+        asking = threading.Thread(target=client.infer)
+        asking.start()
+        assert gate.waiting.acquire(timeout=20)
+        before = core.executions, core.done
+        assert client.infer(parameters={"timeout": 20_000})[0] == 504
+        assert client.infer(x=X[:, :2])[0] == 400
+        assert (core.executions, core.done) == (before[0], before[1] + 2)
+        gate.gate.set()
+        asking.join(20)
+        assert core.executions == before[0] + 1
+
+
 def test_signs_of_life() -> None:
     dog = Watchdog()
-    assert dog.alive(done=0, under_way=0)
-    assert not dog.alive(done=0, under_way=1)
-    assert dog.alive(done=1, under_way=3)
-    assert not dog.alive(done=1, under_way=3)
-    assert dog.alive(done=1, under_way=0)
+    assert dog.alive(executions=0, under_way=0)
+    assert not dog.alive(executions=0, under_way=1)
+    assert dog.alive(executions=1, under_way=3)
+    assert not dog.alive(executions=1, under_way=3)
+    assert dog.alive(executions=1, under_way=0)
+
+
+def test_a_service_manager_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
+    place = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(place))
+        for _ in range(10_000):  # far more than a socket's queue takes
+            Notifier(str(place)).send("WATCHDOG=1")
 
 
 def test_what_the_environment_says_of_systemd() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from farthing.device.serving.server.access import Access
@@ -34,6 +35,9 @@ Log = Callable[[dict[str, Any]], None]
 
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _LENGTH = b"inference-header-content-length"
+_CLOSE = ((b"connection", b"close"),)
+_SLOW = Refusal(408, "the body did not come in time", _CLOSE)
+_STOPS = Refusal(503, "the server stops", ((b"retry-after", b"1"), *_CLOSE))
 
 
 class App:
@@ -82,13 +86,11 @@ class App:
         except FarthingError as error:
             await refuse(send, refusal(error))
         except asyncio.CancelledError:
-            if not visit.ended or visit.task is None:
-                raise
-            visit.task.uncancel()
-            if visit.ended == "slow":
-                await refuse(
-                    send, Refusal(408, "the body did not come in time", ((b"connection", b"close"),))
-                )
+            if visit.task is not None:
+                visit.task.uncancel()
+            if visit.ended != "gone":
+                with suppress(RuntimeError):  # an answer had begun
+                    await refuse(send, _SLOW if visit.ended else _STOPS)
         except Exception as error:  # noqa: BLE001 - its client is told, and others are not harmed
             self._report(error)
             await refuse(send, Refusal(500, "an error of the server's own: its log says more"))

@@ -48,6 +48,11 @@ class Core:
         """Whether requests should be sent here: everything is loaded, and it is not about to stop."""
         return self.started and not self.draining and self.repository.complete
 
+    @property
+    def executions(self) -> int:
+        """Of the models that are served, up to now; it moves as long as they compute."""
+        return sum(served.tally.executions for served in self.repository.served())
+
     async def infer(self, served: Served, asked: Inference) -> Answer:
         """Ask a model, within its limits; count what comes of it.
 

@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from farthing.device.serving.server.access import Access
@@ -20,12 +21,14 @@ from farthing.device.serving.server.grpc import GrpcServer
 from farthing.device.serving.server.notify import Manager, Notifier, Watchdog
 from farthing.device.serving.server.repository import Event, Repository
 from farthing.device.serving.server.settings import Settings, Tls
+from farthing.device.serving.service import guarded
 from farthing.errors import ConfigError, require
 
 Told = Callable[[str, str], None]
 """Takes what happens: a word for it, and the text."""
 _BACKLOG = 1024
 _LOOK_SECONDS = 1.0
+_CLOSING_SECONDS = 1.0  # for models to be closed, when nobody waits for their answers any more
 
 
 class Server:
@@ -59,7 +62,7 @@ class Server:
         manager: Manager | None = None,
     ) -> None:
         _refuse_open_management(settings, bool(token or management_token))
-        self.settings, self._told = settings, told
+        self.settings, self._told = settings, partial(guarded, told)
         manager = manager or Manager()
         self._notifier, self._watchdog, self._pulse = Notifier(manager.address), Watchdog(), manager.watchdog
         self.core = Core(Repository(settings.models, self._happened), settings.limits.in_flight)
@@ -71,7 +74,7 @@ class Server:
             self.grpc = GrpcServer(settings, self.core, access, app.visits, log, self._mistaken)
         self._socket = _listening(settings)
         self.url = _url(settings, self._socket)
-        self._stop = asyncio.Event()
+        self._stop, self._at_once = asyncio.Event(), asyncio.Event()
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, in this thread.
@@ -84,19 +87,26 @@ class Server:
     def stop(self) -> None:
         """No longer ready; requests under way are answered, then `serve` returns. Asked again, it stops at once."""
         if self.core.draining:
+            self._at_once.set()
             self._uvicorn.force_exit = True
+            for task in list(self._uvicorn.server_state.tasks):
+                task.cancel()
             if self.grpc is not None:
                 self.grpc.abort()
         self.core.draining = True
+        self._stop.set()
         self._told("stopping", f"{self.core.under_way} requests are under way")
         self._notifier.send("STOPPING=1")
-        self._stop.set()
 
     async def serve(self) -> None:
         """Serve until `stop`, SIGTERM or SIGINT. See `run` for errors."""
         carrier = asyncio.ensure_future(
             self._uvicorn._serve([self._socket])
         )  # `serve` would take the signals
+        limits, connections = self.settings.limits, self._uvicorn.server_state.connections
+        guarding = asyncio.ensure_future(
+            _every(_LOOK_SECONDS, lambda: close_dribblers(connections, limits, time.monotonic()))
+        )
         chores: list[asyncio.Future[None]] = []
         try:
             with self._signals():
@@ -107,7 +117,8 @@ class Server:
                 stopping = asyncio.ensure_future(self._stop.wait())
                 await asyncio.wait([carrier, stopping], return_when=asyncio.FIRST_COMPLETED)
                 stopping.cancel()
-                await asyncio.sleep(self.settings.notice_seconds if not carrier.done() else 0)
+                if not carrier.done():
+                    await self._notice()
                 for chore in chores:
                     chore.cancel()
                 await self._drain(carrier)
@@ -116,7 +127,13 @@ class Server:
             if self.grpc is not None:
                 await self.grpc.stop(0)
             await asyncio.wait([carrier])
-            await self.core.repository.close()
+            guarding.cancel()
+            await self.core.repository.close(_CLOSING_SECONDS)
+
+    async def _notice(self) -> None:
+        """Take requests for a while longer, so that those who send them hear that it will stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._at_once.wait(), self.settings.notice_seconds)
 
     async def _drain(self, carrier: Awaitable[None]) -> None:
         """Take nothing more; requests under way are answered, whichever way they came."""
@@ -146,15 +163,13 @@ class Server:
 
     def _chores(self) -> Iterator[Awaitable[None]]:
         """What has to be done from time to time."""
-        limits, connections = self.settings.limits, self._uvicorn.server_state.connections
-        yield _every(_LOOK_SECONDS, lambda: close_dribblers(connections, limits, time.monotonic()))
         if self._pulse:
             yield _every(self._pulse / 4, self._live)
         if self.settings.poll_seconds:
             yield _every(self.settings.poll_seconds, self.core.repository.refresh)
 
     def _live(self) -> None:
-        if self._watchdog.alive(self.core.done, self.core.under_way):
+        if self._watchdog.alive(self.core.executions, self.core.under_way):
             self._notifier.send("WATCHDOG=1")
 
     @contextlib.contextmanager

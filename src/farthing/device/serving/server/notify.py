@@ -18,7 +18,7 @@ class Notifier:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
 
     def send(self, *states: str) -> None:
-        """Tell states, as in ``READY=1``. A manager that does not listen is no reason to stop."""
+        """Tell states, as in ``READY=1``. A manager that does not listen is no reason to stop, or to wait for it."""
         if not self._address:
             return
         with (
@@ -26,7 +26,7 @@ class Notifier:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as wire,
         ):
             wire.connect(self._address)
-            wire.send("\n".join(states).encode())
+            wire.send("\n".join(states).encode(), socket.MSG_DONTWAIT)
 
 
 class Watchdog:
@@ -36,16 +36,16 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
-        self._done = -1
+        self._executions = -1
 
-    def alive(self, done: int, under_way: int) -> bool:
-        """Whether requests ended since the last look, or none is under way.
+    def alive(self, executions: int, under_way: int) -> bool:
+        """Whether a model computed something since the last look, or nobody waits for it.
 
         Args:
-            done: requests that have ended, ever.
+            executions: of models, up to now. Requests would not do: those that give up end, too.
             under_way: requests that wait for their answer.
         """
-        moved, self._done = done != self._done, done
+        moved, self._executions = executions != self._executions, executions
         return moved or not under_way
 
 

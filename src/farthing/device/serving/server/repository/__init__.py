@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ from farthing.device.serving.server.repository.pbtxt import TritonConfig
 from farthing.device.serving.server.repository.places import Place, Version, find
 from farthing.device.serving.server.repository.served import Served
 from farthing.device.serving.server.settings import Entry, ModelSettings
+from farthing.device.serving.service import GRACE, typed
 from farthing.errors import FarthingError, ModelError, UnknownModelError, nearest
 
 Open = Callable[..., Served]
@@ -73,6 +75,7 @@ class Repository:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._closing: set[asyncio.Future[None]] = set()
         self._unloaded: set[str] = set()
+        self._grace = GRACE
 
     def find(self, name: str, version: str = "") -> Served:
         """The version that answers; an empty one is the default: the highest.
@@ -186,11 +189,13 @@ class Repository:
                 except FarthingError as error:
                     self._fail(name, str(error) if cause is None else cause, error)
 
-    async def close(self) -> None:
-        """Close every service, each when its requests are answered."""
+    async def close(self, grace: float = GRACE) -> None:
+        """Close every service; requests that are still at one have ``grace`` seconds."""
+        self._grace = grace
         for name in list(self._slots):
             for slot in self._slots.pop(name).values():
-                self._retire(slot.served, "unloaded")
+                self._listener(Event("unloaded", name, slot.served.version))
+                self._close(slot.served)
         self.generation += 1
         while self._closing:
             await asyncio.wait(self._closing)
@@ -260,9 +265,11 @@ class Repository:
         return there != [_cause(place, [version]) for version in versions]
 
     async def _open(self, place: Place, version: Version) -> Served:
-        return await _aside(
-            lambda: self._opener(version.path, place.name, version.name, place.settings, place.config)
-        )
+        opening = partial(self._opener, version.path, place.name, version.name, place.settings, place.config)
+        try:
+            return await _aside(opening)
+        except Exception as error:  # an engine may have bugs, but who looks at the disk goes on
+            raise typed(error, place.name) from error
 
     def _fail(self, name: str, cause: Hashable, error: FarthingError, tell: bool = True) -> None:
         """Keep why a model could not be loaded, and tell it, unless that was said already."""
@@ -278,7 +285,7 @@ class Repository:
             self._close(served)
 
     def _close(self, served: Served) -> None:
-        closing = asyncio.ensure_future(_aside(served.service.close))
+        closing = asyncio.ensure_future(_aside(partial(served.service.close, self._grace)))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 

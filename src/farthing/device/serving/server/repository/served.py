@@ -36,11 +36,13 @@ class Tally:
 
     Attributes:
         monitor: of its requests and batches.
+        executions: of the model, those that failed too.
         decode, encode: the time taken to read and to write tensors.
     """
 
     def __init__(self) -> None:
         self.monitor = Monitor()
+        self.executions = 0
         self.decode, self.encode = _Duration(), _Duration()
         self._failed_ns = self._last_ms = 0
         self._sizes: dict[int, _Duration] = {}
@@ -50,6 +52,7 @@ class Tally:
         """Note a batch; from any thread."""
         self.monitor.executed(batch.samples, batch.compute, batch.waited)
         with self._lock:
+            self.executions += 1
             self._sizes.setdefault(batch.samples, _Duration()).add(int(batch.compute * 1e9))
 
     def answered(self, ns: int) -> None:
