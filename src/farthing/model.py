@@ -150,6 +150,7 @@ class Quantization(Section, frozen=True, kw_only=True):
         reduce_range: weights keep 7 bits.
         calibrator: how the ranges of activations were found; empty if they were not.
         excluded: names of operators that stayed float.
+        floats: what operators that stayed float compute in, if that is not float32.
     """
 
     scheme: str
@@ -159,6 +160,7 @@ class Quantization(Section, frozen=True, kw_only=True):
     reduce_range: bool = False
     calibrator: str = ""
     excluded: tuple[str, ...] = ()
+    floats: str = ""
 
 
 class Manifest(Section, frozen=True, kw_only=True):

@@ -9,13 +9,15 @@ from msgspec.structs import replace
 
 from farthing.config import convert
 from farthing.errors import FarthingError
-from farthing.forge import exclude
+from farthing.forge import heads
 from farthing.forge.apply import apply, read_by, versions
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.evaluate import Judge, Score, proxy
-from farthing.forge.ladder import STATIC, Rung, with_exclusions
+from farthing.forge.ladder import STATIC, Rung, has_half, target_format, with_exclusions, with_half
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.runtime import Runtime
+from farthing.forge.sensitivity.losses import fewest, losses, ranked
+from farthing.forge.sensitivity.precisions import Place
 from farthing.forge.timing import Clock, Variant
 from farthing.forge.verdict import accuracy_refusal, hopeless, points
 from farthing.forge.workshop import Workshop
@@ -97,7 +99,10 @@ class Climber:
         return made
 
     def give_back(self, made: Sequence[Artefact]) -> list[Artefact]:
-        """The fewest worst operators back in float, for each engine whose int8 artefacts all lose too much."""
+        """Operators back in float, for each engine whose int8 artefacts all lose too much.
+
+        First the decoder of a head that int8 breaks; if there is none, or that is too little, the fewest worst ones.
+        """
         found: list[Artefact] = []
         for engine in self._runtimes:
             int8 = [a for a in made if a.rung.engine == engine and any(s.use == STATIC for s in a.steps)]
@@ -107,17 +112,50 @@ class Climber:
     def _with_floats(self, int8: Sequence[Artefact], made: Sequence[Artefact]) -> list[Artefact]:
         if not int8 or any(not artefact.refusal for artefact in int8):
             return []
-        best = min(int8, key=lambda a: a.score.drop.value if a.score else 0.0)
+        found: list[Artefact] = []
         try:
-            worst = self._ranked(best)
+            found += self._head(_best(int8), made)
+            if not any(not artefact.refusal for artefact in found):
+                best = _best([*int8, *(artefact for artefact in found if artefact.score)])
+                found += self._bisect(best.rung, self._ranked(best), [*made, *found])
         except FarthingError as error:
             if self._clock.ends_all(error):
                 raise
             self.notes.append(
-                f"Operators of {best.rung.name} could not be ranked, so none went back to float: {error}"
+                f"Operators of {_best(int8).rung.name} could not be ranked, so none went back to float: {error}"
             )
+        return found + self._halved(found, [*made, *found])
+
+    def _head(self, best: Artefact, made: Sequence[Artefact]) -> list[Artefact]:
+        """The int8 artefact with the decoder of its head in float, if int8 breaks that; the notes say what it is."""
+        joins = self._joins(best)
+        self._note_joins(joins)
+        names = list(dict.fromkeys(name for join in joins for name in join.head))
+        if not names:
             return []
-        return self._bisect(best.rung, worst, made)
+        artefact = self._make(with_exclusions(best.rung, names, "head"), made)
+        self._say(self._outcome(artefact))
+        return [artefact]
+
+    def _joins(self, best: Artefact) -> list[heads.Join]:
+        floating, quantize, step = self._before(best)
+        key = key_of("joins", floating.digest, step, read_by(STATIC, self._task), versions(STATIC))
+        return self._cache.value(key, list[heads.Join], lambda: heads.joins(floating, self._task, quantize))
+
+    def _note_joins(self, joins: Sequence[heads.Join]) -> None:
+        for join in joins:
+            end = "its head was left in float" if join.head else "layers follow it, so the ranking decides"
+            if (note := f"{join}; {end}.") not in self.notes:
+                self.notes.append(note)
+
+    def _halved(self, found: Sequence[Artefact], made: Sequence[Artefact]) -> list[Artefact]:
+        """The last artefact that was good enough with its float operators in float16, where the target has that."""
+        good = [artefact for artefact in found if not artefact.refusal]
+        if not good or not has_half(self._target) or target_format(good[-1].rung.engine) != "onnx":
+            return []
+        artefact = self._make(with_half(good[-1].rung), made)
+        self._say(self._outcome(artefact))
+        return [artefact]
 
     def _make(self, rung: Rung, earlier: Sequence[Artefact]) -> Artefact:
         artefact = Artefact(rung, self._runtimes[rung.engine].computing(rung.precision))
@@ -150,32 +188,32 @@ class Climber:
         score = self._judge.score(model, "validation", runtime=runtime)
         return score, accuracy_refusal(score, self._budget, self._task.metric)
 
-    def _ranked(self, best: Artefact) -> list[str]:
-        """Names of the quantized operators of an artefact, worst first."""
+    def _before(self, best: Artefact) -> tuple[Model, StaticInt8, Step]:
+        """What the static step of an artefact was given, and the step."""
         place = next(i for i, step in enumerate(best.steps) if step.use == STATIC)
         floating, _ = self._apply(best.steps[:place])
+        return floating, convert(best.steps[place].options, StaticInt8, STATIC), best.steps[place]
+
+    def _ranked(self, best: Artefact) -> list[str]:
+        """Names of the quantized operators of an artefact, worst first."""
+        floating, quantize, _ = self._before(best)
         text = f"ranking the operators of {best.rung.name}"
-        quantize = convert(best.steps[place].options, StaticInt8, STATIC)
-
-        def rank() -> list[str]:
-            return exclude.ranked(
-                floating, quantize, self._target, self._task, lambda done, total: self._say(text, done, total)
-            )
-
-        data = read_by(STATIC, self._task)
-        key = key_of("ranking", floating.digest, best.steps[place], self._target, data, versions(STATIC))
-        return self._cache.value(key, list[str], rank)
+        place = Place(self._target, self._task, self._cache)
+        return ranked(
+            losses(floating, quantize, place, tick=lambda done, total: self._say(text, done, total))
+        )
 
     def _bisect(self, rung: Rung, worst: list[str], made: Sequence[Artefact]) -> list[Artefact]:
         """Artefacts on the way to the fewest operators whose return is enough, small numbers first."""
         tried: list[Artefact] = []
-        low, high = 0, len(worst)  # with `low` given back it is too little, with `high` all are float
-        while high - low > 1:
-            middle = (low + high) // 2 if low else max(1, min(high // 2, 4))
-            artefact = self._make(with_exclusions(rung, worst[:middle]), [*made, *tried])
+
+        def enough(count: int) -> bool:
+            artefact = self._make(with_exclusions(rung, worst[:count]), [*made, *tried])
             tried.append(artefact)
             self._say(self._outcome(artefact))
-            low, high = (middle, high) if artefact.refusal else (low, middle)
+            return not artefact.refusal
+
+        fewest(len(worst), enough)
         return tried
 
     def _outcome(self, artefact: Artefact) -> str:
@@ -194,3 +232,8 @@ def _same(one: Artefact, other: Artefact) -> bool:
     if one.model is None or other.model is None or one.runtime != other.runtime:
         return False
     return one.model.manifest.files == other.model.manifest.files
+
+
+def _best(int8: Sequence[Artefact]) -> Artefact:
+    """The artefact that loses least."""
+    return min(int8, key=lambda artefact: artefact.score.drop.value if artefact.score else 0.0)

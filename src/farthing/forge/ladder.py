@@ -16,6 +16,7 @@ from farthing.recipe import Step
 from farthing.target import Target
 
 STATIC = "quantize.static.v1"
+FLOAT16 = "quantize.float16.v1"
 NNCF = "quantize.nncf.v1"
 OPENVINO = "export.openvino.v1"
 TFLITE = "export.tflite.v1"
@@ -23,6 +24,7 @@ FUSE = Step(use="graph.fuse.v1")
 COMPACT = Step(use="graph.compact.v1")
 DYNAMIC_SHARE = 0.3
 BF16 = {"avx512_bf16", "amx_bf16"}
+HALF = {"asimdhp", "avx512_fp16", "zvfh"}
 INT8 = (
     "int8",
     "float32",
@@ -162,7 +164,7 @@ def _onnx(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]
     if pays(proto, DYNAMIC_SHARE):
         dynamic = (FUSE, Step(use="quantize.dynamic.v1"), COMPACT)
         rungs.append(Rung("int8 dynamic", engine, dynamic, dtypes=INT8))
-    halved = (FUSE, Step(use="quantize.float16.v1"), COMPACT)
+    halved = (FUSE, Step(use=FLOAT16), COMPACT)
     return [*rungs, Rung("float16", engine, halved, dtypes=("float16",))]
 
 
@@ -188,13 +190,31 @@ def own_passes() -> list[str]:
     return [name for name in plugins.names("pass") if name not in plugins.BUILTIN["pass"]]
 
 
-def with_exclusions(rung: Rung, names: list[str]) -> Rung:
-    """An int8 rung with some operators left in float."""
+def with_exclusions(rung: Rung, names: Sequence[str], words: str = "") -> Rung:
+    """An int8 rung with some operators left in float, beside those that it leaves there already.
+
+    Args:
+        words: what they are together, for its name; their number if empty.
+    """
     if not any(step.use == STATIC for step in rung.steps):
         raise PluginError(f"{rung.name} has no static int8 step to exclude operators from")
     steps = tuple(
-        Step(use=step.use, options={**step.options, "exclude": names}) if step.use == STATIC else step
+        Step(use=step.use, options={**step.options, "exclude": [*step.options.get("exclude", []), *names]})
+        if step.use == STATIC
+        else step
         for step in rung.steps
     )
-    plural = "operator" if len(names) == 1 else "operators"
-    return replace(rung, name=f"{rung.name}, {len(names)} {plural} float", steps=steps)
+    what = words or f"{len(names)} {'operator' if len(names) == 1 else 'operators'}"
+    return replace(rung, name=f"{rung.name}, {what} float", steps=steps)
+
+
+def with_half(rung: Rung) -> Rung:
+    """An int8 rung of an ONNX engine whose other operators compute in float16."""
+    place = next(i for i, step in enumerate(rung.steps) if step.use == STATIC) + 1
+    steps = (*rung.steps[:place], Step(use=FLOAT16), *rung.steps[place:])
+    return replace(rung, name=f"{rung.name}16", steps=steps, dtypes=(*rung.dtypes, "float16"))
+
+
+def has_half(target: Target) -> bool:
+    """Whether a target computes in float16: it says so, or its instruction set does."""
+    return "float16" in target.dtypes or bool(HALF & {*target.isa})
