@@ -179,7 +179,7 @@ class Builder:
             results.append(function(*given, **named))
         self._trials[made] = (results[0], results[1])
         if isinstance(results[0], Tensor):
-            made.meta["rank"] = results[0].ndim
+            made.meta["sizes"] = self.sizes(made)
         if any(
             leaf in self._trained for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node)
         ):

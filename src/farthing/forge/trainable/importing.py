@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from farthing.errors import UnsupportedError
 from farthing.forge import graph
-from farthing.forge.trainable import norms, trying, writing
+from farthing.forge.trainable import mending, norms, trying, writing
 from farthing.forge.trainable.binding import Binding
 from farthing.forge.trainable.builder import Builder
 from farthing.forge.trainable.node import AFTER, Node
@@ -106,7 +106,12 @@ class Trainable:
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
-        writing.write(proto, self.module, self.bindings, self.layers, self.norms)
+        if writing.write(proto, self.module, self.bindings, self.layers, self.norms):
+            inputs = [
+                [trying.tensor(each[s.name]) for s in self.model.manifest.inputs] for each in self.samples[:2]
+            ]
+            mending.mend(proto, self.module, self.traced, inputs)
+        writing.drop_unused(proto.graph)
         graph.check(proto, f"the trained {self.model.manifest.name}")
         for each in self.samples:
             trying.compare(self.module, self.traced, proto, self.model.manifest, each)

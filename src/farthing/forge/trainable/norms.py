@@ -51,7 +51,7 @@ def insert(
 def _lacks(module: fx.GraphModule, made: fx.Node, bindings: Sequence[Binding], linear: bool) -> bool:
     """Whether a call is one of a layer that could use a norm, has none, and before another layer."""
     layer = _layer(module, made)
-    dense = linear and isinstance(layer, nn.Linear) and made.meta.get("rank") == 2
+    dense = linear and isinstance(layer, nn.Linear) and len(made.meta["sizes"]) == 2
     if not (type(layer) in NORMS or dense):
         return False
     own = [binding for binding in bindings if f"{made.target}.weight" in binding.places]

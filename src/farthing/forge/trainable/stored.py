@@ -58,3 +58,12 @@ def tensor_of(proto: onnx.TensorProto) -> Tensor:
         raise UnsupportedError(
             f"constant {proto.name!r} is of type {array.dtype.name}, which torch cannot hold"
         ) from error
+
+
+def free_name(wanted: str, taken: set[str]) -> str:
+    """A name that nothing has, and that counts as taken from now on."""
+    name, number = wanted, 1
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    taken.add(name)
+    return name

@@ -16,7 +16,7 @@ from farthing.forge import graph
 from farthing.forge.trainable import norms
 from farthing.forge.trainable.binding import Binding
 from farthing.forge.trainable.builder import attribute
-from farthing.forge.trainable.stored import tensor_of
+from farthing.forge.trainable.stored import free_name, tensor_of
 
 
 def write(
@@ -51,7 +51,6 @@ def write(
         if node.name in layers:
             _set_sizes(node, module.get_submodule(layers[node.name]))
     proto.graph.ClearField("value_info")
-    drop_unused(proto.graph)
     return store.reshaped
 
 
@@ -112,15 +111,6 @@ def _add_biases(proto: onnx.ModelProto, folded: Mapping[str, Tensor], layers: Ma
         proto.graph.initializer.append(numpy_helper.from_array(bias.numpy(), name))
         del node.input[2:]
         node.input.append(name)
-
-
-def free_name(wanted: str, taken: set[str]) -> str:
-    """A name that nothing has, and that counts as taken from now on."""
-    name, number = wanted, 1
-    while name in taken:
-        name, number = f"{wanted}_{number}", number + 1
-    taken.add(name)
-    return name
 
 
 def _set_sizes(node: onnx.NodeProto, layer: nn.Module) -> None:
