@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import skip_init
 from torch.utils import _pytree as pytree
 
 from farthing.forge.trainable.binding import AsStored, Binding, Layout, Permuted, Vector
@@ -54,6 +54,7 @@ class Builder:
         self._bound: dict[str, Binding] = {}
         self._trials: dict[fx.Node, tuple[Any, Any]] = {}
         self._trained: set[fx.Node] = set()
+        self._measured: set[fx.Node] = set()  # what depends on sizes and constants alone
         self._constants: dict[int, tuple[Tensor, fx.Node]] = {}
         self._outputs = frozenset(outputs)
         self._readers: dict[str, list[Node]] = {}
@@ -84,7 +85,7 @@ class Builder:
         """An input that must be constant."""
         value = self.value(node, place)
         if not isinstance(value, Tensor):
-            node.refuse(f"its {what} are computed when it runs")
+            node.refuse(f"its input {place} ({what}) is computed when it runs")
         return value
 
     def integers(self, node: Node, place: int, attribute: str) -> list[int] | None:
@@ -99,6 +100,12 @@ class Builder:
         readers = self._readers.get(name, [])
         alone = len(readers) == 1 and readers[0].kind == kind and name not in self._outputs
         return readers[0] if alone else None
+
+    def only_first(self, node: Node) -> None:
+        """Refuse an operator of whose further results something is made."""
+        for name in node.outputs[1:]:
+            if name in self._readers or name in self._outputs:
+                node.refuse(f"something is made of its result {name!r}")
 
     def done(self, node: Node, value: Value) -> None:
         """Give the result of an operator that is part of one before it."""
@@ -137,9 +144,21 @@ class Builder:
         self._try(made, function, args, kwargs)
         return made
 
+    def measure(self, function: Callable[..., Tensor], x: Value, *args: Any) -> Value:
+        """Add a function that looks at the sizes of a tensor and at none of its numbers."""
+        made = self.call(function, x, *args)
+        if isinstance(made, fx.Node):
+            self._measured.add(made)
+        return made
+
+    def is_zero(self, value: Value) -> bool:
+        """Whether a tensor is zero whatever the model is fed."""
+        known = not isinstance(value, fx.Node) or value in self._measured
+        return known and not any(bool(each.any()) for each in self.trial(value))
+
     def items(self, value: Value, count: int) -> tuple[Value, ...]:
         """The parts of a result that is a tuple."""
-        return tuple(self.call(_item, value, number) for number in range(count))
+        return tuple(self.call(operator.getitem, value, number) for number in range(count))
 
     def add(self, node: Node, module: nn.Module) -> str:
         """Add the layer of an operator and return its name; its parameters are bound next."""
@@ -165,6 +184,7 @@ class Builder:
             self.root.register_buffer(name, leaf)
             made = self.graph.get_attr(name)
             self._trials[made] = (leaf, leaf)
+            self._measured.add(made)
             self._constants[id(leaf)] = (leaf, made)
         return self._constants[id(leaf)][1]
 
@@ -175,15 +195,16 @@ class Builder:
             def fed(leaf: Any, trial: int = trial) -> Any:
                 return self._trials[leaf][trial] if isinstance(leaf, fx.Node) else leaf
 
-            given, named = pytree.tree_map(fed, (args, kwargs))
-            results.append(function(*given, **named))
+            positional, named = pytree.tree_map(fed, (args, kwargs))
+            results.append(function(*positional, **named))
         self._trials[made] = (results[0], results[1])
         if isinstance(results[0], Tensor):
             made.meta["sizes"] = self.sizes(made)
-        if any(
-            leaf in self._trained for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node)
-        ):
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node)]
+        if any(leaf in self._trained for leaf in given):
             self._trained.add(made)
+        if all(leaf in self._measured for leaf in given):
+            self._measured.add(made)
 
     def forget(self, kept: Iterable[str]) -> None:
         """Let go of what the trials gave, but for some tensors and the parameters."""
@@ -244,10 +265,8 @@ class Builder:
         else:
             parts = [attribute(self.root, place) for place in before.places]
         for field, part in zip(fields, parts, strict=True):
-            if learnt:
-                module.register_parameter(
-                    field, part if isinstance(part, nn.Parameter) else nn.Parameter(part)
-                )
+            if learnt:  # set, not registered: recurrent layers take note
+                setattr(module, field, part if isinstance(part, nn.Parameter) else nn.Parameter(part))
             else:
                 module.register_buffer(field, part)
         binding = Binding(tensor, layout, tuple(f"{name}.{field}" if name else field for field in fields))
@@ -296,10 +315,6 @@ class Builder:
 RESERVED = {"graph", "meta", "code"}
 
 
-def _item(parts: Sequence[Tensor], number: int) -> Tensor:
-    return parts[number]
-
-
 def attribute(root: nn.Module, place: str) -> Tensor:
     """A parameter or buffer by its name."""
     path, _, field = place.rpartition(".")
@@ -309,5 +324,4 @@ def attribute(root: nn.Module, place: str) -> Tensor:
 
 def bare(kind: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
     """A layer whose numbers are still to come: none are drawn."""
-    made: nn.Module = skip_init(kind, *args, **kwargs)  # type: ignore[no-untyped-call]
-    return made
+    return kind(*args, device="meta", **kwargs).to_empty(device="cpu")

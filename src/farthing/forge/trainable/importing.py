@@ -43,7 +43,10 @@ def trainable(model: Model, feeds: Mapping[str, Array] | None = None) -> Trainab
     proto = graph.load(model.file)
     graph.name_nodes(proto)
     samples = trying.trials(model.manifest, feeds)
-    built = _build(proto, model.manifest, samples)
+    inputs, outputs = (
+        [spec.name for spec in specs] for specs in (model.manifest.inputs, model.manifest.outputs)
+    )
+    built = build(proto, inputs, outputs, samples)
     made = Trainable(model, proto, built, [*samples, *([feeds] if feeds is not None else [])])
     for each in made.samples:
         trying.compare(made.module, made.traced, proto, model.manifest, each)
@@ -110,7 +113,7 @@ class Trainable:
             inputs = [
                 [trying.tensor(each[s.name]) for s in self.model.manifest.inputs] for each in self.samples[:2]
             ]
-            mending.mend(proto, self.module, self.traced, inputs)
+            mending.mend(proto, self.module, self.traced, self.layers, inputs)
         writing.drop_unused(proto.graph)
         graph.check(proto, f"the trained {self.model.manifest.name}")
         for each in self.samples:
@@ -119,22 +122,34 @@ class Trainable:
         return Model.create(manifest, {"model.onnx": graph.save_bytes(proto)})
 
 
-def _build(
-    proto: onnx.ModelProto, manifest: Manifest, samples: tuple[dict[str, Array], dict[str, Array]]
+def build(
+    proto: onnx.ModelProto,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    samples: tuple[Mapping[str, Array], Mapping[str, Array]],
 ) -> Builder:
+    """The layers and operators of a graph whose nodes have names of their own; nothing is compared.
+
+    Args:
+        proto: a loaded model.
+        inputs, outputs: names, in the order that the module is to have.
+        samples: inputs of two sizes.
+
+    Raises:
+        UnsupportedError: an operator has no trainable form.
+    """
     opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
     if proto.functions:
         raise UnsupportedError(
-            f"{manifest.name} has functions of its own, as {proto.functions[0].name!r}: export it without; {AFTER}"
+            f"the graph has functions of its own, as {proto.functions[0].name!r}: export it without; {AFTER}"
         )
     nodes = [Node.of(node) for node in proto.graph.node if not is_constant(node)]
-    names = [value.name for value in proto.graph.output]
+    last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
     with torch.no_grad():
-        builder = Builder(opset, stored(proto), nodes, names)
-        for spec in manifest.inputs:
-            first, second = (trying.tensor(each[spec.name]) for each in samples)
-            builder.input(spec.name, (first, second))
-        last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
+        builder = Builder(opset, stored(proto), nodes, outputs)
+        for name in inputs:
+            first, second = (trying.tensor(each[name]) for each in samples)
+            builder.input(name, (first, second))
         for place, node in enumerate(nodes):
             if node.outputs[0] not in builder.values:
                 results = form(builder, node)
@@ -142,5 +157,5 @@ def _build(
                     name: made for name, made in zip(node.outputs, results, strict=False) if name
                 }
             builder.forget(name for name in builder.values if last.get(name, -1) > place)
-        builder.finish([spec.name for spec in manifest.outputs])
+        builder.finish(outputs)
     return builder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from farthing.errors import UnsupportedError
 from farthing.forge.trainable.builder import Size
 from farthing.forge.trainable.operators import shapes
+from farthing.forge.trainable.operators.recurrent import KINDS
 from farthing.forge.trainable.stored import free_name, stored
 from farthing.forge.trainable.trying import Recorder
 
@@ -22,6 +23,7 @@ def mend(
     proto: onnx.ModelProto,
     module: fx.GraphModule,
     traced: Mapping[str, fx.Node],
+    layers: Mapping[str, str],
     trials: Sequence[Sequence[Tensor]],
 ) -> None:
     """State the sizes that a module's tensors have now, in place.
@@ -30,12 +32,17 @@ def mend(
         proto: the graph that the module was made of.
         module: the module.
         traced: ONNX tensor names, and what computes them in the module.
+        layers: node names, and the layers that they have become.
         trials: inputs of two sizes, in the order of the module.
 
     Raises:
         UnsupportedError: a size cannot be stated, because two axes of one tensor are free.
     """
-    _Mender(proto, _sizes(module, traced, trials), traced).mend()
+    alone = {
+        str(made.target) for made in module.graph.nodes if made.op == "call_module" and len(made.args) == 1
+    }
+    stateless = {name for name, layer in layers.items() if layer in alone}
+    _Mender(proto, _sizes(module, traced, trials), traced, stateless).mend()
 
 
 def _sizes(
@@ -60,11 +67,16 @@ class _Mender:
     """A graph, and the sizes that its tensors are to have."""
 
     def __init__(
-        self, proto: onnx.ModelProto, sizes: Mapping[str, list[Size]], traced: Mapping[str, fx.Node]
+        self,
+        proto: onnx.ModelProto,
+        sizes: Mapping[str, list[Size]],
+        traced: Mapping[str, fx.Node],
+        stateless: Collection[str],
     ) -> None:
         self._proto = proto
         self._sizes = sizes
         self._traced = traced
+        self._stateless = stateless
         self._constants = stored(proto)
         self._taken = {name for node in proto.graph.node for name in (*node.input, *node.output)}
         self._restated = False
@@ -74,6 +86,8 @@ class _Mender:
             "Reshape": self._reshape,
             "Expand": self._expand,
             "Split": self._split,
+            "Resize": self._resize,
+            **dict.fromkeys(KINDS, self._recurrent),
         }
         for node in self._proto.graph.node:
             if node.op_type in menders and node.domain in {"", "ai.onnx"}:
@@ -129,6 +143,21 @@ class _Mender:
         for attribute in node.attribute:
             if attribute.name == "split":
                 attribute.ints[:] = parts
+
+    def _resize(self, node: onnx.NodeProto) -> None:
+        target = self._constants.get(node.input[3]) if len(node.input) > 3 else None
+        after = self._sizes.get(node.output[0])
+        if target is None or after is None or len(target) != len(after):
+            return
+        numbers = [a if a == b else int(old) for old, (a, b) in zip(target, after, strict=True)]
+        if numbers != target.tolist():
+            self._state(node, 3, numbers)
+
+    def _recurrent(self, node: onnx.NodeProto) -> None:
+        """Initial states of zeros are left out: they state how many there are."""
+        if node.name in self._stateless and any(node.input[5:7]):
+            del node.input[5:]
+            self._restated = True
 
     def _state(self, node: onnx.NodeProto, place: int, numbers: Sequence[int]) -> None:
         """Give a node constant numbers of its own."""

@@ -54,8 +54,3 @@ class Node:
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or what stands for it."""
         return self.attributes.get(name, default)
-
-    def only_first_output(self) -> None:
-        """Refuse a node of whose further results something is made."""
-        if any(self.outputs[1:]):
-            self.refuse(f"its result {next(filter(None, self.outputs[1:]))!r} is known only as it runs")

@@ -14,7 +14,9 @@ from farthing.forge.trainable.operators import (
     indexing,
     normalisation,
     pooling,
+    recurrent,
     reductions,
+    resizing,
     shapes,
 )
 
@@ -25,6 +27,7 @@ FORMS: dict[str, Form] = {
     "ConvTranspose": convolutions.conv_transpose,
     "Gemm": dense.gemm,
     "MatMul": dense.matmul,
+    "Einsum": dense.einsum,
     "MaxPool": pooling.max_pool,
     "AveragePool": pooling.average_pool,
     "LpPool": pooling.lp_pool,
@@ -64,6 +67,8 @@ FORMS: dict[str, Form] = {
     "LpNormalization": normalisation.lp_norm,
     "MeanVarianceNormalization": normalisation.mean_variance,
     "Dropout": normalisation.dropout,
+    **dict.fromkeys(recurrent.KINDS, recurrent.recurrent),
+    **dict.fromkeys(("Resize", "Upsample"), resizing.resize),
     **dict.fromkeys(reductions.REDUCING, reductions.reduce),
     **dict.fromkeys(reductions.CHOOSING, reductions.choose),
     "CumSum": reductions.cum_sum,
@@ -93,6 +98,8 @@ FORMS: dict[str, Form] = {
     "Pad": indexing.pad,
     "Trilu": indexing.trilu,
     "OneHot": indexing.one_hot,
+    "NonZero": indexing.non_zero,
+    "GridSample": indexing.grid_sample,
 }
 """Operators that have a trainable form. A new one is a function in one of these files, or in its own, and a line."""
 

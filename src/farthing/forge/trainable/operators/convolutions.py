@@ -51,6 +51,8 @@ def conv_transpose(builder: Builder, node: Node) -> Value:
     sliding, groups = window(node, shape[2:]), int(node.get("group", 1))
     extra = [int(amount) for amount in node.get("output_padding", [0] * len(sliding.kernel))]
     before, after = _cut(builder, node, sliding, extra)
+    extra = [amount - min(last, 0) for amount, last in zip(extra, after, strict=True)]
+    after = [max(last, 0) for last in after]
     uneven = before != after or min(before) < 0
     inside = [0] * len(before) if uneven else before
     if not stored(builder, node):

@@ -80,3 +80,9 @@ def _linear(builder: Builder, node: Node, layout: Layout, x: Value, bias: str) -
     if bias:
         builder.bind(bias, Vector(), name, ["bias"])
     return builder.run(name, x)
+
+
+def einsum(builder: Builder, node: Node) -> Value:
+    """Products and sums as an equation states them."""
+    operands = [builder.weight(node, place) for place in range(len(node.inputs))]
+    return builder.call(torch.einsum, node.get("equation"), *operands)

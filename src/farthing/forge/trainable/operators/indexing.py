@@ -198,3 +198,18 @@ def hot(places: Tensor, depth: int, values: Tensor, axis: int) -> Tensor:
     inside = torch.where(places < 0, places + depth, places)
     marks = (inside.unsqueeze(-1) == torch.arange(depth)).movedim(-1, axis)
     return torch.where(marks, values[1], values[0])
+
+
+def non_zero(builder: Builder, node: Node) -> Value:
+    """Where numbers are not 0, (axes, places)."""
+    return builder.call(torch.t, builder.call(torch.nonzero, builder.value(node, 0)))
+
+
+def grid_sample(builder: Builder, node: Node) -> Value:
+    """Numbers at places between pixels."""
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(
+        node.get("mode", "linear"), node.get("mode", "bilinear")
+    )
+    padding, corners = node.get("padding_mode", "zeros"), bool(node.get("align_corners", 0))
+    x, grid = builder.value(node, 0), builder.value(node, 1)
+    return builder.call(functional.grid_sample, x, grid, mode, padding, corners)

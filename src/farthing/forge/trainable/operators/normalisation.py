@@ -41,7 +41,7 @@ def batch_norm(builder: Builder, node: Node) -> Value:
 
 def layer_norm(builder: Builder, node: Node) -> Value:
     """Over the last axes: a layer where scale and bias are stored and cover them."""
-    node.only_first_output()
+    builder.only_first(node)
     x, eps = builder.value(node, 0), float(node.get("epsilon", 1e-5))
     rank = builder.rank(x)
     axis = int(node.get("axis", -1)) % rank
@@ -125,7 +125,13 @@ def neighbourly(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Te
 def lp_norm(builder: Builder, node: Node) -> Value:
     """Divided by its length along an axis."""
     x, axis, p = builder.value(node, 0), int(node.get("axis", -1)), int(node.get("p", 2))
-    return builder.call(torch.div, x, builder.call(torch.linalg.vector_norm, x, p, axis, keepdim=True))
+    return builder.call(unit, x, axis, p)
+
+
+def unit(x: Tensor, axis: int, p: int) -> Tensor:
+    """See `lp_norm`; what has no length stays 0."""
+    length = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / torch.where(length == 0, torch.ones_like(length), length)
 
 
 def mean_variance(builder: Builder, node: Node) -> Value:
@@ -135,7 +141,7 @@ def mean_variance(builder: Builder, node: Node) -> Value:
 
 def dropout(builder: Builder, node: Node) -> Value:
     """A layer that does nothing but while training."""
-    node.only_first_output()
+    builder.only_first(node)
     ratio = builder.constant(node, 1, "ratio").item() if node.input(1) else float(node.get("ratio", 0.5))
     if node.input(2) and bool(builder.constant(node, 2, "mode").item()):
         node.refuse("it drops numbers at inference, too: export the model for inference")

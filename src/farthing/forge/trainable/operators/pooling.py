@@ -20,7 +20,7 @@ MEAN: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: f
 
 def max_pool(builder: Builder, node: Node) -> Value:
     """The largest of each window."""
-    node.only_first_output()
+    builder.only_first(node)
     x, sliding = padded(
         builder, node, builder.value(node, 0), window(node, node.get("kernel_shape")), -math.inf
     )

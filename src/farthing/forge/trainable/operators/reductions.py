@@ -75,11 +75,18 @@ def _single(builder: Builder, node: Node, x: Value) -> Value:
 
 
 def choose(builder: Builder, node: Node) -> Value:
-    """Where the largest or smallest lies, the first of several."""
-    if node.get("select_last_index", 0):
-        node.refuse("of equal numbers it takes the last")
+    """Where the largest or smallest lies, the first or last of several."""
     x, axis, keep = builder.value(node, 0), int(node.get("axis", 0)), bool(node.get("keepdims", 1))
+    if node.get("select_last_index", 0):
+        return builder.call(last, x, axis, keep, node.kind == "ArgMax")
     return builder.call(CHOOSING[node.kind], x, axis, keepdim=keep)
+
+
+def last(x: Tensor, axis: int, keepdim: bool, largest: bool) -> Tensor:
+    """Where the last of the largest or smallest lies."""
+    turned = x.flip(axis)
+    found = torch.argmax(turned, axis, keepdim) if largest else torch.argmin(turned, axis, keepdim)
+    return x.shape[axis] - 1 - found
 
 
 def cum_sum(builder: Builder, node: Node) -> Value:
@@ -100,5 +107,11 @@ def running(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:
 def top_k(builder: Builder, node: Node) -> tuple[Value, ...]:
     """The largest or smallest along an axis, and where they lie."""
     x, count = builder.value(node, 0), int(builder.constant(node, 1, "number").item())
-    largest, ordered = bool(node.get("largest", 1)), bool(node.get("sorted", 1))
-    return builder.items(builder.call(torch.topk, x, count, int(node.get("axis", -1)), largest, ordered), 2)
+    axis, largest = int(node.get("axis", -1)), bool(node.get("largest", 1))
+    return builder.items(builder.call(foremost, x, count, axis, largest), 2)
+
+
+def foremost(x: Tensor, count: int, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """See `top_k`; of equal numbers the first comes first."""
+    values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
+    return values.narrow(axis, 0, count), places.narrow(axis, 0, count)

@@ -18,7 +18,7 @@ Entry = int | tuple[tuple[int, ...], int]
 
 def shape(builder: Builder, node: Node) -> Value:
     """The sizes of a tensor, as it runs."""
-    return builder.call(shape_of, builder.value(node, 0), int(node.get("start", 0)), node.get("end"))
+    return builder.measure(shape_of, builder.value(node, 0), int(node.get("start", 0)), node.get("end"))
 
 
 def shape_of(x: Tensor, start: int, end: int | None) -> Tensor:
@@ -28,7 +28,7 @@ def shape_of(x: Tensor, start: int, end: int | None) -> Tensor:
 
 def size(builder: Builder, node: Node) -> Value:
     """How many numbers a tensor holds."""
-    return builder.call(size_of, builder.value(node, 0))
+    return builder.measure(size_of, builder.value(node, 0))
 
 
 def size_of(x: Tensor) -> Tensor:
@@ -269,7 +269,10 @@ def spread(x: Tensor, block: int) -> Tensor:
 
 def space_to_depth(builder: Builder, node: Node) -> Value:
     """Blocks of pixels gathered into channels."""
-    return builder.call(gathered, builder.value(node, 0), int(node.get("blocksize")))
+    x, block = builder.value(node, 0), int(node.get("blocksize"))
+    if node.get("mode", "DCR") == "CRD":
+        return builder.call(torch.pixel_unshuffle, x, block)
+    return builder.call(gathered, x, block)
 
 
 def gathered(x: Tensor, block: int) -> Tensor:
@@ -288,4 +291,5 @@ def eye_like(builder: Builder, node: Node) -> Value:
 
 def eye(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     """See `eye_like`."""
-    return torch.diag(torch.ones(x.shape[0] + abs(k)), k)[: x.shape[0], : x.shape[1]].to(dtype)
+    rows, columns = (torch.arange(count) for count in x.shape)
+    return (columns == rows[:, None] + k).to(dtype)
