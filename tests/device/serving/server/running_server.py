@@ -47,6 +47,7 @@ class Client:
 
     def __init__(self, running: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.running, self.loop = running, loop
+        self.visits = running._visits
         self.host, self.port = "127.0.0.1", int(running.url.rpartition(":")[2])
 
     def ask(

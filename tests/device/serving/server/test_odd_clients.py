@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from running_server import Client, X, running, settings_for
 
+from farthing.device.serving.server.settings import Limits
 from farthing.model import Model
 from farthing.testing import fake_model
 
@@ -80,3 +85,116 @@ def test_content_types_have_no_case_and_may_have_parameters(model: Model, kind: 
     with running(settings_for(model.path)) as client:
         found = client.ask("POST", "/v2/models/net/infer", X.tobytes(), {"Content-Type": kind})
         assert found[0] == 200, found
+
+
+def test_a_client_that_offers_http2_is_answered_in_http1(model: Model) -> None:
+    offer = "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"
+    with running(settings_for(model.path)) as client:
+        plain = client.infer()[1]["outputs"]
+        head = request("/v2/models/net/infer", *offer)
+        with connected(client) as wire:
+            for pieces in ((head + BODY,), (head, BODY)):
+                for piece in pieces:
+                    wire.sendall(piece)
+                    time.sleep(0.02)
+                status, body = answered(wire)
+                assert (status, json.loads(body)["outputs"]) == (200, plain)
+            chunked = request("/v2/models/net/infer", *offer, "Transfer-Encoding: chunked")
+            chunked = b"\r\n".join(
+                line for line in chunked.split(b"\r\n") if not line.startswith(b"Content-Length")
+            )
+            wire.sendall(chunked + b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY))
+            assert answered(wire)[0] == 200
+            wire.sendall((head + BODY) * 2)
+            assert answered(wire)[0] == 400, "who offers has to wait for the answer"
+        with connected(client) as wire:
+            wire.sendall(b"CONNECT elsewhere:80 HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert answered(wire)[0] == 400
+
+
+@pytest.mark.parametrize("trailer", [b"X-A: " + b"b" * 4000, b"X-A: b\r\n" * 500])
+def test_what_comes_behind_a_body_is_limited_as_headers_are(model: Model, trailer: bytes) -> None:
+    head = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with running(settings_for(model.path, limits=Limits(header_bytes=1000))) as client:
+        with connected(client) as wire:  # chunks of one byte cost more around them than they hold
+            wire.sendall(head + b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\nX-A: b\r\n\r\n")
+            assert answered(wire)[0] == 200
+        with connected(client) as wire:
+            wire.sendall(head + b"2\r\n{}\r\n0\r\n")
+            with suppress(ConnectionError):
+                for _ in range(1000):
+                    wire.sendall(trailer)
+                assert answered(wire)[0] == 431
+        assert client.infer()[0] == 200
+
+
+def test_bodies_that_are_only_announced_are_in_nobodys_way(model: Model) -> None:
+    limits = Limits(body_bytes=1000, buffered_bytes=2000)
+    with running(settings_for(model.path, limits=limits)) as client:
+        slow = [connected(client) for _ in range(5)]
+        for wire in slow:
+            wire.sendall(request(length=1000) + b"{")
+        while client.running.core.repository.served()[0].users or len(client.visits._here) < 5:
+            time.sleep(0.005)
+        assert client.infer()[0] == 200
+        for wire in slow[:3]:
+            wire.sendall(b" " * 998)
+        assert client.visits.held <= 2000
+        for wire in slow:
+            wire.close()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model whose answers are larger than what the system buffers."""
+    return fake_model(4, 400_000, name="wide").save(tmp_path_factory.mktemp("wide") / "wide")
+
+
+def deaf(client: Client, requests: int) -> socket.socket:
+    """A client that asks for large answers, and does not read."""
+    wire = socket.socket()
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    wire.connect((client.host, client.port))
+    x = np.ones((8, 4), np.float32).tobytes()
+    head = request("/v2/models/wide/infer", length=len(x)).replace(b"json", b"octet-stream")
+    wire.sendall((head + x) * requests)
+    return wire
+
+
+def gone(wire: socket.socket) -> bool:
+    """Whether it is closed, once all that was sent is read."""
+    with suppress(ConnectionError):
+        while wire.recv(1 << 20):
+            continue
+    return True
+
+
+def test_a_client_that_does_not_read_is_cut_off(wide: Model) -> None:
+    with running(settings_for(wide.path, limits=Limits(answer_seconds=0.5))) as client:
+        wire = deaf(client, 3)
+        while not client.visits.unread:
+            time.sleep(0.005)
+        held, computed = client.visits.unread, client.running.core.done
+        assert held > 1_000_000
+        assert computed == 1, "its next request waits until the answer is taken"
+        while client.visits.unread:
+            time.sleep(0.05)
+        assert gone(wire)
+        assert not client.running._uvicorn.server_state.connections
+        wire.close()
+
+
+def test_answers_that_nobody_takes_count_as_held(wide: Model) -> None:
+    with running(settings_for(wide.path, limits=Limits(buffered_bytes=1_000_000))) as client:
+        wire = deaf(client, 1)
+        while not client.visits.unread:
+            time.sleep(0.005)
+        x = np.ones((1, 4), np.float32)
+        assert client.infer("wide", x)[0] == 429
+        found = re.search(rb"farthing_server_buffered_bytes (\d+)", client.get("/metrics")[1])
+        assert found is not None
+        assert int(found[1]) > 1_000_000
+        while client.visits.unread:  # others wait for room: it has some seconds only
+            time.sleep(0.05)
+        assert client.infer("wide", x)[0] == 200
+        wire.close()

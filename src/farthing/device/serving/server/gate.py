@@ -1,9 +1,10 @@
-"""What uvicorn's protocol lacks: limits on connections, on headers, and on clients that dribble."""
+"""What uvicorn's protocol lacks: limits on connections, on headers, and on clients that dribble or do not read."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -11,8 +12,11 @@ from typing import Any, ClassVar
 
 from farthing.device.serving.server.http import ANSWER
 from farthing.device.serving.server.settings import Limits
+from farthing.device.serving.server.visits import Visits
 from farthing.errors import require
 
+_CHUNK = 16  # bytes that a chunk of a body may cost beside what it holds
+_PATIENCE = 5.0  # seconds that a client may take to read an answer while there is no room for others
 _LARGE = b"431 Request Header Fields Too Large", b"the headers are too large"
 _Base: Any = object  # `gate` puts it before uvicorn's HttpToolsProtocol
 
@@ -44,37 +48,99 @@ class Gate(_Base):  # type: ignore[misc]
     Attributes:
         since: when the request that is being received began, or the connection; inf between requests.
         heading: whether headers come next, or are coming.
+        behind: since when an answer waits for the client to read; inf if none does.
     """
 
     limits: ClassVar[Limits]
+    visits: ClassVar[Visits]
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self.since, self.heading = time.monotonic(), True
-        self._size, self._large = 0, False
+        self.since, self.heading, self.behind = time.monotonic(), True, math.inf
+        self._size, self._large, self._unread = 0, False, 0
+        self._next: tuple[Any, Any] | None = None
+        self._data = self._again = b""
         if len(self.connections) > self.limits.connections:
             self._turn_away(b"503 Service Unavailable", b"too many connections", b"retry-after: 1\r\n")
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwait()
+        self._next = None
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.behind = time.monotonic()
+        self._unread = self.transport.get_write_buffer_size()
+        self.visits.unread += self._unread
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unwait()
+        if self._next is not None:
+            (cycle, app), self._next = self._next, None
+            super()._start_asgi_task(cycle, app)
+
+    def _unwait(self) -> None:
+        """No answer waits any more."""
+        self.visits.unread -= self._unread
+        self.behind, self._unread = math.inf, 0
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """A request is answered when its client has taken the answer before."""
+        if self.flow.write_paused:
+            self._next = cycle, app
+        else:
+            super()._start_asgi_task(cycle, app)
+
     def data_received(self, data: bytes) -> None:
-        if self.heading:
-            self._size += len(data)
-            if self.since == math.inf:
-                self.since = time.monotonic()
+        if self.since == math.inf:
+            self.since = time.monotonic()
+        self._size += len(data)
+        self._data = data
         super().data_received(data)
-        if self.heading and self._size > self.limits.header_bytes:
+        self._data = b""
+        if self._again:
+            again, self._again = self._again, b""
+            super().data_received(again)
+        if self._size > self.limits.header_bytes:
             self._turn_away(*_LARGE)
 
     def on_headers_complete(self) -> None:
-        size, self._size, self.heading = self._size, 0, False
+        size, self._size = self._size, 0
         if size > self.limits.header_bytes and self._head_bytes() > self.limits.header_bytes:
             self._large = True
             raise ValueError("headers too large")  # ends the parsing; `send_400_response` is next
+        if self.parser.should_upgrade():
+            return  # `_unsupported_upgrade_warning` is next
+        self.heading = False
         super().on_headers_complete()
         self.scope["extensions"] = {ANSWER: partial(_answer, self.cycle)}
 
+    def on_body(self, body: bytes) -> None:
+        self._size = max(
+            0, self._size - len(body) - _CHUNK
+        )  # what is left is around the body: limited as headers
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self.since, self.heading = math.inf, True
-        super().on_message_complete()
+        if not self.heading:
+            self.since, self.heading, self._size = math.inf, True, 0
+            super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Go on as if no other protocol had been offered, as RFC 9110, 7.8 allows: Java's clients offer HTTP/2.
+
+        The parser has stopped behind the headers. It gets them anew, without the offer, and what came behind them.
+        """
+        stopped = sys.exception()
+        if stopped is None or not self._data:
+            return self.send_400_response("")
+        kept = [b"%s: %s\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        head = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)
+        self._again = head + b"".join(kept) + b"\r\n" + self._data[stopped.args[0] :]
+        return None
 
     def send_400_response(self, msg: str) -> None:
         self._turn_away(*(_LARGE if self._large else (b"400 Bad Request", b"this is no HTTP request")))
@@ -94,7 +160,7 @@ class Gate(_Base):  # type: ignore[misc]
         self.transport.close()
 
 
-def gate(limits: Limits) -> type[asyncio.Protocol]:
+def gate(limits: Limits, visits: Visits) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn's ``http`` setting.
 
     Raises:
@@ -102,15 +168,19 @@ def gate(limits: Limits) -> type[asyncio.Protocol]:
     """
     require("httptools", "serve")
     base = require("uvicorn.protocols.http.httptools_impl", "serve").HttpToolsProtocol
-    return type("Gate", (Gate, base), {"limits": limits})
+    return type("Gate", (Gate, base), {"limits": limits, "visits": visits})
 
 
-def close_dribblers(connections: Iterable[Any], limits: Limits, now: float) -> None:
-    """Close connections whose request takes too long to come in: its headers, or its body after it was refused.
+def close_dribblers(connections: Iterable[Any], limits: Limits, crowded: bool, now: float) -> None:
+    """Close connections whose request takes too long to come in: its headers, or its body after it was refused; or
+    whose client takes too long to read an answer, which is sooner where answers are in the way of others.
 
     The body of a request that is being answered is watched by the application, which can say so.
     """
+    reading = min(_PATIENCE, limits.answer_seconds) if crowded else limits.answer_seconds
     for connection in list(connections):
+        if connection.behind == math.inf and connection.transport.is_closing():
+            connection.behind = now  # it is closed when the last of the answer is taken
         limit = limits.header_seconds if connection.heading else 2 * limits.body_seconds
-        if now - connection.since > limit:
+        if now - connection.since > limit or now - connection.behind > reading:
             connection.transport.abort()

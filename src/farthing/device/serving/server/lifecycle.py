@@ -68,7 +68,7 @@ class Server:
         self.core = Core(Repository(settings.models, self._happened), settings.limits.in_flight)
         access = Access(token, settings.management, management_token)
         app = App(self.core, settings.limits, access, log, self._mistaken, settings.triton_metrics)
-        self._uvicorn = _uvicorn(settings, app)
+        self._visits, self._uvicorn = app.visits, _uvicorn(settings, app)
         self.grpc: GrpcServer | None = None
         if settings.grpc_port is not None:
             self.grpc = GrpcServer(settings, self.core, access, app.visits, log, self._mistaken)
@@ -103,10 +103,7 @@ class Server:
         carrier = asyncio.ensure_future(
             self._uvicorn._serve([self._socket])
         )  # `serve` would take the signals
-        limits, connections = self.settings.limits, self._uvicorn.server_state.connections
-        guarding = asyncio.ensure_future(
-            _every(_LOOK_SECONDS, lambda: close_dribblers(connections, limits, time.monotonic()))
-        )
+        guarding = asyncio.ensure_future(_every(_LOOK_SECONDS, self._guard))
         chores: list[asyncio.Future[None]] = []
         try:
             with self._signals():
@@ -168,6 +165,10 @@ class Server:
         if self.settings.poll_seconds:
             yield _every(self.settings.poll_seconds, self.core.repository.refresh)
 
+    def _guard(self) -> None:
+        connections = self._uvicorn.server_state.connections
+        close_dribblers(connections, self.settings.limits, self._visits.crowded, time.monotonic())
+
     def _live(self) -> None:
         if self._watchdog.alive(self.core.executions, self.core.under_way):
             self._notifier.send("WATCHDOG=1")
@@ -227,7 +228,7 @@ def _uvicorn(settings: Settings, app: App) -> Any:
     uvicorn = require("uvicorn", "serve")
     config = uvicorn.Config(
         app,
-        http=gate(settings.limits),
+        http=gate(settings.limits, app.visits),
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -12,7 +12,7 @@ def metrics(core: Core, held: int, with_triton: bool) -> list[Metric]:
 
     Args:
         core: what it serves.
-        held: bytes of bodies that it holds.
+        held: bytes of requests and answers that it holds.
         with_triton: add those that Triton has too, by its names.
     """
     models = {
@@ -25,7 +25,9 @@ def metrics(core: Core, held: int, with_triton: bool) -> list[Metric]:
         _plain("ready", "gauge", "Whether requests should be sent here", core.ready),
         _plain("requests_in_flight", "gauge", "Requests that wait for their answer", core.under_way),
         _plain("requests_total", "counter", "Inference requests that have ended", core.done),
-        _plain("buffered_bytes", "gauge", "Bytes of request bodies that are held", held),
+        _plain(
+            "buffered_bytes", "gauge", "Bytes of requests, and of answers not yet taken, that are held", held
+        ),
     ]
 
 

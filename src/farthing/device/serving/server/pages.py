@@ -156,7 +156,7 @@ class Pages:
             raise ProtocolError(f"the request is no repository request: {error}") from error
 
     async def _metrics(self, call: _Call) -> None:
-        told = metrics(self._core, self._visits.held, self._triton_metrics)
+        told = metrics(self._core, self._visits.held + self._visits.unread, self._triton_metrics)
         if b"application/openmetrics-text" in call.head.accept:
             await reply(call.send, 200, openmetrics(told).encode(), OPENMETRICS.encode())
         else:

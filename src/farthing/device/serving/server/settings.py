@@ -180,11 +180,12 @@ class Limits(Section, frozen=True, kw_only=True):
 
     Attributes:
         body_bytes: of one request.
-        buffered_bytes: of all bodies under way.
+        buffered_bytes: of all bodies under way; and of all answers that wait to be taken.
         header_bytes: of request line and headers.
         in_flight: requests under way; further ones get 429.
         connections: open at once; further ones get 503.
         header_seconds, body_seconds: in which a client must have sent them.
+        answer_seconds: in which a client must have taken an answer that is larger than what the system buffers.
         idle_seconds: after which an unused connection is closed.
     """
 
@@ -195,6 +196,7 @@ class Limits(Section, frozen=True, kw_only=True):
     connections: int = 512
     header_seconds: float = 10.0
     body_seconds: float = 30.0
+    answer_seconds: float = 60.0
     idle_seconds: float = 75.0
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ class Visit:
 
     Attributes:
         reading: whether its body may still be read.
-        held: bytes of its body that are held, or will be.
+        held: bytes of its body that are held.
         ended: why it was ended from outside; empty if it was not.
     """
 
@@ -48,14 +48,20 @@ class Visits:
 
     Attributes:
         held: bytes of their bodies.
+        unread: bytes of answers that wait for their clients to take them.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self.held = 0
+        self.held = self.unread = 0
         self._limits = limits
         self._here: set[Visit] = set()
         self._looking = False
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there is no room for another body."""
+        return self.held + self.unread > self._limits.buffered_bytes
 
     def enter(self, receive: Receive) -> Visit:
         """A request that begins."""
@@ -88,15 +94,14 @@ class Visits:
             Gone: the client went away.
         """
         if declared is not None:
-            self._hold(visit, int(declared))
+            self._refuse(int(declared), int(declared))
         message = await visit.receive()
         body: bytes = message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise Gone
+        self._hold(visit, len(body))
         if message.get("more_body"):
             body = await self._rest(visit, body)
-        elif message["type"] == "http.disconnect":
-            raise Gone
-        elif len(body) > visit.held:
-            self._hold(visit, len(body))
         visit.reading = False
         return body
 
@@ -125,13 +130,17 @@ class Visits:
             Refusal: 413 or 429, it is too large, or all of them together are.
         """
         more = size if more is None else more
+        self._refuse(size, more)
+        self.held += more
+
+    def _refuse(self, size: int, more: int) -> None:
+        """Refuse a body there is no room for. What is only announced takes none: a slow client is in nobody's way."""
         if size > self._limits.body_bytes:
             raise Refusal(
                 413, f"the body has more than {self._limits.body_bytes} bytes, the limit of this server"
             )
-        if self.held + more > self._limits.buffered_bytes:
+        if self.held + self.unread + more > self._limits.buffered_bytes:
             raise Refusal(429, "too many bytes of other requests are under way: ask again later", _LATER)
-        self.held += more
 
     def give(self, size: int) -> None:
         """Give room back."""

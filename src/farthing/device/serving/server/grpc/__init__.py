@@ -16,6 +16,7 @@ from farthing.device.serving.server.app import Log
 from farthing.device.serving.server.core import Core
 from farthing.device.serving.server.grpc.calls import CALLS, Called, Calls
 from farthing.device.serving.server.grpc.messages import SERVICE, messages
+from farthing.device.serving.server.grpc.readers import Readers
 from farthing.device.serving.server.http import Refusal, refusal
 from farthing.device.serving.server.settings import Limits, Settings, Tls
 from farthing.device.serving.server.visits import Visits
@@ -36,6 +37,7 @@ _CODES = {
     504: "DEADLINE_EXCEEDED",
 }
 """The status of a refusal over HTTP -> that over gRPC."""
+_PATIENCE = 1.0  # seconds that a message may take to come in while others wait for their turn
 _LONGEST = 2000  # characters of an error: clients take some 8 KiB of headers and trailers together
 
 
@@ -75,8 +77,9 @@ class GrpcServer:
         self._credentials = _credentials(settings.tls) if settings.tls else None
         self._running: set[asyncio.Task[Any] | None] = set()
         self._aborted = False
-        limits = settings.limits  # nothing tells how long a message will be: so many may come in at once
-        self._readers = asyncio.Semaphore(max(1, limits.buffered_bytes // limits.body_bytes))
+        limits = settings.limits
+        room = max(1, limits.buffered_bytes // limits.body_bytes)
+        self._readers = Readers(room, limits.body_seconds, _PATIENCE)
         self._server: Any = None
         self.address = ""
 
@@ -168,11 +171,8 @@ class GrpcServer:
             self._visits.give(len(body))
 
     async def _body(self, context: Any) -> bytes:
-        try:
-            async with asyncio.timeout(self._settings.limits.body_seconds), self._readers:
-                body: Any = await context.read()
-        except TimeoutError:
-            raise Refusal(408, "the message did not come in time") from None
+        async with self._readers.turn():
+            body: Any = await context.read()
         if not isinstance(body, bytes):
             raise ProtocolError("the call ended without a message")
         return body
