@@ -23,9 +23,12 @@ from farthing.device.serving.server.settings import Batching, Entry, Limits, Set
 from farthing.device.watch.advice import Thresholds
 from farthing.engines.oip import Remote
 from farthing.engines.remote.retrying import BreakerRule, RetryRule
+from farthing.forge.finetune import FineTune
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
+from farthing.forge.training.distillation import Distillation, Feature
+from farthing.forge.training.schedule import Schedule
 from farthing.model import Manifest, Preprocess, Quantization, Resize, TensorSpec
 from farthing.plugins import BUILTIN
 from farthing.recipe import Candidate, Recipe, Step, Summary
@@ -163,6 +166,10 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/recipe.md", StaticInt8),
         ("reference/recipe.md", DynamicInt8),
         ("reference/recipe.md", Float16),
+        ("reference/recipe.md", FineTune),
+        ("how-to/train-and-distil.md", Schedule),
+        ("how-to/train-and-distil.md", Distillation),
+        ("how-to/train-and-distil.md", Feature),
         ("reference/budget.md", Budget),
         ("reference/targets.md", Target),
         ("how-to/watch-a-device.md", Thresholds),

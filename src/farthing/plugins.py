@@ -32,6 +32,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "quantize.float16.v1": "farthing.forge.quantize.float16:Float16",
         "quantize.equalize.v1": "farthing.forge.quantize.equalize:Equalize",
         "quantize.nncf.v1": "farthing.forge.quantize.nncf:NncfInt8",
+        "train.finetune.v1": "farthing.forge.finetune:FineTune",
         "export.openvino.v1": "farthing.forge.openvino.export:ExportOpenvino",
         "export.tflite.v1": "farthing.forge.tflite.export:ExportTflite",
     },

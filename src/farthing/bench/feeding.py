@@ -62,10 +62,20 @@ def outputs(
         padded = padded_to_batch(chunk, manifest)
         stream = engine.session() if engine.stateful else engine
         answer = stream.run(feeds(task, split, manifest, padded))
-        parts.append({s.name: _rows(answer[s.name], s, len(padded))[: len(chunk)] for s in engine.outputs})
+        rows = outputs_by_sample(answer, engine.outputs, len(padded))
+        parts.append({name: array[: len(chunk)] for name, array in rows.items()})
         if tick:
             tick(min(start + size, len(order)), len(order))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def outputs_by_sample(answer: Tensors, specs: Sequence[TensorSpec], count: int) -> dict[str, Array]:
+    """What a model answered to ``count`` samples, as real numbers with samples along the first axis.
+
+    Raises:
+        TaskError: an output has another number of samples.
+    """
+    return {spec.name: _rows(answer[spec.name], spec, count) for spec in specs}
 
 
 def _rows(array: Array, spec: TensorSpec, count: int) -> Array:

@@ -93,7 +93,7 @@ def apply(
         PluginError: no pass of that name, or it raised an error of its own.
         FarthingError: what a pass raised; nothing half-made is kept.
     """
-    place = dataclasses.replace(workshop or Workshop(), cache=cache, state=None)
+    place = dataclasses.replace(workshop or Workshop(), cache=cache, state=None, given=model)
     done: list[Step] = []
     for step in steps:
         model, step = _apply_one(step, model, target, task, place)
@@ -107,7 +107,9 @@ def _apply_one(
     made, step = build(step, target)
     code, seen = code_of(plugins.get("pass", step.use)), read_by(step.use, task)
     known = code is not None and None not in seen and workshop.cache is not None
-    about = (target, seen, versions(step.use), code) if known else ()
+    about: tuple[object, ...] = (target, seen, versions(step.use), code) if known else ()
+    if about and workshop.given is not None and hasattr(made, "within"):
+        about = (*about, workshop.given.digest)
     made, step = _planned(made, step, model, target, task, workshop, about)
 
     def run(state: Path | None = None) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import external_data_helper, helper
 
 from farthing.engines.onnxruntime import CPU, runtime, session_options
-from farthing.errors import EngineError, ModelError, UnsupportedError
+from farthing.errors import EngineError, ModelError, UnsupportedError, suggestion
 from farthing.model import DTYPES, TensorSpec
 from farthing.options import EngineOptions
 
@@ -378,6 +378,24 @@ def name_nodes(model: onnx.ModelProto) -> None:
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{place}"
         taken.add(node.name)
+
+
+def check_tensors(model: onnx.ModelProto, names: Sequence[str], where: str) -> None:
+    """Refuse names that no tensor has which an operator of the graph gives.
+
+    Raises:
+        UnsupportedError: naming the first of them, and the nearest right one.
+    """
+    known = [name for node in model.graph.node for name in node.output if name]
+    for name in names:
+        if name not in known:
+            raise UnsupportedError(f"{where} has no tensor {name!r}; {meant(name, known)}")
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """A sentence for an error message: the nearest right name of a tensor, or how they are called here."""
+    first = ", ".join(repr(one) for one in [*known][:5])
+    return suggestion(name, known) or f"its tensors are called {first}{' ...' if len(known) > 5 else ''}"
 
 
 def elements(tensor: onnx.TensorProto) -> int:

@@ -23,14 +23,12 @@ from farthing.forge.cache import key_of
 from farthing.forge.training import checkpoint
 from farthing.forge.training.losses import Hitting, Loss
 from farthing.forge.training.samples import Samples
-from farthing.forge.training.schedule import Schedule
+from farthing.forge.training.schedule import Schedule, has_bf16
 from farthing.forge.workshop import Workshop
 from farthing.recipe import Progress
-from farthing.target import Target
 
 Array = NDArray[Any]
 Clock = Callable[[], float]
-BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 SAVE_SECONDS = 30.0  # between checkpoints within an epoch
 TELL_SECONDS = 5.0  # between words on how it goes within an epoch
 
@@ -142,11 +140,6 @@ def train(
         run.resume()
         run.go()
     return History(epochs=tuple(run.epochs))
-
-
-def has_bf16() -> bool:
-    """Whether this machine's processor multiplies bfloat16."""
-    return bool(BF16 & {*Target.detect().isa})
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from farthing.errors import FarthingError, TaskError
+from farthing.forge import graph
 from farthing.forge.training.samples import Batch
 from farthing.metrics import VOID
-from farthing.model import Manifest
+from farthing.model import Manifest, Model, checked
 from farthing.task import Task, loss_function
 
 Loss = Callable[[Sequence[Tensor], Batch], Tensor]
@@ -64,7 +65,7 @@ def loss_of(task: Task, manifest: Manifest, reference: Reference | None = None) 
     if function := loss_function(task):
         return OwnLoss(task, function)
     name = task.metric.name
-    answers: Answers = "probabilities" if manifest.decode == "probabilities" else "logits"
+    answers = answers_of(manifest)
     if task.metric.needs == "reference":
         return _compared(name, task, answers, reference)
     known = task.splits["train"].labels if "train" in task.splits else None
@@ -89,6 +90,21 @@ def loss_of(task: Task, manifest: Manifest, reference: Reference | None = None) 
             "Task(..., loss=function); it takes the outputs and a batch and gives a scalar tensor"
         )
     return makers[name]()
+
+
+def answers_of(manifest: Manifest) -> Answers:
+    """What the outputs of a model that tells classes apart are."""
+    return "probabilities" if manifest.decode == "probabilities" else "logits"
+
+
+def understood(model: Model) -> Manifest:
+    """A model's manifest, where ``decode`` says what its graph shows: that it ends in a softmax or sigmoid."""
+    manifest = model.manifest
+    if manifest.decode or manifest.format != "onnx":
+        return manifest
+    makers = {name: node.op_type for node in graph.load(model.file).graph.node for name in node.output}
+    last = makers.get(manifest.outputs[0].name)
+    return checked(manifest, decode="probabilities") if last in {"Softmax", "Sigmoid"} else manifest
 
 
 def _compared(name: str, task: Task, answers: Answers, reference: Reference | None) -> Loss:
@@ -205,8 +221,7 @@ class Divergence:
 
     def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
         wanted = self._reference.answers(batch)[0]
-        own, other = (log_probabilities(part, self._answers) for part in (outputs[0], wanted))
-        return functional.kl_div(own, other, reduction="batchmean", log_target=True)
+        return divergence(*(log_probabilities(part, self._answers) for part in (outputs[0], wanted)))
 
     def hits(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Whether the first choice is the reference's."""
@@ -222,6 +237,11 @@ class Direction:
     def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
         wanted = self._reference.answers(batch)[0]
         return 1 - functional.cosine_similarity(outputs[0].flatten(1), wanted.flatten(1)).mean()
+
+
+def divergence(own: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of log probabilities from those wanted, classes along axis 1; mean over the rest."""
+    return functional.kl_div(own, wanted, reduction="none", log_target=True).sum(1).mean()
 
 
 def log_probabilities(outputs: Tensor, answers: Answers = "logits", temperature: float = 1.0) -> Tensor:

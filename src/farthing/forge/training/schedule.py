@@ -7,12 +7,19 @@ from typing import Literal
 
 from farthing.config import Section
 from farthing.errors import ConfigError
+from farthing.target import Target
 
 Augment = Literal["none", "affine", "flip", "jitter"]
 LOWEST = 25.0  # the first learning rate of a one-cycle is the highest over this
 LAST = 1e4  # and the last one is the first over this
 LIGHT, HEAVY = 0.85, 0.95
 STEADY = 0.9
+BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def has_bf16() -> bool:
+    """Whether this machine's processor multiplies bfloat16."""
+    return bool(BF16 & {*Target.detect().isa})
 
 
 class Schedule(Section, frozen=True, kw_only=True):
