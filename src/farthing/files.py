@@ -68,14 +68,19 @@ def tree_digest(directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals around ``path`` into a StorageError that says what to do."""
+def explained(path: Path, where: str = "") -> Iterator[None]:
+    """Turn the operating system's refusals around ``path`` into a StorageError that says what to do.
+
+    Args:
+        path: what is written.
+        where: which machine's path it is, as in ``on the board``, if another one will read the error.
+    """
     try:
         yield
     except OSError as error:
         about = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
         reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}{about}")
-        raise StorageError(f"cannot write {path}: {reason}") from error
+        raise StorageError(f"cannot write {path}{where and f' {where}'}: {reason}") from error
 
 
 def write(path: Path, data: bytes | str) -> None:

@@ -427,7 +427,7 @@ def test_a_full_disk_there_is_said_and_nothing_of_it_stays(small: Board) -> None
     model = fake_model(features=300, outputs=200)
     assert model.size_bytes > 1 << 20
     with Remote(small, None, QUICK) as remote:
-        with pytest.raises(EngineError, match=r"on small: cannot write .*: the disk is full"):
+        with pytest.raises(EngineError, match=r"on small: cannot write .* on the board: the disk is full"):
             remote.load(model, "", ONE)
         with remote.load(fake_model(features=4), "", ONE)[0] as engine:
             assert engine.run({"x": rows(1)})["y"].shape == (1, 3)
@@ -457,7 +457,7 @@ def test_a_disk_without_a_byte_left_is_said(small: Board) -> None:
         while file.write(bytes(4096)):
             pass
     with Remote(small, None, QUICK) as remote:
-        with pytest.raises(EngineError, match=r"on small: cannot write .*: the disk is full"):
+        with pytest.raises(EngineError, match=r"on small: cannot write .* on the board: the disk is full"):
             remote.load(fake_model(features=4), "", ONE)
         (disk / "filler").unlink()
         assert remote.load(fake_model(features=4), "", ONE)[0].run({"x": rows(1)})["y"].shape == (1, 3)
@@ -465,7 +465,7 @@ def test_a_disk_without_a_byte_left_is_said(small: Board) -> None:
 
 def test_a_directory_that_cannot_be_written_is_said(small: Board) -> None:
     (Path(small.directory) / "lease").mkdir()
-    with pytest.raises(StorageError, match=r"on small: cannot write .*directory"):
+    with pytest.raises(StorageError, match=r"on small: cannot write .* on the board: .*directory"):
         Remote(small, None, QUICK).open()
 
 

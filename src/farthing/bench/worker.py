@@ -38,7 +38,7 @@ from farthing.bench.remote.onboard import (
     sweep,
     when_gone,
 )
-from farthing.bench.remote.store import Store
+from farthing.bench.remote.store import HERE, Store
 from farthing.engines.base import Engine, Tensors
 from farthing.errors import (
     EngineError,
@@ -117,7 +117,7 @@ class Worker:
         try:
             if not self._working and not isinstance(request, wire.Hello | wire.Heat):
                 raise TargetError("the worker answers nothing before it holds the board's lease")
-            with files.explained(self._directory):
+            with files.explained(self._directory, HERE):
                 answer = self._answers[type(request)](request, tensors)
         except (FarthingError, Refusal) as error:
             kind = error.kind if isinstance(error, Refusal) else type(error).__name__

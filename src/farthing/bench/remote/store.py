@@ -15,6 +15,7 @@ from farthing.model import MANIFEST, Model, is_plain
 
 LIMIT_BYTES = 2 << 30
 FREE_BYTES = 16 << 20
+HERE = "on the board"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -96,7 +97,7 @@ class Store:
             self._abandon(digest)
             raise ModelError("more of the model came than was announced")
         try:
-            with files.explained(place / name), (place / name).open("ab") as file:
+            with files.explained(place / name, HERE), (place / name).open("ab") as file:
                 file.write(piece)
         except StorageError:
             self._abandon(digest)
@@ -107,7 +108,7 @@ class Store:
             raise StorageError(
                 f"a model of {total / 1e6:.0f} MB is more than the {self._limit / 1e6:.0f} MB kept there"
             )
-        with files.explained(place):
+        with files.explained(place, HERE):
             shutil.rmtree(place, ignore_errors=True)
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._make_room(total, used)
@@ -137,7 +138,7 @@ class Store:
         try:
             if Model.open(coming).digest != digest:
                 raise ModelError("the model that came to the board is not the one that was sent: try again")
-            with files.explained(place):
+            with files.explained(place, HERE):
                 files.sync_tree(coming)
                 shutil.rmtree(place, ignore_errors=True)
                 coming.rename(place)
