@@ -31,6 +31,7 @@ from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, LinkError, PluginError, StorageError, TargetError
 from farthing.files import file_digest
 from farthing.options import EngineOptions
+from farthing.recipe import Progress
 from farthing.testing import fake_model
 
 pytestmark = pytest.mark.skipif(
@@ -91,6 +92,24 @@ def test_from_nothing_to_a_measurement_and_back(installed: Board) -> None:
         install.remove(installed, QUICK)
     place.rmdir()
     assert install.remove(installed, QUICK) is False
+
+
+def test_what_is_sent_is_told_as_it_goes(server: Server, fetched: Path, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    server.know(server.host_key)
+    install.add(
+        "x",
+        server.address,
+        directory=str(tmp_path / "x" / "y"),
+        engines=["fake"],
+        limits=QUICK,
+        listener=told.append,
+    )
+    sent = [event for event in told if event.stage == "send"]
+    assert [event.done for event in sent] == sorted({event.done for event in sent})
+    assert (sent[0].done, sent[-1].done) == (0, sent[0].total)
+    assert len(sent) >= sent[0].total >> 20
+    assert told[-1].stage == "install"
 
 
 def test_other_people_s_directories_are_left_alone(server: Server, fetched: Path, tmp_path: Path) -> None:
@@ -378,7 +397,8 @@ def test_the_whole_by_the_command_line(
     assert "no targets yet" in capsys.readouterr().out
     assert main(["target", "add", "127.0.0.1", "--name", "shed", "--engine", "fake", *how]) == 0
     shown = capsys.readouterr()
-    assert "sending" in shown.err
+    stages = [line.partition(":")[0] for line in shown.err.splitlines()]
+    assert list(dict.fromkeys(stages)) == ["connect", "fetch", "send", "install"]
     assert "fake 1" in shown.out
     assert Boards(tmp_path / "config" / "targets").names() == ["shed"]
     assert main(["target", "add", "127.0.0.1", "--name", "shed", *how]) == 2

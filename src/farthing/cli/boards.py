@@ -104,14 +104,15 @@ def _add(parsed: argparse.Namespace) -> int:
     name = parsed.name or _plain(address.host)
     if name in boards.names():
         raise ConfigError(f"{name} is a target already: `farthing target update {name}`, or another --name")
-    board = install.add(
-        name,
-        address,
-        directory=parsed.directory or install.DIRECTORY,
-        engines=parsed.engine or ["onnxruntime"],
-        wheels=parsed.wheels,
-        say=tell,
-    )
+    with show.progress(False) as listener:
+        board = install.add(
+            name,
+            address,
+            directory=parsed.directory or install.DIRECTORY,
+            engines=parsed.engine or ["onnxruntime"],
+            wheels=parsed.wheels,
+            listener=listener,
+        )
     boards.put(board)
     return _describe(board)
 
@@ -194,14 +195,15 @@ def _update(parsed: argparse.Namespace) -> int:
 
     boards = _boards()
     board = boards.get(parsed.name)
-    fresh = install.add(
-        board.name,
-        board.address,
-        directory=board.directory,
-        engines=parsed.engine or board.engines,
-        wheels=parsed.wheels,
-        say=tell,
-    )
+    with show.progress(False) as listener:
+        fresh = install.add(
+            board.name,
+            board.address,
+            directory=board.directory,
+            engines=parsed.engine or board.engines,
+            wheels=parsed.wheels,
+            listener=listener,
+        )
     boards.put(fresh)
     return _describe(fresh)
 

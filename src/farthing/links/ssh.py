@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
@@ -185,6 +185,7 @@ class Ssh:
         content: BinaryIO | None = None,
         seconds: float = 60.0,
         limit: int = 1 << 20,
+        sent: Callable[[int], object] = lambda count: None,
     ) -> Reply:
         """Run a script there to its end.
 
@@ -194,6 +195,7 @@ class Ssh:
             content: what it reads from its standard input.
             seconds: most time it may take.
             limit: most bytes it may write.
+            sent: told, time and again, how many bytes of the content went.
 
         Raises:
             LinkError: the connection broke, it took too long, or wrote too much.
@@ -205,6 +207,7 @@ class Ssh:
                 with contextlib.suppress(BrokenPipeError):  # it ended early, and says why
                     while piece := content.read(1 << 20):
                         channel.write(piece, end)
+                        sent(content.tell())
             channel.end_of_input()
             out = channel.rest(limit, end)
             code = channel.wait(end)

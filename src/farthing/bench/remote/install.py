@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tarfile
 import tempfile
@@ -20,13 +21,13 @@ from farthing.config import Section
 from farthing.errors import ConfigError, LinkError, TargetError
 from farthing.files import file_digest
 from farthing.links.ssh import Address, Reply, Ssh, printable
+from farthing.recipe import Listener, Progress, ignore
 from farthing.scratch import Scratch
 
 DIRECTORY = ".local/share/farthing"
 OLDEST = (3, 11)
 INSTALL_SECONDS = 3600.0
 REMOVE_SECONDS = 600.0
-Say = Callable[[str], object]
 _PROBE = """
 import json, os, platform, sys, sysconfig
 try:
@@ -133,7 +134,7 @@ def add(
     directory: str = DIRECTORY,
     engines: Sequence[str] = ("onnxruntime",),
     wheels: Path | None = None,
-    say: Say = lambda sentence: None,
+    listener: Listener = ignore,
     limits: Limits | None = None,
 ) -> Board:
     """Install Farthing and some engines on a board, or bring it up to date there.
@@ -146,7 +147,7 @@ def add(
         directory: where to put it there; what does not begin with ``/`` is below the user's home.
         engines: names of engines to install.
         wheels: a directory of wheels to look in, beside the package index.
-        say: told each step in a sentence.
+        listener: told what is done, and how many bytes were sent.
         limits: how long things may take.
 
     Returns:
@@ -162,24 +163,39 @@ def add(
     check_engines(engines)
     _board(name, address, f"/home/{directory}", engines)  # refused before anything is done
     limits = limits or Limits()
+    listener(Progress(stage="connect", text=str(address)))
     with Ssh(address, limits.connect) as ssh:
         found = find_python(ssh)
         platform = found.platform()
         board = _board(name, address, str(PurePosixPath(found.home, directory)), engines, found)
-        say(f"{address} is {platform}")
+        listener(Progress(stage="fetch", text=f"packages for {platform}"))
         with Scratch() as place:
             files = gather(platform, engines, place, wheels)
-            size = sum(path.stat().st_size for path in files)
-            say(f"sending {len(files)} packages, {size / 1e6:.0f} MB")
             order = {
                 "files": {path.name: file_digest(path) for path in files},
                 "engines": list(engines),
                 "stamp": stamp(),
             }
             with _tar(files) as content:
+                size = os.fstat(content.fileno()).st_size
+                sent = _telling(listener, len(files), size)
+                whole = {"action": "install", **order}
                 seconds = INSTALL_SECONDS + size / SLOWEST_BYTES
-                _order(ssh, found.executable, board, {"action": "install", **order}, limits, seconds, content)
+                _order(ssh, found.executable, board, whole, limits, seconds, content, sent)
     return board
+
+
+def _telling(listener: Listener, count: int, size: int) -> Callable[[int], None]:
+    """Tells how many bytes went, and then that the board is at work."""
+
+    def sent(done: int) -> None:
+        text = f"{count} packages, {size / 1e6:.0f} MB"
+        listener(Progress(stage="send", text=text, done=done, total=size))
+        if done == size:
+            listener(Progress(stage="install", text="the board unpacks them and tries them"))
+
+    sent(0)
+    return sent
 
 
 def _board(
@@ -217,12 +233,13 @@ def _order(
     limits: Limits,
     seconds: float,
     content: BinaryIO | None = None,
+    sent: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
     """Have our script there carry out an order."""
     text = Path(onboard.__file__).read_text()
     whole = {"directory": board.directory, "who": answers.whoami(), "wait": limits.lease, **order}
     arguments = [python, text, msgspec.json.encode(whole).decode()]
-    reply = ssh.run('exec "$1" -I -c "$2" "$3"', arguments, content, seconds)
+    reply = ssh.run('exec "$1" -I -c "$2" "$3"', arguments, content, seconds, sent=sent)
     return _told(board, reply)
 
 
