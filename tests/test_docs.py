@@ -23,6 +23,7 @@ from farthing.device.serving.server.settings import Batching, Entry, Limits, Set
 from farthing.device.watch.advice import Thresholds
 from farthing.engines.oip import Remote
 from farthing.engines.remote.retrying import BreakerRule, RetryRule
+from farthing.forge.distill import Student
 from farthing.forge.finetune import FineTune
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
@@ -167,6 +168,7 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/recipe.md", DynamicInt8),
         ("reference/recipe.md", Float16),
         ("reference/recipe.md", FineTune),
+        ("reference/recipe.md", Student),
         ("how-to/train-and-distil.md", Schedule),
         ("how-to/train-and-distil.md", Distillation),
         ("how-to/train-and-distil.md", Feature),

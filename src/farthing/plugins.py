@@ -33,6 +33,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "quantize.equalize.v1": "farthing.forge.quantize.equalize:Equalize",
         "quantize.nncf.v1": "farthing.forge.quantize.nncf:NncfInt8",
         "train.finetune.v1": "farthing.forge.finetune:FineTune",
+        "distill.student.v1": "farthing.forge.distill:Student",
         "export.openvino.v1": "farthing.forge.openvino.export:ExportOpenvino",
         "export.tflite.v1": "farthing.forge.tflite.export:ExportTflite",
     },

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from farthing.errors import TaskError
+from farthing.errors import TaskError, UnsupportedError
 from farthing.forge.trainable import Trainable
 from farthing.forge.training.distillation import Distillation
 from farthing.forge.training.losses import (
@@ -66,7 +66,12 @@ def lesson(
         yield module, loss_of(task, manifest)
         return
     names = [feature.student for feature in options.features]
-    if names and (len(teachers) != 1 or not isinstance(student, Trainable)):
+    if names and not isinstance(student, Trainable):
+        raise UnsupportedError(
+            "features are named as tensors of an ONNX graph, and this student is made anew: leave `features` out, or "
+            "train the finished student on with train.finetune.v1"
+        )
+    if names and len(teachers) != 1:
         raise TaskError(
             f"features are compared with those of one teacher, and there are {len(teachers)}: give one, or leave "
             "`features` out"
