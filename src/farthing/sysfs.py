@@ -93,3 +93,24 @@ def memory_info(root: Path) -> dict[str, int]:
     """Fields of ``/proc/meminfo`` that are sizes, in bytes."""
     lines = re.findall(r"^(\w+):\s*([0-9]{1,15}) kB$", text(root / "proc/meminfo"), re.M)
     return {name: int(kib) << 10 for name, kib in lines}
+
+
+def load_average(root: Path) -> float | None:
+    """Processes that ran or wanted to, on average over the last minute; None if it is not said."""
+    found = re.match(r"([0-9]{1,9}\.?[0-9]*) ", text(root / "proc/loadavg"))
+    return float(found[1]) if found else None
+
+
+def governors(root: Path) -> tuple[str, ...]:
+    """What sets the clocks of the processors, each once; empty if the kernel does not tell."""
+    places = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
+    return tuple(sorted({text(place).strip() for place in places} - {""}))
+
+
+def turbo(root: Path) -> bool | None:
+    """Whether processors may run faster than their nominal clock; None if the kernel does not tell."""
+    cpu = root / "sys/devices/system/cpu"
+    intel, other = text(cpu / "intel_pstate/no_turbo").strip(), text(cpu / "cpufreq/boost").strip()
+    if intel:
+        return intel != "1"
+    return {"1": True, "0": False}.get(other)

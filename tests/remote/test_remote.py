@@ -36,6 +36,7 @@ from farthing.errors import (
     StorageError,
     TargetError,
 )
+from farthing.forge.doctor import examine
 from farthing.model import Model
 from farthing.options import EngineOptions
 from farthing.target import Target
@@ -477,6 +478,20 @@ def test_a_board_without_its_farthing(board: Board, tmp_path: Path) -> None:
             (tmp_path / "venv" / "bin" / "python").chmod(0o755)
         with pytest.raises(TargetError, match="farthing target update bench-board"):
             Remote(replace(board, directory=str(tmp_path)), None, QUICK).open()
+
+
+def test_a_doctor_looks_at_the_board_where_models_are_timed_there(board: Board, tmp_path: Path) -> None:
+    """This machine may be as busy and hot as it likes then."""
+    boards, root = Boards(tmp_path / "targets"), tmp_path / "root"
+    boards.put(board)
+    (root / "proc").mkdir(parents=True)
+    (root / "proc/loadavg").write_text("55.0 55.0 55.0 1/100 1\n")
+    for target, area in (("this", "machine"), ("bench-board", "target")):
+        found = examine(target=target, boards=boards.directory, root=root, cache=tmp_path).findings
+        by_name = {finding.name: finding for finding in found if finding.area in {"machine", "target"}}
+        assert {by_name[name].area for name in ("load", "clock", "temperature", "energy")} == {area}
+        assert ("55.0" in by_name["load"].found) == (target == "this")
+        assert by_name["memory"].area == "machine", "models are made here all the same"
 
 
 def test_finding_machines(board: Board, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from farthing import __version__, files, plugins
+from farthing import __version__, files, plugins, sysfs
 from farthing.bench.machine import Entrant, Here
 from farthing.bench.racing import Turn, race
 from farthing.bench.remote import wire
@@ -52,6 +52,7 @@ from farthing.errors import (
 )
 from farthing.links.ssh import MARK
 
+ROOT = Path("/")
 TICK_SECONDS = 0.5
 FEEDS_BYTES = 1 << 30
 HANDLES = 1024
@@ -172,6 +173,9 @@ class Worker:
             meter=self._here.meter,
             engines=noted.engines or engines(),
             temperature=self._here.temperature(),
+            load=sysfs.load_average(ROOT),
+            governors=sysfs.governors(ROOT),
+            turbo=sysfs.turbo(ROOT),
             holder=by,
             since=since,
             models_mb=self._store.size / 1e6,

@@ -37,6 +37,7 @@ def ready(talk: Talk, name: str, lease: float, say: Callable[[str], object]) -> 
 
     Raises:
         TargetError: the board is in use, or its Farthing is of another version.
+        LinkError: it says of itself what no machine can be.
     """
     told: list[str] = []
 
@@ -58,6 +59,9 @@ def ready(talk: Talk, name: str, lease: float, say: Callable[[str], object]) -> 
         target=_named(said.target, name, tuple(said.engines)),
         description=printable(said.description, 200),
         meter=printable(said.meter, 100),
+        temperature=celsius(name, said.temperature),
+        load=_load(name, said.load),
+        governors=tuple(printable(governor, 40) for governor in said.governors),
         python=printable(said.python, 40),
         holder=printable(said.holder, 100),
         since=printable(said.since, 40),
@@ -77,6 +81,12 @@ def _named(target: Target, name: str, engines: tuple[str, ...]) -> Target:
         board=printable(target.board, 100),
         accelerators=tuple(printable(name, 60) for name in target.accelerators),
     )
+
+
+def _load(name: str, value: float | None) -> float | None:
+    if value is not None and not 0 <= value < 1e6:
+        raise LinkError(f"{name} says that {value} processes want its processors, which makes no sense")
+    return value
 
 
 def celsius(name: str, value: float | None) -> float | None:

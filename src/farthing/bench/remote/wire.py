@@ -159,6 +159,7 @@ class Ready(Section, frozen=True, kw_only=True, tag="ready"):
         target, description, meter: as `farthing.bench.machine.Machine` has them.
         engines: engine -> version of its package.
         temperature: degrees Celsius.
+        load, governors, turbo: as `farthing.sysfs` reads them.
         holder, since: who measures there now, for a worker that only looks.
         models_mb: size of the models kept there.
         fell: the entrant whose turn it was when the worker before this one died in a race; None if it did not.
@@ -173,6 +174,9 @@ class Ready(Section, frozen=True, kw_only=True, tag="ready"):
     meter: str
     engines: dict[str, str]
     temperature: float | None
+    load: float | None = None
+    governors: tuple[str, ...] = ()
+    turbo: bool | None = None
     holder: str = ""
     since: str = ""
     models_mb: float = 0.0

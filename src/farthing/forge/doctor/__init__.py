@@ -45,15 +45,18 @@ def examine(
     from farthing.assets import default_cache
     from farthing.forge.doctor.machine import machine
     from farthing.forge.doctor.packages import packages
+    from farthing.forge.doctor.place import is_board, place
 
-    found = [*packages(environment or {}, root), *machine(environment or {}, cache or default_cache(), root)]
+    timed_here = not is_board(target, boards)
+    found = [
+        *packages(environment or {}, root),
+        *machine(environment or {}, cache or default_cache(), root, timed_here),
+    ]
     opened_model, broken = _opened("model", model)
     opened_task, missing = _opened("task", task)
     found += [*broken, *missing]
     found += _of_the_run(opened_model, opened_task, budget or Budget(accuracy_drop=0.01))
     if target != THIS or opened_model:
-        from farthing.forge.doctor.place import place
-
         found += place(target, boards, opened_model)
     return Diagnosis(findings=tuple(found))
 

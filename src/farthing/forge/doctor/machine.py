@@ -1,9 +1,8 @@
-"""The machine: cores, quota, memory, clock, room on disks, and settings of threads that fight with ours."""
+"""The machine: cores, quota, memory, room on disks, and settings of threads that fight with ours."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import farthing
 from farthing.forge.doctor.finding import Finding, ok, problem, warning
+from farthing.forge.doctor.timing import surroundings, timing
 from farthing.measure import machine_name
-from farthing.meter import find_meter, temperature
-from farthing.sysfs import memory_info, text
+from farthing.sysfs import memory_info
 from farthing.target import Target
 
 MB = 1 << 20
 ROOM_MB = 2048
 FREE_MB = 1024
-HOT = 80.0
 PINNING = ("KMP_AFFINITY", "GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES")
 COUNTS = (
     "OMP_NUM_THREADS",
@@ -31,17 +29,18 @@ COUNTS = (
 )
 
 
-def machine(environment: Mapping[str, str], cache: Path, root: Path) -> Iterator[Finding]:
-    """Findings about this machine."""
+def machine(
+    environment: Mapping[str, str], cache: Path, root: Path, timed_here: bool = True
+) -> Iterator[Finding]:
+    """Findings about this machine; what only spoils timings is left out where nothing is timed."""
     target = Target.detect(root)
     python = f"Python {sys.version.split()[0]}, Farthing {farthing.__version__}"
     yield ok("machine", "machine", f"{machine_name(target.cpu, target.cores)}; {python}")
-    yield _cores(target)
-    yield _load(target, root)
+    if timed_here:
+        yield _cores(target)
+        yield from timing("machine", surroundings(target, root))
     yield from _threads(environment, target)
     yield _memory(root)
-    yield _clock(root)
-    yield from _senses(root)
     yield _cache(cache)
     yield _room("temporary files", Path(tempfile.gettempdir()), "the environment variable TMPDIR moves them")
 
@@ -57,17 +56,6 @@ def _cores(target: Target) -> Finding:
     if allowed < all_of_them:
         return ok("machine", "cores", f"{allowed} of {all_of_them}, by affinity")
     return ok("machine", "cores", f"{allowed}, no quota")
-
-
-def _load(target: Target, root: Path) -> Finding:
-    match = re.match(r"([\d.]+)", text(root / "proc/loadavg"))
-    if match is None:
-        return ok("machine", "load", "unavailable")
-    load, cores = float(match[1]), target.cores or 1
-    if load > 0.5 * cores:
-        words = f"{load:.1f} processes wanted {cores} cores in the last minute: timings would be of the crowd"
-        return warning("machine", "load", words, "stop what else runs before anything is timed")
-    return ok("machine", "load", f"{load:.1f} in the last minute")
 
 
 def _threads(environment: Mapping[str, str], target: Target) -> Iterator[Finding]:
@@ -102,48 +90,6 @@ def _memory(root: Path) -> Finding:
             "machine", "memory", words, "something was swapped out: stop it, or expect slow first calls"
         )
     return ok("machine", "memory", words)
-
-
-def _clock(root: Path) -> Finding:
-    """The governor and turbo: what makes two runs of one model differ."""
-    places = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))
-    governors = sorted({text(place).strip() for place in places} - {""})
-    turbo = _turbo(root)
-    hint = f", turbo {turbo}" if turbo else ""
-    if not governors:
-        return ok("machine", "clock", f"unavailable: the kernel does not tell its governor{hint}")
-    if governors != ["performance"]:
-        words = f"governor {', '.join(governors)}{hint}: clocks follow the load, and timings with them"
-        return warning(
-            "machine", "clock", words, "sudo cpupower frequency-set -g performance, while measuring"
-        )
-    mend = (
-        "switch turbo off for figures that repeat; leave it on for figures as in use" if turbo == "on" else ""
-    )
-    return ok("machine", "clock", f"governor performance{hint}", mend)
-
-
-def _turbo(root: Path) -> str:
-    cpu = root / "sys/devices/system/cpu"
-    intel, other = text(cpu / "intel_pstate/no_turbo").strip(), text(cpu / "cpufreq/boost").strip()
-    if intel:
-        return "off" if intel == "1" else "on"
-    return {"1": "on", "0": "off"}.get(other, "")
-
-
-def _senses(root: Path) -> Iterator[Finding]:
-    """What can be read of energy and heat."""
-    heat, meter = temperature(root), find_meter(root)
-    if heat is None:
-        yield ok("machine", "temperature", "unavailable: no sensor")
-    elif heat >= HOT:
-        words = f"{heat:.0f} degrees Celsius: processors slow down there"
-        yield warning(
-            "machine", "temperature", words, "let it cool, or cool it better, before anything is timed"
-        )
-    else:
-        yield ok("machine", "temperature", f"{heat:.0f} degrees Celsius")
-    yield ok("machine", "energy", meter.source if meter else "unavailable: no meter that this user may read")
 
 
 def _cache(cache: Path) -> Finding:

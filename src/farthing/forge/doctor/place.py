@@ -4,64 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from farthing.engines.base import engine_for
 from farthing.errors import FarthingError, LinkError
 from farthing.forge.doctor.finding import Finding, ok, problem, warning
+from farthing.forge.doctor.timing import Surroundings, timing
 from farthing.model import Model
 from farthing.target import THIS, Target
+
+if TYPE_CHECKING:
+    from farthing.bench.remote.wire import Ready
+
+
+def is_board(name: str, boards: Path | None) -> bool:
+    """Whether a target is a board of the user's, so that models are timed there and not here."""
+    from farthing.bench.remote import Boards
+
+    return name != THIS and boards is not None and name in Boards(boards).names()
 
 
 def place(name: str, boards: Path | None, model: Model | None) -> Iterator[Finding]:
     """Findings about a target: a board is asked over its connection, any other is looked up."""
-    board = _board(name, boards)
-    if board is not None:
-        target, finding = board
-        yield finding
+    if boards is not None and is_board(name, boards):
+        target, findings = _board(name, boards)
     else:
-        try:
-            target = Target.find(name)
-        except FarthingError as error:
-            yield problem(
-                "target",
-                "known",
-                str(error),
-                "see `farthing target list` and `farthing targets`",
-            )
-            return
-        if name != THIS:
-            words = f"{name}: {target.arch}, described, not connected: nothing can be measured on it"
-            yield ok("target", "known", words, "farthing target add USER@HOST, to measure there")
+        target, findings = _described(name)
+    yield from findings
     if target is not None and model is not None:
         yield from _suits(target, model)
 
 
-def _board(name: str, boards: Path | None) -> tuple[Target | None, Finding] | None:
-    """A board of the user's, asked what it is; None if no board has the name."""
+def _described(name: str) -> tuple[Target | None, list[Finding]]:
+    """This machine, or what is known of another one."""
+    try:
+        target = Target.find(name)
+    except FarthingError as error:
+        return None, [
+            problem("target", "known", str(error), "see `farthing target list` and `farthing targets`")
+        ]
+    if name == THIS:
+        return target, []
+    words = f"{name}: {target.arch}, described, not connected: nothing can be measured on it"
+    return target, [ok("target", "known", words, "farthing target add USER@HOST, to measure there")]
+
+
+def _board(name: str, boards: Path) -> tuple[Target | None, list[Finding]]:
+    """A board of the user's, asked what it is and how it is."""
     from farthing.bench.remote import Boards
     from farthing.bench.remote.install import look
-    from farthing.bench.remote.wheels import stamp
 
-    if name == THIS or boards is None or name not in Boards(boards).names():
-        return None
     try:
         found = look(Boards(boards).get(name))
-    except LinkError as error:
-        mend = "is it on, and does `ssh` reach it by hand?"
-        return None, problem("target", "reachable", str(error), mend)
     except FarthingError as error:
-        return None, problem(
-            "target", "reachable", str(error), f"do what it says, then: farthing target show {name}"
-        )
+        mend = f"do what it says, then: farthing target show {name}"
+        if isinstance(error, LinkError):
+            mend = "is it on, and does `ssh` reach it by hand?"
+        return None, [problem("target", "reachable", str(error), mend)]
+    here = Surroundings(
+        cores=found.target.cores or 1,
+        load=found.load,
+        governors=found.governors,
+        turbo=found.turbo,
+        celsius=found.temperature,
+        meter=found.meter,
+    )
+    return found.target, [_answering(name, found), *timing("target", here)]
+
+
+def _answering(name: str, found: Ready) -> Finding:
+    """That a board answers, and whether it is ready to measure."""
+    from farthing.bench.remote.wheels import stamp
+
     engines = ", ".join(f"{engine} {version}" for engine, version in found.engines.items()) or "no engine"
     words = f"{name} answers: {found.description}; {engines}"
     if found.holder:
         words = f"{words}; {found.holder} measures there since {found.since}"
-        return found.target, warning("target", "reachable", words, "wait until that is done")
+        return warning("target", "reachable", words, "wait until that is done")
     if found.stamp not in {"", stamp()}:
         words = f"{words}; its files of Farthing are not those that are here"
-        return found.target, warning("target", "reachable", words, f"farthing target update {name}")
-    return found.target, ok("target", "reachable", words)
+        return warning("target", "reachable", words, f"farthing target update {name}")
+    return ok("target", "reachable", words)
 
 
 def _suits(target: Target, model: Model) -> Iterator[Finding]:
