@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -145,6 +149,7 @@ def test_names_and_versions_are_quoted_and_the_prefix_goes_first(server: Server)
         ("twice", "same name"),
         ([], "Expected `object`"),
         ("[" * 100_000, "not understood"),
+        ("", "it is empty"),
     ],
 )
 def test_an_answer_that_is_not_the_model_s_is_refused(
@@ -160,8 +165,8 @@ def test_an_answer_that_is_not_the_model_s_is_refused(
     with pytest.raises(RemoteError, match=said_) as caught:
         one.run()
     assert not caught.value.again
-    if "the server gave" not in str(caught.value):
-        assert one.engine.stats().breaker == "open", "nonsense is a failure of the server"
+    stats = one.engine.stats()
+    assert (stats.failed, stats.breaker) == (1, "open"), "nonsense is a failure of the server"
 
 
 @pytest.mark.parametrize("length", ["0", "-1", "999", "x", "9" * 5000])
@@ -374,8 +379,6 @@ def test_a_server_that_refuses_us_is_not_a_server_that_fails(server: Server, ope
 
 
 def test_a_slow_server_is_late_not_retried(server: Server, opened: Make) -> None:
-    import time
-
     there = server.models
 
     def slow(feeds: Any) -> Any:
@@ -390,6 +393,28 @@ def test_a_slow_server_is_late_not_retried(server: Server, opened: Make) -> None
             engine.run({"x": X})
     assert not caught.value.again
     assert len(server.seen) == 1
+
+
+def test_who_waits_for_another_s_first_question_waits_no_longer_than_told(server: Server) -> None:
+    model = affine("batch", server, lazy=True, timeout_ms=400)
+    taken = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        content = {**json.loads(model.file.read_bytes()), "url": url}
+        there = Model.create(model.manifest, {"remote.json": json.dumps(content).encode()})
+        with open_engine(there) as engine, ThreadPoolExecutor(8) as callers:
+
+            def ask() -> float:
+                taken.wait(30)
+                began = time.monotonic()
+                with pytest.raises(RemoteError, match="did not answer in time"):
+                    engine.run({"x": X})
+                return time.monotonic() - began
+
+            waits = [callers.submit(ask) for _ in range(8)]
+            taken.set()
+            times = sorted(wait.result(60) for wait in waits)
+    assert times[-1] < 4 * times[0], "not one after the other"
 
 
 # --- opening

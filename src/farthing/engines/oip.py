@@ -23,7 +23,6 @@ from farthing.config import convert, parse, plain
 from farthing.engines.base import (
     FileTensor,
     Tensors,
-    batch_of,
     check_feeds,
     check_manifest,
     check_options,
@@ -32,7 +31,7 @@ from farthing.engines.base import (
 )
 from farthing.engines.openinference import DATATYPES
 from farthing.engines.remote.client import Client, Patience, RemoteStats
-from farthing.engines.remote.inference import OpenInference, Place, Served, checked
+from farthing.engines.remote.inference import OpenInference, Place, Served
 from farthing.engines.remote.tfserving import DEFAULT, TensorFlowServing
 from farthing.engines.remote.transport import Address, Pool, address_of
 from farthing.errors import ConfigError, EngineError, FarthingError, ModelError, UnsupportedError
@@ -124,7 +123,7 @@ class OipEngine:
         )
         if not remote.lazy:
             try:
-                self._shared.served()
+                self._shared.served(self._shared.client.deadline())
             except FarthingError:
                 self.close()
                 raise
@@ -151,10 +150,9 @@ class OipEngine:
         shared = self._shared
         if shared is None:
             refuse_closed()
-        binary = shared.served().binary if shared.remote.binary is None else shared.remote.binary
-        answer = shared.speaker.infer(feeds, self.inputs, self.outputs, binary)
-        batched = any(spec.batch_axis is not None for spec in self.inputs)
-        return checked(self.outputs, answer, batch_of(self.inputs, feeds) if batched else None)
+        deadline = shared.client.deadline()
+        binary = shared.served(deadline).binary if shared.remote.binary is None else shared.remote.binary
+        return shared.speaker.infer(feeds, self.inputs, self.outputs, binary, deadline)
 
     def stats(self) -> RemoteStats:
         """What was asked of the server so far, by all sessions."""
@@ -193,24 +191,29 @@ class _Shared:
         self.known: Served | None = None
         self._model = model
         self._users = 1
-        self._lock = threading.Lock()
+        self._lock, self._asking = threading.Lock(), threading.Lock()
 
-    def served(self) -> Served:
+    def served(self, deadline: float) -> Served:
         """What the server says of the model, asked once and held against the manifest."""
         if self.known is not None:
             return self.known
-        with self._lock:
+        self.client.wait_for(self._asking, deadline)
+        try:
             if self.known is None:
-                served = self.speaker.served()
-                manifest = self._model.manifest
-                if served.inputs or served.outputs:
-                    check_manifest(
-                        self._model,
-                        _in_order(served.inputs, manifest.inputs),
-                        _in_order(served.outputs, manifest.outputs),
-                    )
-                self.known = served
+                self.known = self._asked(deadline)
             return self.known
+        finally:
+            self._asking.release()
+
+    def _asked(self, deadline: float) -> Served:
+        served, manifest = self.speaker.served(deadline), self._model.manifest
+        if served.inputs or served.outputs:
+            check_manifest(
+                self._model,
+                _in_order(served.inputs, manifest.inputs),
+                _in_order(served.outputs, manifest.outputs),
+            )
+        return served
 
     def join(self) -> None:
         """One more session."""
@@ -260,7 +263,7 @@ def remote_model(
     remote = _located(url, settings)
     client = client_of(remote, token, ca)
     try:
-        served = speaker_of(remote, client).served()
+        served = speaker_of(remote, client).served(client.deadline())
     finally:
         client.close()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -117,6 +118,7 @@ def ask(pool: Pool, seconds: float = 5.0, most: int = 1000) -> bytes:
 BAD = {
     "hangs up": saying(),
     "no HTTP": saying(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "no text": saying(b"\x1b[2J\x00\xff" * 50 + b"\r\n\r\n"),
     "half a status line": saying(b"HTTP/1."),
     "half of the body": saying(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"),
     "half of a chunk": saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"),
@@ -147,6 +149,7 @@ def test_an_answer_that_is_none_is_a_remote_error_and_the_next_one_counts(what: 
         ask(pool)
     assert not caught.value.again, "the server had it"
     assert server.url in str(caught.value)
+    assert str(caught.value).isprintable()
     assert ask(pool) == b"ok"
     assert server.accepted == 2, "a spoilt connection is not used again"
 
@@ -248,6 +251,27 @@ def test_an_answer_that_closes_the_connection_is_read_all_the_same(scripted: Mak
     server, pool = scripted(saying(closing))
     assert [ask(pool), ask(pool)] == [b"ok", b"ok"]
     assert server.accepted == 2
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_server_that_refuses_a_body_before_it_has_read_it_is_understood(
+    reset: bool, scripted: Make
+) -> None:
+    refusal = b"HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\n\r\ntoo large"
+
+    def refuse(connection: socket.socket) -> None:
+        heard(connection)
+        connection.sendall(refusal)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    server, pool = scripted(refuse, refuse, saying(FINE))
+    limits = Limits(time.monotonic() + 30, 1.0, 1000)
+    for _ in range(2):
+        reply = pool.call("POST", "/", {}, bytes(64 << 20), limits)
+        assert (reply.status, reply.body) == (413, b"too large")
+    assert ask(pool) == b"ok"
+    assert server.accepted == 3, "its connection is not used again"
 
 
 def test_each_of_many_threads_has_a_connection_to_itself(scripted: Make) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from farthing.config import Section
 from farthing.engines.remote.retrying import Breaker, BreakerRule, RetryBudget, RetryRule
-from farthing.engines.remote.transport import Limits, Pool, Reply
+from farthing.engines.remote.transport import Limits, Pool, Reply, late, printable
 from farthing.errors import CircuitOpenError, ConfigError, RemoteError
 
 AnswerT = TypeVar("AnswerT")
@@ -103,21 +103,34 @@ class Client:
         """The server's URL."""
         return str(self._pool.address)
 
+    def deadline(self) -> float:
+        """The moment at which all that begins now is to be over."""
+        return self._clock() + self._patience.timeout_ms / 1000
+
+    def wait_for(self, lock: threading.Lock, deadline: float) -> None:
+        """Acquire what another thread holds while it asks the server.
+
+        Raises:
+            RemoteError: it holds it until the deadline.
+        """
+        if not lock.acquire(timeout=max(0.0, deadline - self._clock())):
+            raise late(self._pool.address)
+
     def ask(
         self,
         method: str,
         path: str,
         read: Callable[[Reply], AnswerT],
+        deadline: float,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
     ) -> AnswerT:
-        """What ``read`` makes of the server's answer, which has a status from 200 to 299.
+        """What ``read`` makes of the server's answer, which has a status from 200 to 299 and comes by a deadline.
 
         Raises:
             CircuitOpenError: the server failed so often that it is left alone.
             RemoteError: it cannot be reached, is late or refuses; or ``read`` raised it.
         """
-        deadline = self._clock() + self._patience.timeout_ms / 1000
         with self._lock:
             self._counts["requests"] += 1
             self._budget.request()
@@ -231,4 +244,4 @@ def _said(body: bytes) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         error = None
     text = error if isinstance(error, str) else body[:400].decode(errors="replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
+    return printable(text, 300)

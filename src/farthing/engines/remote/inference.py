@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from farthing.engines.base import FileTensor, Tensors
+from farthing.engines.base import FileTensor, Tensors, batch_of
 from farthing.engines.openinference import (
     DTYPES,
     MAX_TENSORS,
@@ -92,14 +92,14 @@ class OpenInference:
         self._client = client
         self._path = place.path("/v2/models")
 
-    def served(self) -> Served:
+    def served(self, deadline: float) -> Served:
         """What the server says of the model.
 
         Raises:
             RemoteError: it does not answer, or says something that is not understood.
         """
-        model = self._client.ask("GET", self._path, lambda reply: understood(reply, _Model))
-        server = self._client.ask("GET", "/v2", lambda reply: understood(reply, _Server))
+        model = self._client.ask("GET", self._path, lambda reply: understood(reply, _Model), deadline)
+        server = self._client.ask("GET", "/v2", lambda reply: understood(reply, _Server), deadline)
         inputs, outputs = (
             tuple(self._described(one) for one in side or ()) for side in (model.inputs, model.outputs)
         )
@@ -109,9 +109,14 @@ class OpenInference:
         )
 
     def infer(
-        self, feeds: Tensors, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], binary: bool
+        self,
+        feeds: Tensors,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        binary: bool,
+        deadline: float,
     ) -> dict[str, NDArray[Any]]:
-        """The outputs for one feed; as many as are asked for, as they come.
+        """The outputs for one feed, `checked`.
 
         Raises:
             FeedError: JSON has no words for a number.
@@ -122,7 +127,15 @@ class OpenInference:
         if binary:
             headers = {"Content-Type": "application/octet-stream", _HEADER: str(len(header))}
         body = b"".join([header, *raw])
-        return self._client.ask("POST", f"{self._path}/infer", _answered, body, headers)
+        batch = batch_fed(inputs, feeds)
+        return self._client.ask(
+            "POST",
+            f"{self._path}/infer",
+            lambda reply: checked(outputs, _answered(reply), batch),
+            deadline,
+            body,
+            headers,
+        )
 
     def _described(self, tensor: _Tensor) -> FileTensor:
         dtype = DTYPES.get(tensor.datatype)
@@ -176,6 +189,8 @@ def _elements(name: str, array: NDArray[Any]) -> list[Any]:
 def _answered(reply: Reply) -> dict[str, NDArray[Any]]:
     length = reply.headers.get(_HEADER.lower())
     try:
+        if not reply.body:
+            raise ProtocolError("it is empty")
         offset = len(reply.body) if length is None else int(length)
         if not 0 < offset <= len(reply.body):
             raise ProtocolError(f"its header is said to have {length} bytes, but it has {len(reply.body)}")
@@ -183,6 +198,11 @@ def _answered(reply: Reply) -> dict[str, NDArray[Any]]:
         return read_tensors(answer.outputs, reply.body, offset)
     except (ProtocolError, ValueError) as error:
         raise RemoteError(f"the server's answer is not understood: {error}") from error
+
+
+def batch_fed(inputs: Sequence[TensorSpec], feeds: Tensors) -> int | None:
+    """How many samples feeds hold; None if no input has a batch axis."""
+    return batch_of(inputs, feeds) if any(spec.batch_axis is not None for spec in inputs) else None
 
 
 def checked(

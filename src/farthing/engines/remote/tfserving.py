@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from farthing.engines.base import FileTensor, Tensors
 from farthing.engines.openinference import DATATYPES, Text, lists
 from farthing.engines.remote.client import Client
-from farthing.engines.remote.inference import Place, Served, understood
+from farthing.engines.remote.inference import Place, Served, batch_fed, checked, understood
 from farthing.engines.remote.transport import Reply
 from farthing.errors import RemoteError, nearest
 from farthing.model import TensorSpec
@@ -73,14 +73,14 @@ class TensorFlowServing:
         self._path = place.path("/v1/models")
         self._signature = place.signature
 
-    def served(self) -> Served:
+    def served(self, deadline: float) -> Served:
         """What the server says of the model's signature, tensors by name.
 
         Raises:
             RemoteError: it does not answer, has no such signature, or says something that is not understood.
         """
         metadata = self._client.ask(
-            "GET", f"{self._path}/metadata", lambda reply: understood(reply, _Metadata)
+            "GET", f"{self._path}/metadata", lambda reply: understood(reply, _Metadata), deadline
         )
         known = metadata.metadata.signature_def.signature_def
         signature = known.get(self._signature)
@@ -96,7 +96,12 @@ class TensorFlowServing:
         return Served("TensorFlow Serving", inputs, outputs)
 
     def infer(
-        self, feeds: Tensors, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], binary: bool
+        self,
+        feeds: Tensors,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        binary: bool,
+        deadline: float,
     ) -> dict[str, NDArray[Any]]:
         """The outputs for one feed: in rows if all tensors have their samples along the first axis, else by name.
 
@@ -109,11 +114,12 @@ class TensorFlowServing:
         asked |= {"instances": _rows(data)} if in_rows else {"inputs": data}
         finite = all(np.isfinite(feeds[s.name]).all() for s in inputs if "float" in s.dtype)
         body = msgspec.json.encode(asked) if finite else json.dumps(asked).encode()
-        key = "predictions" if in_rows else "outputs"
+        key, batch = "predictions" if in_rows else "outputs", batch_fed(inputs, feeds)
         return self._client.ask(
             "POST",
             f"{self._path}:predict",
-            lambda reply: _answered(reply, key, outputs),
+            lambda reply: checked(outputs, _answered(reply, key, outputs), batch),
+            deadline,
             body,
             {"Content-Type": "application/json"},
         )

@@ -9,7 +9,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -183,9 +183,7 @@ class Pool:
             head = _head(method, self.address, path, headers, len(body))
             reply, done = connection.exchange(head, body, limits)
         except TimeoutError as error:
-            raise RemoteError(
-                f"{self.address} did not answer in time: give it more (timeout_ms), or a smaller model"
-            ) from error
+            raise late(self.address) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             if used and not connection.heard and isinstance(error, _LOST):
                 raise
@@ -264,9 +262,24 @@ class _Connection:
         """The answer, and whether the connection may be used again."""
         self._deadline, self.allowance = limits.deadline, 2 * limits.answer + _OVERHEAD
         self.used, self.heard = True, False
-        for part in [head + body] if len(body) < _BUFFER else [head, body]:
-            self.wait()
-            self._open().sendall(part)  # its time-out is for all of it
+        lost = self._sent([head + body] if len(body) < _BUFFER else [head, body])
+        try:
+            reply, whole = self._read(limits)
+        except (OSError, http.client.HTTPException) as error:
+            raise lost or error from None
+        return reply, whole and lost is None
+
+    def _sent(self, parts: Sequence[bytes]) -> OSError | None:
+        """Send a request; the error of a server that stopped listening, and perhaps says why."""
+        try:
+            for part in parts:
+                self.wait()
+                self._open().sendall(part)  # its time-out is for all of it
+        except _LOST as error:
+            return error
+        return None
+
+    def _read(self, limits: Limits) -> tuple[Reply, bool]:
         with http.client.HTTPResponse(self) as response:  # type: ignore[arg-type]  # it calls makefile only
             response.begin()
             length = response.length
@@ -303,5 +316,15 @@ def _head(method: str, address: Address, path: str, headers: Mapping[str, str], 
     return "\r\n".join([*lines, "\r\n"]).encode("ascii")
 
 
+def late(address: Address) -> RemoteError:
+    """The error of a server that took too long."""
+    return RemoteError(f"{address} did not answer in time: give it more (timeout_ms), or a smaller model")
+
+
+def printable(text: str, most: int) -> str:
+    """What somebody else said, in one line that may be printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:most]
+
+
 def _words(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return printable(str(getattr(error, "strerror", None) or error), 200) or type(error).__name__
