@@ -79,6 +79,13 @@ class TensorSpec(Section, frozen=True, kw_only=True):
         )
 
     @property
+    def free_axes(self) -> tuple[str, ...]:
+        """The names of the sizes that are open, but for the batch."""
+        return tuple(
+            size for axis, size in enumerate(self.shape) if isinstance(size, str) and axis != self.batch_axis
+        )
+
+    @property
     def fixed_batch(self) -> int | None:
         """The size of the batch axis if the model fixes it, else None."""
         size = None if self.batch_axis is None else self.shape[self.batch_axis]

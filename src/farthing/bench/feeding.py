@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,9 +114,17 @@ def batch_size(manifest: Manifest, wanted: int) -> int:
 
 def fitting_batch(manifest: Manifest, wanted: int, task: Task, split: Split, most: int = MOST_NUMBERS) -> int:
     """``wanted``, or as many samples as ``most`` numbers are, or what the model fixes."""
-    one = feeds(task, split, manifest, padded_to_batch(np.zeros(1, int), manifest))
-    each = sum(array.size for array in one.values())
-    return batch_size(manifest, max(1, min(wanted, most // max(1, each))))
+    if batch_size(manifest, 0):  # the model decides
+        return batch_size(manifest, wanted)
+    return max(1, min(wanted, most // max(1, _numbers(manifest, task, split))))
+
+
+def _numbers(manifest: Manifest, task: Task, split: Split) -> int:
+    """How many numbers a sample is: the manifest says so, or the first one does where that leaves sizes open."""
+    shapes = [spec.sized(1) for spec in manifest.data_inputs]
+    if any(spec.free_axes for spec in manifest.data_inputs):
+        shapes = [array.shape for array in feeds(task, split, manifest, [0]).values()]
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def offline_batch(manifest: Manifest, task: Task) -> int:

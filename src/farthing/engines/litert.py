@@ -134,11 +134,7 @@ class LiteRtEngine:
 
     def _try_once(self, model: Model) -> None:
         """Make an interpreter for single samples: shows operators that LiteRT lacks and shapes that do not fit."""
-        free = any(
-            isinstance(size, str) and axis != spec.batch_axis
-            for spec in self._specs
-            for axis, size in enumerate(spec.shape)
-        )
+        free = any(spec.free_axes for spec in self._specs)
         feeds = {spec.name: np.empty(spec.sized(1), np.uint8) for spec in self._specs}
         try:
             if self._make:

@@ -118,7 +118,7 @@ class TorchScriptEngine:
         A setting may not be zero (a sample rate, say): if there is one, a failure shows nothing.
         """
         failure: Exception | None = None
-        for size in _TRIAL_SIZES if _has_free_axes(self._specs) else _TRIAL_SIZES[:1]:
+        for size in _TRIAL_SIZES if any(spec.free_axes for spec in self._specs) else _TRIAL_SIZES[:1]:
             feeds = {spec.name: np.zeros(spec.sized(1, size), spec.dtype) for spec in self._specs}
             try:
                 return _check_results(model, self._forward(self._copy(), feeds))
@@ -255,14 +255,6 @@ def _keeps_state(module: Any) -> bool:
     """Whether a frozen module has attributes left: freezing makes constants of all that are never written."""
     graph = module.inlined_graph
     return any(graph.findAllNodes(kind) for kind in ("prim::SetAttr", "prim::GetAttr"))
-
-
-def _has_free_axes(specs: Sequence[TensorSpec]) -> bool:
-    return any(
-        isinstance(size, str) and axis != spec.batch_axis
-        for spec in specs
-        for axis, size in enumerate(spec.shape)
-    )
 
 
 def _check_results(model: Model, results: Mapping[str, Array]) -> None:

@@ -98,7 +98,7 @@ class Clock:
     ) -> list[Lap]:
         order = [(model, variant.runtime.engine, variant.runtime.options) for variant, model in entrants]
         prepare = bench.prepare_ms(entrants[0][1].manifest, self._task)
-        batch = bench.offline_batch(entrants[0][1].manifest, self._task)
+        batch = bench.offline_batch(entrants[0][1].manifest, self._task) if scenario == "offline" else 1
         raced = bench.race_models(order, scenario, self._task, batch, rule, self._machine, tick)
         best = min((timed for _, timed in raced[:bases]), key=lambda timed: float(np.median(timed.calls)))
         return [

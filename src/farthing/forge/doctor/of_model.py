@@ -141,10 +141,7 @@ def _runs(model: Model) -> Finding:
     except (FarthingError, NotInstalled, PluginError) as error:
         mend = f"pip install 'farthing[NAME]' for an engine that runs {manifest.format}; `farthing plugins` names them"
         return problem("model", "runs", str(error), mend)
-    free = [
-        size for spec in manifest.data_inputs for axis, size in enumerate(spec.shape)
-        if isinstance(size, str) and axis != spec.batch_axis
-    ]  # fmt: skip
+    free = [size for spec in manifest.data_inputs for size in spec.free_axes]
     generator, size = np.random.default_rng(0), batch_size(manifest, 1)
     feed = {s.name: random_array(s.sized(size, 32), s.dtype, generator) for s in manifest.data_inputs}
     answer = in_child(model, engine, version, "", [feed], SECONDS)

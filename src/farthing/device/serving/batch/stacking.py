@@ -98,7 +98,7 @@ class Stack:
             Samples in the largest batch that pays, and the least seconds one took; the limit and inf if zeros are no
             input for the model.
         """
-        if any(_free_axes(spec) for spec in self._inputs):
+        if any(spec.free_axes for spec in self._inputs):
             return self.limit, math.inf  # nobody knows the sizes yet
         size = 1 if pays else self.limit
         try:
@@ -157,13 +157,9 @@ class Stack:
 
 def _plain(spec: TensorSpec | None) -> tuple[str, np.dtype[Any], tuple[int | str, ...]] | None:
     """Name, type and shape of a sample, for an input whose batch axis is the first, and the only free one."""
-    if spec is None or spec.batch_axis != 0 or _free_axes(spec) or spec.dtype in {"str", "bfloat16"}:
+    if spec is None or spec.batch_axis != 0 or spec.free_axes or spec.dtype in {"str", "bfloat16"}:
         return None
     return spec.name, np.dtype(spec.dtype), spec.shape[1:]
-
-
-def _free_axes(spec: TensorSpec) -> bool:
-    return any(isinstance(size, str) for axis, size in enumerate(spec.shape) if axis != spec.batch_axis)
 
 
 def _signature(spec: TensorSpec, array: Array) -> Hashable:

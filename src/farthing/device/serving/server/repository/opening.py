@@ -149,9 +149,8 @@ def _refuse_declared(
 
 def _probe(path: Path, engine: Engine) -> None:
     """Run it with zeros, and hold what comes against the manifest. Free axes but the batch make that impossible."""
-    for spec in engine.inputs:
-        if any(isinstance(size, str) and axis != spec.batch_axis for axis, size in enumerate(spec.shape)):
-            return
+    if any(spec.free_axes for spec in engine.inputs):
+        return
     try:
         outputs = engine.run({spec.name: _zeros(spec) for spec in engine.inputs})
     except EngineError as error:
