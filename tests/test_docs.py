@@ -25,9 +25,11 @@ from farthing.engines.oip import Remote
 from farthing.engines.remote.retrying import BreakerRule, RetryRule
 from farthing.forge.distill import Student
 from farthing.forge.finetune import FineTune
+from farthing.forge.heads import Join, Joined
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
+from farthing.forge.sensitivity.result import Effect, Mixture, Operator, Sensitivity, Whole
 from farthing.forge.training.distillation import Distillation, Feature
 from farthing.forge.training.schedule import Schedule
 from farthing.model import Manifest, Preprocess, Quantization, Resize, TensorSpec
@@ -184,6 +186,13 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/engines.md", BreakerRule),
         ("how-to/read-result-json.md", Summary),
         ("how-to/read-result-json.md", Candidate),
+        ("reference/sensitivity.md", Sensitivity),
+        ("reference/sensitivity.md", Operator),
+        ("reference/sensitivity.md", Effect),
+        ("reference/sensitivity.md", Whole),
+        ("reference/sensitivity.md", Mixture),
+        ("reference/sensitivity.md", Join),
+        ("reference/sensitivity.md", Joined),
         ("how-to/answer-in-real-time.md", QueueRule),
         ("how-to/answer-in-real-time.md", QueueStats),
         ("how-to/cache-answers.md", CacheRule),

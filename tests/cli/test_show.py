@@ -124,6 +124,24 @@ def test_plain_progress_does_not_repeat_itself(capsys: pytest.CaptureFixture[str
     assert shown.err.splitlines() == ["race: timing", "done: finished"]
 
 
+def test_a_stage_that_counts_says_how_long_it_will_take_yet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 0.0, 30.0, 30.0, 60.0, 60.0, 61.0, 61.0])
+    monkeypatch.setattr(show.time, "monotonic", lambda: next(now))
+    with show.progress(as_lines_of_json=False) as listener:
+        listener(Progress(stage="sensitivity", text="int8", done=1, total=10))
+        listener(Progress(stage="sensitivity", text="int8", done=4, total=10))
+        listener(Progress(stage="sensitivity", text="int8", done=7, total=10))
+        listener(Progress(stage="sensitivity", text="int4", done=1, total=10))
+    assert capsys.readouterr().err.splitlines() == [
+        "sensitivity: int8",
+        "sensitivity: int8, 4 of 10, 1 min 0 s left",
+        "sensitivity: int8, 7 of 10, 30.0 s left",
+        "sensitivity: int4",
+    ]
+
+
 def searched(count: int, engines: tuple[str, ...] = ("onnxruntime",)) -> Summary:
     around = Interval(value=2.0, low=1.9, high=2.1)
     candidates = [

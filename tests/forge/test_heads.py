@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from farthing.bench import evaluate
 from farthing.forge import graph, heads
+from farthing.forge.doctor.of_heads import of_heads
 from farthing.forge.fuse import Fuse
 from farthing.forge.quantize.static import StaticInt8
 from farthing.model import Manifest, Model, TensorSpec
@@ -218,6 +219,20 @@ def test_unlike_ranges_inside_a_network_are_named_but_are_no_head(
     assert join.node == "join"
     assert [part.tensor for part in join.parts] == ["loud", "flat"]
     assert join.head == (), "a product follows"
+
+
+def test_the_doctor_warns_of_a_head_before_anything_is_tried(
+    detector: Model, scenes_task: Task, cnn: Model, digits_task: Task, make_model: Callable[..., Model]
+) -> None:
+    [warning] = of_heads(detector, scenes_task)
+    assert (warning.area, warning.name, warning.status) == ("model", "int8", "warning")
+    assert "would leave 1 of 256 values" in warning.found
+    assert warning.mend.startswith("a search leaves it in float by itself")
+    [inside] = of_heads(joined(make_model, 1000.0), digits_task)
+    assert inside.mend.startswith("`farthing sensitivity` shows what that costs")
+    assert [*of_heads(cnn, digits_task)] == []
+    int8 = StaticInt8()(Fuse()(detector, VNNI, scenes_task), VNNI, scenes_task)
+    assert [*of_heads(int8, scenes_task)] == []
 
 
 def joined(make_model: Callable[..., Model], factor: float) -> Model:

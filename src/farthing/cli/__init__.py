@@ -21,6 +21,7 @@ COMMANDS = {
     "init": ("making", "write a task and a manifest from your data and a model, asking what it cannot know"),
     "inspect": ("making", "show a model's tensors, operators, parameters, MACs, size and placement"),
     "optimize": ("searching", "find the best measured artefact for a task, a device and a budget"),
+    "sensitivity": ("analysing", "find which operators low precision hurts, and which should stay in float"),
     "compare": ("compare", "lay two searches side by side: what changed, and by how much"),
     "matrix": ("matrix", "run models in every engine: equal, or refused and by which operator"),
     "cut": ("cutting", "cut a model into parts for several cores or devices, or into early exits"),

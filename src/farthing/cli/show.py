@@ -17,6 +17,7 @@ import msgspec
 from farthing.cli.interrupt import INTERRUPT
 from farthing.config import plain
 from farthing.measure import Interval, Measurement
+from farthing.page.typeset import duration
 from farthing.recipe import Candidate, Listener, Progress, Summary
 
 FEW = 16
@@ -243,18 +244,37 @@ def _rich_bar() -> Any:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
+class _Pace:
+    """How long a stage that counts will take yet, from how long it took so far."""
+
+    def __init__(self) -> None:
+        self._about = ("", "")
+        self._begun = (0.0, 0)
+
+    def left(self, event: Progress) -> str:
+        """Words on the time left; none where nothing is known or there is next to none."""
+        now = time.monotonic()
+        if (event.stage, event.text) != self._about or event.done < self._begun[1]:
+            self._about, self._begun = (event.stage, event.text), (now, event.done)
+        start, first = self._begun
+        if not event.total or event.done <= first:
+            return ""
+        seconds = (event.total - event.done) * (now - start) / (event.done - first)
+        return f", {event.done} of {event.total}, {duration(seconds)} left" if seconds >= 1 else ""
+
+
 class _Live:
     """Events on a live bar; verdicts of candidates scroll by above it."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
         self._task = bar.add_task("starting", total=None)
+        self._pace = _Pace()
 
     def __call__(self, event: Progress) -> None:
         total = event.total or None
-        self._bar.update(
-            self._task, description=f"{event.stage}: {event.text}"[:100], completed=event.done, total=total
-        )
+        text = f"{event.stage}: {event.text}{self._pace.left(event)}"
+        self._bar.update(self._task, description=text[:100], completed=event.done, total=total)
         if event.candidate is not None:
             self._bar.console.print(
                 f"{event.candidate.number:>3} {event.text}", highlight=False, markup=False
@@ -267,10 +287,11 @@ class _Lines:
     def __init__(self) -> None:
         self._last = ""
         self._when = 0.0
+        self._pace = _Pace()
 
     def __call__(self, event: Progress) -> None:
-        now = time.monotonic()
+        now, left = time.monotonic(), self._pace.left(event)
         if event.text == self._last and now - self._when < 10:
             return
         self._last, self._when = event.text, now
-        print(f"{event.stage}: {event.text}", file=sys.stderr, flush=True)
+        print(f"{event.stage}: {event.text}{left}", file=sys.stderr, flush=True)

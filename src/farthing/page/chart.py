@@ -49,18 +49,18 @@ def over_time(
     if not values:
         return Html("")
     low, high = min(0.0, *values), max(*values, *([limit] if limit is not None else []), most or 0.0)
-    ticks = _ticks(low, high if high > low else low + 1)
+    marks = ticks(low, high if high > low else low + 1)
     begin, end = min(times), max(times)
 
     def x(seconds: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * ((seconds - begin) / (end - begin) if end > begin else 0.5)
 
     def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - marks[0]) / (marks[-1] - marks[0])
 
-    parts = [_level(y(tick), _round(tick)) for tick in ticks]
+    parts = [_level(y(tick), rounded(tick)) for tick in marks]
     parts += [
-        _moment(x(begin + tick), f"{_round(tick / scale)} {sign}")
+        _moment(x(begin + tick), f"{rounded(tick / scale)} {sign}")
         for tick, scale, sign in _moments(end - begin)
     ]
     parts += [_line(place % COLOURS, one.points, x, y) for place, one in enumerate(series)]
@@ -69,7 +69,7 @@ def over_time(
     words = f"{title}: from {number(min(values))} to {number(max(values))} {unit}".strip()
     svg = element("svg", *parts, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", aria_label=words)
     head = element("figcaption", title, element("small", unit) if unit else None)
-    return element("figure", head, svg, _legend(series), class_="chart")
+    return element("figure", head, svg, legend([one.name for one in series]), class_="chart")
 
 
 def _line(colour: int, points: Iterable[tuple[float, float | None]], x: _Place, y: _Place) -> Html:
@@ -94,15 +94,15 @@ def _moment(place: float, text: str) -> Html:
     return element("text", text, x=f"{place:.1f}", y=HEIGHT - 8, text_anchor="middle")
 
 
-def _round(value: float) -> str:
+def rounded(value: float) -> str:
     """A round number, without zeros that say nothing."""
     return f"{value:,.6g}".replace("-", MINUS)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round values that cover a range.
 
-    >>> _ticks(0, 87), _ticks(-0.4, 5.1)
+    >>> ticks(0, 87), ticks(-0.4, 5.1)
     ([0.0, 25.0, 50.0, 75.0, 100.0], [-2.0, 0.0, 2.0, 4.0, 6.0])
     """
     step = _step((high - low) / 4)
@@ -125,15 +125,16 @@ def _moments(seconds: float) -> list[tuple[float, float, str]]:
     return [(place * step, scale, sign) for place in range(int(seconds / step + 1e-9) + 1)]
 
 
-def _legend(series: Sequence[Series]) -> Html | None:
-    if len(series) < 2:
+def legend(names: Sequence[str]) -> Html | None:
+    """What each colour stands for, where there are several."""
+    if len(names) < 2:
         return None
     entries = [
         element(
             "li",
             element("i", class_=f"swatch e{place % COLOURS}", aria_hidden="true"),
-            element("bdi", one.name),
+            element("bdi", name),
         )
-        for place, one in enumerate(series)
+        for place, name in enumerate(names)
     ]
     return element("ul", *entries, class_="legend")

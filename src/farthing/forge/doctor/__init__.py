@@ -85,3 +85,7 @@ def _of_the_run(model: Model | None, task: Task | None, budget: Budget) -> Itera
         yield from of_model(model)
     if task is not None:
         yield from of_task(task, model, budget)
+    if model is not None and task is not None:
+        from farthing.forge.doctor.of_heads import of_heads
+
+        yield from of_heads(model, task)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from farthing.bench import Tick
 from farthing.bench.machine import Here
-from farthing.errors import FarthingError, StorageError, UnsupportedError
+from farthing.errors import FarthingError, StorageError, TaskError, UnsupportedError
 from farthing.forge import graph, heads
 from farthing.forge.evaluate import Judge, Score
 from farthing.forge.ladder import FUSE, STATIC
@@ -105,15 +105,21 @@ class Analysis:
 
     def _drops(self, scored: int | None) -> dict[tuple[str, str], Interval]:
         """What the metric loses on the subset by single operators, the worst of each precision."""
-        wanted = {precision: ranked(lost)[:scored] for precision, lost in self._losses.items()}
-        tick, found = self._ticker("the metric, by single operators"), {}
+        wanted = {
+            precision: [name for name in ranked(lost)[:scored] if lost[name].outputs is not None]
+            for precision, lost in self._losses.items()
+        }
+        tick, done = self._ticker("the metric, by single operators"), 0
+        found: dict[tuple[str, str], Interval] = {}
         for precision in (precision for precision, names in wanted.items() if names):
             form = form_of(self._source, self._model, PRECISIONS[precision], self._place)
             for name in wanted[precision]:
                 proto = self._source.whole(name, form)
                 changed = Model.create(self._model.manifest, {"model.onnx": graph.save_bytes(proto)})
-                found[precision, name] = self._score(changed, self._subset).drop
-                tick(len(found), sum(map(len, wanted.values())))
+                if score := self._of_few(changed, f"{name} in {precision} alone"):
+                    found[precision, name] = score.drop
+                done += 1
+                tick(done, sum(map(len, wanted.values())))
         return found
 
     def whole(self) -> tuple[Whole, ...]:
@@ -123,8 +129,9 @@ class Analysis:
         for name in self._losses:
             changed = whole(self._model, PRECISIONS[name], self._place)
             ratio = whole_loss(self._model, changed, self._place, self._samples)
-            score = self._score(changed, self._subset)
-            found.append(Whole(precision=name, output_sqnr=ratio, accuracy=score.accuracy, drop=score.drop))
+            score = self._of_few(changed, f"the model in {name}")
+            accuracy, drop = (score.accuracy, score.drop) if score else (None, None)
+            found.append(Whole(precision=name, output_sqnr=ratio, accuracy=accuracy, drop=drop))
             tick(len(found) - 1, len(self._losses))
         return tuple(found)
 
@@ -144,6 +151,14 @@ class Analysis:
     def _mixed(self, floats: Sequence[str], limit: int | None) -> Score:
         step = Step(use=STATIC, options={"exclude": list(floats)})
         return self._score(self._place.made(self._model, step), limit)
+
+    def _of_few(self, model: Model, what: str) -> Score | None:
+        """The score on the subset; None, and a note, of what computes no numbers."""
+        try:
+            return self._score(model, self._subset)
+        except TaskError as error:
+            self.notes.append(f"{what} has no metric: {error}.")
+            return None
 
     def _score(self, model: Model, limit: int | None) -> Score:
         return self._judge.score(model, "validation", limit, self._runtime)

@@ -49,13 +49,14 @@ class Whole(Section, frozen=True, kw_only=True):
     Attributes:
         precision: its name.
         output_sqnr: at the model's outputs, dB; of the one that suffers most. None if that is NaN or infinite.
-        accuracy, drop: the task's metric on ``subset`` samples of validation, and what it lost.
+        accuracy, drop: the task's metric on ``subset`` samples of validation, and what it lost; None where the model
+            computes NaN or infinity.
     """
 
     precision: str
     output_sqnr: float | None
-    accuracy: Interval
-    drop: Interval
+    accuracy: Interval | None
+    drop: Interval | None
 
 
 class Mixture(Section, frozen=True, kw_only=True):

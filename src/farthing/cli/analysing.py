@@ -1,0 +1,176 @@
+"""``farthing sensitivity`` and ``farthing study``: what low precision costs, and what it brings."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farthing.cli import options, show
+
+if TYPE_CHECKING:
+    from farthing.forge.sensitivity.result import Effect, Operator, Sensitivity
+
+SENSITIVITY = """\
+precisions: int8 (a scale for each output channel), int8 per tensor, int8 weights, int4 weights, float16
+
+Each operator alone is brought to each precision, and what that does to the model's outputs is measured as a ratio of
+signal to noise (SQNR, decibels). The metric is asked for the worst few only, on a part of validation. Last, the fewest
+operators are looked for that must stay in float for int8 to keep --drop. Interrupted? Run the same command again.
+
+example: farthing sensitivity work/model --task work/task.yaml --out sensitivity.json --html sensitivity.html
+"""
+WORST = 12
+
+
+def sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing sensitivity``."""
+    parser.epilog = SENSITIVITY
+    parser.add_argument("model", help="model directory, zip, or model file, in float")
+    parser.add_argument(
+        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
+    )
+    parser.add_argument(
+        "--target",
+        default="this",
+        metavar="NAME",
+        help="device that int8 is chosen for (default: this machine)",
+    )
+    parser.add_argument(
+        "--precision", default="", metavar="A,B", help="precisions to look at, see below (default: all)"
+    )
+    parser.add_argument(
+        "--scored",
+        default="3",
+        metavar="N",
+        help="operators of each precision whose loss of the metric is measured, the worst first, or `all` "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--subset",
+        type=int,
+        default=256,
+        metavar="N",
+        help="validation samples for that (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=16,
+        metavar="N",
+        help="calibration samples behind each ratio (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--drop",
+        default="0.01",
+        metavar="X",
+        help="what the metric may lose, or `none` to look for no mixture (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--engine", default="onnxruntime", metavar="NAME", help="what runs ONNX (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, with a picture")
+    options.add_json(parser)
+
+
+def sensitivity(parsed: argparse.Namespace) -> int:
+    """Run ``farthing sensitivity``."""
+    from farthing.errors import ConfigError
+    from farthing.forge.sensitivity import PRECISIONS
+    from farthing.forge.sensitivity import sensitivity as analyse
+
+    try:
+        scored = None if parsed.scored == "all" else int(parsed.scored)
+        limit = None if parsed.drop == "none" else float(parsed.drop)
+    except ValueError as error:
+        raise ConfigError(
+            "--scored is a whole number or `all`, --drop a number as in 0.01, or `none`"
+        ) from error
+    task = options.open_task(parsed.task, parsed.model)
+    model = options.open_model(parsed.model, task, keep=False)
+    with show.progress(parsed.json) as listener:
+        found = analyse(
+            model,
+            task,
+            parsed.target,
+            precisions=options.names(parsed.precision) or tuple(PRECISIONS),
+            samples=parsed.samples,
+            scored=scored,
+            subset=parsed.subset,
+            limit=limit,
+            engine=parsed.engine,
+            cache=options.cache_directory(),
+            listener=listener,
+            command=shlex.join(["farthing", *sys.argv[1:]]),
+        )
+    _write(found, parsed.out)
+    if parsed.html:
+        from farthing import files
+        from farthing.forge.sensitivity.page import render
+
+        files.write(parsed.html, render(found).encode())
+    print(show.as_json({"event": "result", **_plain(found)}) if parsed.json else _sensitivity(found))
+    return 0
+
+
+def _write(found: object, path: Path | None) -> None:
+    """Write a result as JSON, if that was asked for."""
+    if path:
+        import msgspec
+
+        from farthing import files
+
+        files.write(path, msgspec.json.format(msgspec.json.encode(_plain(found))) + b"\n")
+
+
+def _plain(found: object) -> dict[str, object]:
+    from farthing.config import plain
+
+    return dict(plain(found))
+
+
+def _sensitivity(found: Sensitivity) -> str:
+    """The worst operators, the model as a whole, and what should stay in float."""
+    from farthing.forge.sensitivity.page import in_words
+
+    first = found.precisions[0]
+    order = found.worst(first)
+    head = ["operator", "type", *found.precisions, "drop"]
+    rows = [[one.name, one.kind, *_ratios(one, found), _drop(one.effect(first))] for one in order[:WORST]]
+    lines = [
+        f"SQNR at the outputs, dB, one operator at a time; the worst in {first} first, with what {found.metric} loses:",
+        "",
+    ]
+    lines += [show.table(head, rows, width=show.room())]
+    if len(order) > WORST:
+        lines.append(f"({len(order) - WORST} more: --out and --html list them)")
+    rows = [
+        [
+            one.precision,
+            _decibels(one.output_sqnr),
+            f"{one.accuracy.value:.4f}" if one.accuracy else "-",
+            show.interval(one.drop, digits=4),
+        ]
+        for one in found.whole
+    ]
+    lines += ["", show.table(["all operators in", "SQNR, dB", found.metric, "drop"], rows, width=show.room())]
+    lines += ["", *(f"Note: {note}" for note in (*map(str, found.joins), *found.notes))]
+    if found.mixture:
+        lines += [in_words(found.mixture), *(f"  {name}" for name in found.mixture.floats)]
+    return "\n".join(lines).rstrip()
+
+
+def _ratios(one: Operator, found: Sensitivity) -> list[str]:
+    effects = [one.effect(name) for name in found.precisions]
+    return ["-" if effect is None else _decibels(effect.output_sqnr) for effect in effects]
+
+
+def _decibels(ratio: float | None) -> str:
+    return "nan" if ratio is None else f"{ratio:.1f}"
+
+
+def _drop(effect: Effect | None) -> str:
+    return "-" if effect is None or effect.drop is None else f"{effect.drop.value:.4f}"
