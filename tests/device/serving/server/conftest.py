@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mirror import Mirror, repository
 from running_server import GatedEngine, LyingEngine
 
 from farthing import plugins
@@ -13,6 +14,13 @@ from farthing.testing import fake_model
 
 plugins.register("engine", "gated", GatedEngine)
 plugins.register("engine", "lying", LyingEngine)
+plugins.register("engine", "mirror", Mirror)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository, see `mirror.repository`."""
+    return repository(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mirror import TYPES, Mirror, repository, sample
+from mirror import TYPES, sample
 from running_server import running, settings_for
 
-from farthing import plugins
 from farthing.engines.base import open_engine
 from farthing.engines.openinference import DATATYPES
 from farthing.model import Model
@@ -25,13 +24,7 @@ triton: Any = pytest.importorskip("tritonclient.grpc")
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return repository(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
 def client(models: Path) -> Iterator[Any]:
-    plugins.register("engine", "mirror", Mirror)
     with (
         running(settings_for(models, management=True, grpc_port=0)) as one,
         triton.InferenceServerClient(one.running.grpc.address) as asking,
