@@ -345,3 +345,25 @@ class Heavy:
         for _ in range(self._times - 1):
             self._engine.run(feeds)  # type: ignore[attr-defined]
         return self._engine.run(feeds)  # type: ignore[attr-defined]
+
+
+def test_a_variant_is_judged_by_its_own_answers_alone() -> None:
+    clock, inner = FakeClock(), ByHand()
+    rule = AdaptRule(dwell_s=0, load=None, p99_ms=Band(worse=50, better=20))
+    service = Adaptive({"a": lambda: inner, "b": lambda: inner, "c": ByHand}, rule, clock=clock, every=0)
+
+    def answered(seconds: float, count: int) -> None:
+        for _ in range(count):
+            service.submit(Request(X))
+            clock.advance(seconds)
+            inner.asked.pop().set_result(Answer({}, "by hand"))
+
+    answered(0.001, 600)  # slow ones are two in a hundred of the latest 512
+    answered(0.2, 10)
+    assert service.step().after == "b"  # type: ignore[union-attr]
+    assert service.step() is None, "nothing is known of it yet"
+    answered(0.001, 500)
+    answered(0.2, 4)  # less than one in a hundred
+    assert service.step() is None
+    answered(0.2, 4)
+    assert service.step().after == "c"  # type: ignore[union-attr]

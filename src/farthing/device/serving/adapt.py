@@ -12,18 +12,18 @@ from concurrent.futures import Future
 from typing import TypeVar
 from weakref import WeakSet
 
-import numpy as np
 from msgspec.structs import replace
 
 from farthing.config import Section
 from farthing.device.serving.service import GRACE, Answer, Clock, Request, Service, guarded
 from farthing.device.serving.swap import Swapped
+from farthing.device.watch.monitor import Monitor
 from farthing.device.watch.probes import Reading
 from farthing.errors import ConfigError, FarthingError
 
 Opener = Callable[[], Service]
 FutureT = TypeVar("FutureT", "Future[Answer]", "asyncio.Future[Answer]")
-_WINDOW = 512  # latencies that p99 is taken of
+_WINDOW = 512  # answers that p99 is taken of
 _LONGEST_PATIENCE = 16.0
 
 
@@ -214,7 +214,7 @@ class Adaptive(Service):
         self._inside: WeakSet[Future[Answer] | asyncio.Future[Answer]] = (
             WeakSet()
         )  # a loop may end without an answer
-        self._latencies: deque[float] = deque(maxlen=_WINDOW)
+        self._latest = self._window()
         self.switches: deque[Switch] = deque(maxlen=1024)
         self._over = threading.Event()
         self._watcher = threading.Thread(
@@ -264,8 +264,7 @@ class Adaptive(Service):
             reason = f"{reason}; but {after} could not be opened: {why_not}"
             after, index = before, chooser.index
         chooser.moved(now, index)
-        with self._lock:
-            self._latencies.clear()
+        self._latest = self._window()  # what the variant before took says nothing of this one
         switch = Switch(time=now, before=before, after=after, reason=reason)
         self.switches.append(switch)
         return switch
@@ -294,10 +293,14 @@ class Adaptive(Service):
 
     def _signals(self) -> Signals:
         """What is read, with the service's own load and latency."""
+        p99 = self._latest.last_requests().p99
         with self._lock:
-            latencies, inside = list(self._latencies), len(self._inside)
-        p99 = float(np.percentile(latencies, 99)) * 1000 if latencies else None
-        return replace(self._read(), load=inside, p99_ms=p99)
+            inside = len(self._inside)
+        return replace(self._read(), load=inside, p99_ms=None if p99 is None else p99 * 1000)
+
+    def _window(self) -> Monitor:
+        """Counts the latest answers."""
+        return Monitor(requests=_WINDOW, clock=self._clock)
 
     def _counted(self, future: FutureT) -> FutureT:
         began = self._clock()
@@ -310,5 +313,5 @@ class Adaptive(Service):
         is_answer = not future.cancelled() and future.exception() is None
         with self._lock:
             self._inside.discard(future)
-            if is_answer:
-                self._latencies.append(self._clock() - began)
+        if is_answer:
+            self._latest.observe(self._clock() - began)
