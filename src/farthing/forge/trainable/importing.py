@@ -14,7 +14,7 @@ from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.trainable import mending, norms, trying, writing
 from farthing.forge.trainable.binding import Binding
-from farthing.forge.trainable.builder import Builder
+from farthing.forge.trainable.builder import Builder, attribute
 from farthing.forge.trainable.node import AFTER, Node
 from farthing.forge.trainable.operators import form
 from farthing.forge.trainable.stored import is_constant, stored
@@ -96,6 +96,22 @@ class Trainable:
             TaskError: no batches.
         """
         self.norms |= norms.insert(self.module, self.bindings, batches, linear)
+
+    def gradients(self) -> dict[str, Array]:
+        """The gradients in the module, by the names of the stored tensors they belong to, and of their shapes.
+
+        Those of several layers that share a tensor are added up; what has none is left out.
+        """
+        found: dict[str, Array] = {}
+        tensors = stored(self._proto)
+        for binding in self.bindings:
+            parts = [attribute(self.module, place).grad for place in binding.places]
+            if all(part is not None for part in parts):
+                packed = binding.layout.pack(
+                    [part for part in parts if part is not None], tensors[binding.tensor]
+                )
+                found[binding.tensor] = found.get(binding.tensor, 0) + packed.numpy()
+        return found
 
     def to_model(self, **changes: Any) -> Model:
         """The same ONNX graph with the module's numbers, and where layers have shrunk with their new sizes.
