@@ -68,6 +68,7 @@ class Channels:
         self.model = model
         self._proto = graph.load(model.file)
         graph.name_nodes(self._proto)
+        _unshare(self._proto)
         self._feeds = trying.trials(model.manifest, None)[1]
         self._following = Following(self._proto, self._feeds)
         self._tensors = {tensor.name: tensor for tensor in _stored(self._proto)}
@@ -90,8 +91,9 @@ class Channels:
             kind: ``l1`` and ``l2``, the weights that belong to a channel in all coupled layers, absolute or squared
                 (Li et al. 2017, https://arxiv.org/abs/1608.08710), relative to their mean in each layer and coupling;
                 ``bn``, the scales of batch normalization, likewise (Liu et al. 2017,
-                https://arxiv.org/abs/1708.06519), and ``l2`` where a layer has none; ``taylor``, the square of weights times gradients, by which the loss
-                would change (Molchanov et al. 2019, https://arxiv.org/abs/1906.10771), relative to nothing.
+                https://arxiv.org/abs/1708.06519), and ``l2`` where a layer has none; ``taylor``, the square of weights
+                times gradients, by which the loss would change (Molchanov et al. 2019,
+                https://arxiv.org/abs/1906.10771), relative to nothing.
             gradients: for ``taylor``.
 
         Raises:
@@ -239,6 +241,45 @@ class Channels:
                     raise UnsupportedError(f"pruning would change the outputs of {name}")
         except (ModelError, EngineError) as error:
             raise UnsupportedError(f"the graph of {name} cannot follow where channels go: {error}") from error
+
+
+def _unshare(proto: onnx.ModelProto) -> None:
+    """Give every node vectors of its own, in place: exporters store equal ones (biases of zeros) once, or hand them on
+    by Identity nodes, which couples nothing.
+    """
+    _inline(proto)
+    vectors = {tensor.name: tensor for tensor in proto.graph.initializer if len(tensor.dims) == 1}
+    taken = {name for node in proto.graph.node for name in (*node.input, *node.output)} | set(vectors)
+    seen: set[str] = set()
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            if name in seen:
+                fresh = free_name(f"{name}_{node.name}", taken)
+                proto.graph.initializer.add().CopyFrom(vectors[name])
+                proto.graph.initializer[-1].name = fresh
+                node.input[place] = fresh
+            elif name in vectors:
+                seen.add(name)
+
+
+def _inline(proto: onnx.ModelProto) -> None:
+    """Take out Identity nodes that hand on stored tensors."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    given = {value.name for value in proto.graph.output}
+    aliases: dict[str, str] = {}
+    kept = []
+    for node in proto.graph.node:
+        source = aliases.get(node.input[0], node.input[0]) if node.input else ""
+        if node.op_type == "Identity" and source in stored and node.output[0] not in given:
+            aliases[node.output[0]] = source
+        else:
+            kept.append(node)
+    fresh = onnx.GraphProto(node=kept)
+    for node in graph.nodes(fresh):
+        for place, name in enumerate(node.input):
+            node.input[place] = aliases.get(name, name)
+    del proto.graph.node[:]
+    proto.graph.node.extend(fresh.node)
 
 
 def _coupled(gives: Mapping[str, Labels]) -> list[Coupling]:
