@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,13 +13,13 @@ from onnx import numpy_helper
 from farthing.errors import EngineError, ModelError, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.prune.labels import STAYS, Axes, Following, Labels
+from farthing.forge.prune.structured import Importance
 from farthing.forge.trainable import trying
-from farthing.forge.trainable.stored import is_constant
-from farthing.forge.trainable.writing import drop_unused, free_name
+from farthing.forge.trainable.stored import free_name, is_constant
+from farthing.forge.trainable.writing import drop_unused
 from farthing.model import Model
 
 Array = NDArray[Any]
-Importance = Literal["l1", "l2", "bn", "taylor"]
 Gradients = Mapping[str, Array]
 """Name of a stored tensor -> the gradient of the loss by it, of the same shape."""
 

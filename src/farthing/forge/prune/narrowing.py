@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from farthing import bench
 from farthing.bench import Rule
 from farthing.errors import UnsupportedError
-from farthing.forge.prune.channels import Channels
+from farthing.forge.prune.channels import Channels, Coupling
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.options import EngineOptions
@@ -66,6 +67,11 @@ def narrowed(
     return _Narrowing(channels, scores, floors, wanted, workshop).run()
 
 
+def unit(one: Coupling, multiple: int) -> int:
+    """The steps in which a width may change: channels of a grouped convolution go group by group."""
+    return math.lcm(one.step, multiple)
+
+
 class _Narrowing:
     def __init__(
         self,
@@ -107,10 +113,10 @@ class _Narrowing:
 
     def _narrower(self, name: str, width: int) -> int:
         """A quarter fewer channels, a multiple, but not below the floor."""
-        one, multiple = self.known[name], self.wanted.multiple
-        unit = multiple if multiple % one.step == 0 else one.step * multiple
-        part = max(unit, one.width // PART // unit * unit)
-        aligned = -(-(width - part) // unit) * unit if width % unit else width - part
+        one = self.known[name]
+        each = unit(one, self.wanted.multiple)
+        part = max(each, one.width // PART // each * each)
+        aligned = -(-(width - part) // each) * each if width % each else width - part
         return max(self.floors[name], aligned)
 
     def _chosen(

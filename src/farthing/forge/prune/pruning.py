@@ -1,0 +1,178 @@
+"""How wide each layer stays, and training what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from torch import Tensor
+
+from farthing.bench.feeding import batch_size
+from farthing.errors import UnsupportedError
+from farthing.forge.prune import narrowing
+from farthing.forge.prune.channels import Channels, Coupling
+from farthing.forge.prune.structured import StructuredPrune
+from farthing.forge.trainable import Trainable, trainable
+from farthing.forge.training.lesson import lesson
+from farthing.forge.training.loop import train
+from farthing.forge.training.losses import loss_of, understood
+from farthing.forge.training.samples import CHUNK, Batch, Samples
+from farthing.forge.workshop import Workshop
+from farthing.model import Model
+from farthing.recipe import Progress
+from farthing.task import Task
+
+Array = NDArray[Any]
+MEASURED = 512  # training samples that statistics of batch normalization are measured on
+GRADIENTS = 1024  # training samples that gradients are taken from
+
+
+def plan(options: StructuredPrune, model: Model, task: Task, workshop: Workshop) -> dict[str, int]:
+    """The width of each coupling, see `StructuredPrune`.
+
+    Raises:
+        UnsupportedError: a network that cannot be pruned, or not as far as asked for.
+    """
+    channels = Channels(model)
+    known, scores = channels.couplings, _scores(options, channels, task)
+    floors = {name: _floor(one, options) for name, one in known.items()}
+    if options.latency is None:
+        widths = _ranked(options, known, scores, floors)
+    else:
+        wanted = narrowing.Wanted(options.latency, options.engine, options.multiple)
+        widths = narrowing.narrowed(channels, scores, floors, wanted, workshop)
+    if all(widths[name] == one.width for name, one in known.items()):
+        raise UnsupportedError(
+            f"{model.manifest.name} has no layer left to narrow: its layers keep multiples of {options.multiple} "
+            f"and a share of {options.least:g} at least; ask for a larger ratio, or a smaller multiple"
+        )
+    return widths
+
+
+def prune(options: StructuredPrune, model: Model, task: Task, workshop: Workshop) -> Model:
+    """The network with the widths of the options, trained on; see `StructuredPrune`.
+
+    Raises:
+        UnsupportedError: a network that cannot be pruned, or that did not get smaller.
+        TaskError: data that do not serve to train on.
+    """
+    before = {name: one.width for name, one in Channels(model).couplings.items()}
+    pruned = model
+    for number in range(1, options.rounds + 1):
+        widths = {
+            name: width + (before.get(name, width) - width) * (options.rounds - number) // options.rounds
+            for name, width in options.widths.items()
+        }
+        pruned = _round(options, pruned, options.teaching(model, workshop), task, widths, number, workshop)
+    if pruned.size_bytes >= model.size_bytes:
+        raise UnsupportedError(
+            f"pruning {model.manifest.name} gave {pruned.size_bytes} bytes, no fewer than its {model.size_bytes}"
+        )
+    return pruned
+
+
+def _round(
+    options: StructuredPrune,
+    model: Model,
+    teachers: list[Model],
+    task: Task,
+    widths: Mapping[str, int],
+    number: int,
+    workshop: Workshop,
+) -> Model:
+    """Take channels out and train on."""
+    samples = Samples(task, understood(model))
+    text = f"pruning {model.manifest.name}, {number} of {options.rounds}: {_words(widths)}"
+    workshop.listener(Progress(stage="train", text=text))
+    channels = Channels(model)
+    smaller, left = channels.without(widths, _scores(options, channels, task))
+    made = trainable(smaller)
+    if options.norms:
+        _insert_norms(made, trainable(model), left, samples)
+    schedule = options.schedule
+    if number < options.rounds:
+        schedule = replace(schedule, epochs=max(1, schedule.epochs // 4))
+    with lesson(made, samples, schedule, teachers, options.distillation, workshop.listener) as (module, loss):
+        train(module, samples, loss, schedule, workshop=workshop.part(f"round-{number}"))
+    made.module.eval()
+    return made.to_model()
+
+
+def _scores(options: StructuredPrune, channels: Channels, task: Task) -> dict[str, Array]:
+    """The importance of each channel."""
+    if options.importance != "taylor":
+        return channels.importance(options.importance)
+    return channels.importance("taylor", _gradients(trainable(channels.model), task))
+
+
+def _floor(one: Coupling, options: StructuredPrune) -> int:
+    """The fewest channels to leave."""
+    unit = narrowing.unit(one, options.multiple)
+    return min(one.width, max(one.least, unit, -(-int(one.width * options.least) // unit) * unit))
+
+
+def _ranked(
+    options: StructuredPrune,
+    known: Mapping[str, Coupling],
+    scores: Mapping[str, Array],
+    floors: Mapping[str, int],
+) -> dict[str, int]:
+    """Widths by importance, rounded to the nearest multiple."""
+    every = np.sort(np.concatenate([*scores.values()]))
+    edge = every[int(len(every) * options.ratio)]
+    widths = {}
+    for name, one in known.items():
+        kept = one.width * (1 - options.ratio)
+        if options.ranking == "global":
+            kept = one.least + one.step * float((scores[name] >= edge).sum())
+        unit = narrowing.unit(one, options.multiple)
+        widths[name] = min(one.width, max(floors[name], round(kept / unit) * unit))
+    return widths
+
+
+def _spread(samples: Samples, count: int) -> Iterator[Batch]:
+    """Some samples from all over the split: data are often sorted by class."""
+    picks = torch.linspace(0, len(samples) - 1, min(count, len(samples))).round().long()
+    size = batch_size(samples.manifest, CHUNK)
+    for part in torch.split(picks, size):
+        if len(part) == size or len(picks) < size:
+            yield samples.batch(part)
+
+
+def _inputs(samples: Samples) -> Iterator[tuple[Tensor, ...]]:
+    """Some training samples as a module takes them."""
+    return (batch.inputs for batch in _spread(samples, MEASURED))
+
+
+def _insert_norms(made: Trainable, before: Trainable, left: Mapping[str, Array], samples: Samples) -> None:
+    """Batch normalization for a network that lost channels, that gives those that are left the mean and spread that
+    they had before: what the others gave them is missing.
+    """
+    before.insert_norms(_inputs(samples))
+    made.insert_norms(_inputs(samples))
+    for node, layer in made.layers.items():
+        if layer in made.norms and layer in before.norms and node in left:
+            new: Any = made.module.get_submodule(made.norms[layer])
+            old: Any = before.module.get_submodule(before.norms[layer])
+            picks = torch.from_numpy(left[node])
+            with torch.no_grad():
+                new.weight.copy_(old.weight[picks])
+                new.bias.copy_(old.bias[picks])
+
+
+def _gradients(made: Trainable, task: Task) -> dict[str, Array]:
+    """The gradients of the loss over some training samples, by the names of the stored tensors."""
+    samples = Samples(task, understood(made.model))
+    loss = loss_of(task, samples.manifest)
+    for batch in _spread(samples, GRADIENTS):
+        torch.autograd.backward(loss(made.module(*batch.inputs), batch))
+    return made.gradients()
+
+
+def _words(widths: Mapping[str, int]) -> str:
+    shown = [f"{name} {width}" for name, width in [*widths.items()][:3]]
+    return ", ".join([*shown, *(["..."] if len(widths) > 3 else [])])
