@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from farthing.device.predict import Predictor, load
     from farthing.engines.base import Engine, open_engine
     from farthing.errors import FarthingError
-    from farthing.forge.apply import replay
     from farthing.forge.convert import convert
     from farthing.forge.inspect import inspect
     from farthing.forge.optimize import optimize
+    from farthing.forge.replay import replay
     from farthing.measure import Measurement
     from farthing.metrics import Metric
     from farthing.model import Manifest, Model, Preprocess, Resize, TensorSpec
@@ -41,7 +41,7 @@ _PLACES = {
     "EngineOptions": "farthing.options:EngineOptions",
     "open_engine": "farthing.engines.base:open_engine",
     "FarthingError": "farthing.errors:FarthingError",
-    "replay": "farthing.forge.apply:replay",
+    "replay": "farthing.forge.replay:replay",
     "convert": "farthing.forge.convert:convert",
     "inspect": "farthing.forge.inspect:inspect",
     "optimize": "farthing.forge.optimize:optimize",

@@ -40,6 +40,7 @@ class Recipe(Section, frozen=True, kw_only=True):
         engine, options: what is meant to run the result, and how.
         budget: what it was searched under.
         artefact: digest of the model that the steps gave.
+        accuracy: the metric on the validation split: what a replay is held to that trains on another machine.
         versions: of Farthing and the libraries that took part.
     """
 
@@ -51,6 +52,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     options: EngineOptions
     budget: Budget
     artefact: str = ""
+    accuracy: Interval | None = None
     versions: dict[str, str] = {}
 
 

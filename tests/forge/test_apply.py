@@ -24,9 +24,10 @@ from farthing.bundle import Bundle
 from farthing.config import read, to_yaml
 from farthing.errors import ConfigError, ModelError, PluginError, StorageError, TaskError
 from farthing.forge import graph
-from farthing.forge.apply import apply, build, read_by, replay, versions
+from farthing.forge.apply import apply, build, read_by, versions
 from farthing.forge.cache import Cache
 from farthing.forge.quantize import calibrate
+from farthing.forge.replay import replay
 from farthing.forge.workshop import Workshop
 from farthing.metrics import Metric
 from farthing.model import Model

@@ -139,8 +139,8 @@ def _place(name: str, threads: Sequence[int]) -> Iterator[tuple[Machine, Target]
 def _replay(parsed: argparse.Namespace) -> int:
     from farthing.config import read
     from farthing.errors import ConfigError, StorageError
-    from farthing.forge.apply import replay
     from farthing.forge.cache import Cache
+    from farthing.forge.replay import replay
     from farthing.recipe import Recipe
 
     for name, empty in SEARCHING.items():
@@ -158,7 +158,9 @@ def _replay(parsed: argparse.Namespace) -> int:
     with show.progress(parsed.json) as listener:
         made = replay(recipe, model, task, Cache(options.cache_directory()), listener=listener)
     made.save(out / "model")
-    print(f"{out / 'model'}: {made.digest}" + (", as recorded" if recipe.artefact else ""))
+    same = ", as recorded" if made.digest == recipe.artefact else ""
+    other = f", as accurate as {recipe.artefact[:12]}, which was recorded" if recipe.artefact else ""
+    print(f"{out / 'model'}: {made.digest}{same or other}")
     return 0
 
 

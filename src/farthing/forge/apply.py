@@ -1,4 +1,4 @@
-"""Steps to models: build passes by name, run them through the cache, replay recipes."""
+"""Steps to models: build passes by name, run them through the cache."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from farthing.errors import (
     ModelError,
     PluginError,
     StorageError,
-    TaskError,
     nearest,
 )
 from farthing.forge import graph
 from farthing.forge.cache import Cache, code_of, key_of, metric_code
 from farthing.forge.workshop import Workshop
 from farthing.model import Model, checked
-from farthing.recipe import Listener, Pass, Recipe, Step, ignore
+from farthing.recipe import Pass, Step
 from farthing.target import Target
 from farthing.task import Task, loss_function
 
@@ -260,40 +259,3 @@ def versions(use: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def replay(recipe: Recipe, model: Model, task: Task, cache: Cache, *, listener: Listener = ignore) -> Model:
-    """Make a recipe's artefact again, measuring nothing; ``listener`` hears of passes that take long.
-
-    Raises:
-        ModelError: another input model, or a result that differs from the recorded artefact.
-        TaskError: another task's data.
-        PluginError: an engine or a pass that is not known.
-        FarthingError: what a pass raised.
-    """
-    if recipe.engine and recipe.engine not in plugins.names("engine"):
-        raise PluginError(
-            f"the recipe is for an engine called {recipe.engine!r}, which is not known; "
-            f"{nearest(recipe.engine, plugins.names('engine'))}"
-        )
-    if recipe.model != model.digest:
-        raise ModelError(
-            f"the recipe is for model {recipe.model[:12]}, not {model.digest[:12]}: "
-            "give the model it was made from"
-        )
-    if recipe.task != task.digest:
-        raise TaskError(
-            f"the recipe was made with other data ({recipe.task[:12]}) than task {task.name} "
-            f"has ({task.digest[:12]}): give the task it was made with"
-        )
-    made, _ = apply(recipe.steps, model, recipe.target, task, cache, Workshop(listener=listener))
-    if recipe.artefact and made.digest != recipe.artefact:
-        now = {name: found for step in recipe.steps for name, found in versions(step.use).items()}
-        differing = {
-            name: (was, now[name]) for name, was in recipe.versions.items() if now.get(name, was) != was
-        }
-        raise ModelError(
-            f"the replay gives {made.digest[:12]}, the recipe recorded {recipe.artefact[:12]}; "
-            f"versions that differ: {differing or 'none'}"
-        )
-    return made

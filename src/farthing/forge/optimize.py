@@ -399,6 +399,7 @@ class _Search:
             options=candidate.options,
             budget=self.budget,
             artefact=candidate.model,
+            accuracy=candidate.accuracy,
             versions={**found, won.runtime.engine: won.runtime.version},
         )
 

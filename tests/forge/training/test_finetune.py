@@ -21,12 +21,15 @@ from farthing.errors import ConfigError, ModelError, TaskError, TrainingError
 from farthing.forge.apply import apply, build
 from farthing.forge.cache import Cache
 from farthing.forge.finetune import FineTune
+from farthing.forge.replay import replay
 from farthing.forge.training.distillation import Distillation
 from farthing.forge.training.schedule import Schedule
 from farthing.forge.workshop import Workshop
+from farthing.measure import Interval
 from farthing.model import Model
-from farthing.recipe import Progress, Step
-from farthing.target import Target
+from farthing.options import EngineOptions
+from farthing.recipe import Progress, Recipe, Step
+from farthing.target import Budget, Target
 from farthing.task import Split, Task
 
 TARGET = Target.find("this")
@@ -205,3 +208,30 @@ def test_a_label_that_no_output_stands_for(
     eight = make_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)))
     with pytest.raises((TaskError, ModelError), match="label 9"):
         apply([Step(use=FINETUNE)], eight, TARGET, digits_task, cache)
+
+
+@pytest.mark.parametrize(("accuracy", "fits"), [((0.5, 1.0), True), ((0.0, 0.5), False), (None, False)])
+def test_a_training_on_another_machine_is_held_to_its_accuracy(
+    accuracy: tuple[float, float] | None, fits: bool, broken: Model, digits_task: Task, cache: Cache
+) -> None:
+    """Another processor rounds in another way: the recorded digest is that of another artefact."""
+    made, steps = apply(
+        [Step(use=FINETUNE, options={"schedule": {"epochs": 1}})], broken, TARGET, digits_task, cache
+    )
+    recipe = Recipe(
+        model=broken.digest,
+        task=digits_task.digest,
+        target=TARGET,
+        steps=steps,
+        engine="onnxruntime",
+        options=EngineOptions(),
+        budget=Budget(),
+        artefact="0" * 64,
+        accuracy=None if accuracy is None else Interval(value=accuracy[0], low=accuracy[0], high=accuracy[1]),
+    )
+    if fits:
+        assert replay(recipe, broken, digits_task, cache).digest == made.digest
+    else:
+        words = "the recipe recorded 000000000000" + (".* outside what was recorded" if accuracy else "")
+        with pytest.raises(ModelError, match=words):
+            replay(recipe, broken, digits_task, cache)
