@@ -71,8 +71,25 @@ def test_what_cannot_be_done_is_said(words: list[str], said: str, capsys: pytest
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "much"])
-def test_sizes_that_are_none_are_refused(size: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        *(
+            (["add", "net-1", "--limit-mb", size], f"a size in megabytes is above 0, not {size}")
+            for size in ("0", "-1", "nan", "inf", "much")
+        ),
+        *((["gc", "--keep", count], f"a number from 0, not {count}") for count in ("-1", "1.5", "all")),
+    ],
+)
+def test_numbers_that_are_none_are_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["store", "add", "net-1", "--limit-mb", size])
+        main(["store", *words])
     assert end.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_to_type_next_names_the_store_that_was_named(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["store", "add", "net-1", "--store", "an other"])
+    assert "`farthing store activate net 1 --store 'an other'`" in capsys.readouterr().err

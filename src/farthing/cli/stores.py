@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +61,7 @@ def store_arguments(parser: argparse.ArgumentParser) -> None:
     _common(gc, _gc)
     gc.add_argument(
         "--keep",
-        type=int,
+        type=_count,
         default=1,
         metavar="N",
         help="other versions of each model to keep (default: %(default)s)",
@@ -82,10 +83,20 @@ def _common(parser: argparse.ArgumentParser, do: Callable[[argparse.Namespace], 
 
 def _megabytes(text: str) -> int:
     """Bytes of so many megabytes."""
-    size = float(text)
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
     if not 0 < size < 1e12:
         raise argparse.ArgumentTypeError(f"a size in megabytes is above 0, not {text}")
     return int(size * 1e6)
+
+
+def _count(text: str) -> int:
+    """So many, or none."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"a number from 0, not {text}")
+    return int(text)
 
 
 def store(parsed: argparse.Namespace) -> int:
@@ -107,7 +118,10 @@ def _add(parsed: argparse.Namespace) -> int:
         kept.activate(entry.name, entry.version)
     print(f"{entry.name} {entry.version}  {entry.digest[:12]}  {_size(entry.size_bytes)}")
     if not parsed.activate and not entry.current:
-        print(f"not in use yet: `farthing store activate {entry.name} {entry.version}`", file=sys.stderr)
+        where = f" --store {shlex.quote(str(parsed.store))}" if parsed.store else ""
+        print(
+            f"not in use yet: `farthing store activate {entry.name} {entry.version}{where}`", file=sys.stderr
+        )
     return 0
 
 
