@@ -124,6 +124,21 @@ def test_the_page_says_what_was_found_and_loads_nothing() -> None:
     assert not any("style" in attributes for _, attributes in page.tags), "the policy would refuse it"
 
 
+def test_of_many_sensors_the_hottest_are_drawn_and_equal_names_told_apart() -> None:
+    names = ["acpitz", "acpitz", "c", "d", "e", "f", "g", "hot"]
+    sensors = tuple(
+        Temperature(name=name, celsius=40.0 + place, processor=True) for place, name in enumerate(names)
+    )
+    page = Page(render(record(*(Reading(time_s=float(n), temperatures=sensors) for n in range(3)))))
+    (chart,) = (attributes["aria-label"] for tag, attributes in page.tags if tag == "svg")
+    assert chart == "Temperature, the 6 highest of 8: from 42.0 to 47.0 °C"
+    drawn = page.text[page.text.index("6 highest of 8") : page.text.index("Summary")]
+    assert "hot" in drawn
+    assert "acpitz" not in drawn
+    few = Page(render(record(*(Reading(time_s=float(n), temperatures=sensors[:2]) for n in range(3)))))
+    assert "acpitz (2)" in few.text, "the hotter of two of one name is not lost"
+
+
 def test_a_device_that_says_nothing_has_a_page_too() -> None:
     for found in (record(Reading(time_s=5.0)), record()):
         page = Page(render(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from farthing.config import plain
@@ -92,11 +93,31 @@ def _chart(record: Record, quantity: Quantity, limit: float | None = None, most:
 def _several(
     record: Record, title: str, unit: str, of: _Named, limit: float | None = None, most: float | None = None
 ) -> Html:
-    """A chart of the first few of many; each reading says which there are."""
-    names = list(dict.fromkeys(name for reading in record.readings for name, _ in of(reading)))[:MOST_LINES]
-    values = [(_since(record, reading), dict(of(reading))) for reading in record.readings]
-    lines = [Series(name, [(seconds, found.get(name)) for seconds, found in values]) for name in names]
+    """A chart of many, as each reading names them; of too many the highest, so that none that matters is missing."""
+    values = [(_since(record, reading), _distinct(of(reading))) for reading in record.readings]
+    highest: dict[str, float] = {}
+    for _, found in values:
+        for name, value in found.items():
+            highest[name] = max(value, highest.get(name, value))
+    drawn = set(sorted(highest, key=lambda name: highest[name], reverse=True)[:MOST_LINES])
+    if len(highest) > MOST_LINES:
+        title = f"{title}, the {MOST_LINES} highest of {len(highest)}"
+    lines = [
+        Series(name, [(seconds, found.get(name)) for seconds, found in values])
+        for name in highest
+        if name in drawn
+    ]
     return over_time(title, unit, lines, limit, most)
+
+
+def _distinct(named: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Values by name; of one name again and again, such as that of two equal sensors, numbered."""
+    found: dict[str, float] = {}
+    seen: Counter[str] = Counter()
+    for name, value in named:
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name} ({seen[name]})"] = value
+    return found
 
 
 def _since(record: Record, reading: Reading) -> float:
