@@ -35,6 +35,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "train.finetune.v1": "farthing.forge.finetune:FineTune",
         "distill.student.v1": "farthing.forge.distill:Student",
         "prune.structured.v1": "farthing.forge.prune.structured:StructuredPrune",
+        "prune.unstructured.v1": "farthing.forge.prune.unstructured:UnstructuredPrune",
         "export.openvino.v1": "farthing.forge.openvino.export:ExportOpenvino",
         "export.tflite.v1": "farthing.forge.tflite.export:ExportTflite",
     },

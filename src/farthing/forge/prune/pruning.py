@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from torch import Tensor
 
 from farthing.bench.feeding import batch_size
 from farthing.errors import UnsupportedError
@@ -143,17 +142,17 @@ def _spread(samples: Samples, count: int) -> Iterator[Batch]:
             yield samples.batch(part)
 
 
-def _inputs(samples: Samples) -> Iterator[tuple[Tensor, ...]]:
-    """Some training samples as a module takes them."""
-    return (batch.inputs for batch in _spread(samples, MEASURED))
+def calm(made: Trainable, samples: Samples) -> None:
+    """Put batch normalization where the file has none, measured on some training samples."""
+    made.insert_norms(batch.inputs for batch in _spread(samples, MEASURED))
 
 
 def _insert_norms(made: Trainable, before: Trainable, left: Mapping[str, Array], samples: Samples) -> None:
     """Batch normalization for a network that lost channels, that gives those that are left the mean and spread that
     they had before: what the others gave them is missing.
     """
-    before.insert_norms(_inputs(samples))
-    made.insert_norms(_inputs(samples))
+    calm(before, samples)
+    calm(made, samples)
     for node, layer in made.layers.items():
         if layer in made.norms and layer in before.norms and node in left:
             new: Any = made.module.get_submodule(made.norms[layer])
