@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import math
 import os
 import sys
 from pathlib import Path
@@ -144,6 +145,7 @@ def _tls(parsed: argparse.Namespace) -> object:
 def _entry(text: str, parsed: argparse.Namespace) -> Entry:
     """A model named on the command line."""
     from farthing.device.serving.server.settings import Batching, Entry, InstanceGroup
+    from farthing.errors import ConfigError
     from farthing.options import make_options
 
     name, equals, path = text.partition("=")
@@ -157,6 +159,8 @@ def _entry(text: str, parsed: argparse.Namespace) -> Entry:
     if parsed.max_batch is not None:
         entry = changed(entry, max_batch_size=parsed.max_batch)
     if parsed.delay_ms is not None:
+        if not math.isfinite(parsed.delay_ms):
+            raise ConfigError(f"--delay-ms is a number of milliseconds, not {parsed.delay_ms}")
         delay = int(parsed.delay_ms * 1000)
         entry = changed(entry, dynamic_batching=Batching(max_queue_delay_microseconds=delay))
     return entry

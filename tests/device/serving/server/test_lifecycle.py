@@ -325,15 +325,21 @@ def _status(connection: http.client.HTTPConnection) -> int:
     return connection.getresponse().status
 
 
-def test_tls(model: Model, tmp_path: Path) -> None:
+def self_signed(place: Path) -> tuple[Path, Path]:
+    """A key and its certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    key, certificate = place / "key.pem", place / "cert.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True,
     )  # fmt: skip
+    return key, certificate
+
+
+def test_tls(model: Model, tmp_path: Path) -> None:
+    key, certificate = self_signed(tmp_path)
     settings = settings_for(model.path, tls=Tls(certificate=certificate, key=key))
     with running(settings) as client:
         assert client.running.url.startswith("https://")
@@ -353,6 +359,38 @@ def test_tls(model: Model, tmp_path: Path) -> None:
         connection = http.client.HTTPSConnection(client.host, client.port, timeout=20, context=trust)
         assert _status(connection) == 200
         connection.close()
+
+
+def test_connections_that_never_finish_do_not_hold_it_up(model: Model, tmp_path: Path) -> None:
+    key, certificate = self_signed(tmp_path)
+    settings = settings_for(model.path, tls=Tls(certificate=certificate, key=key), drain_seconds=600)
+    with running(settings) as client:
+        trust = ssl.create_default_context(cafile=str(certificate))
+        idle = http.client.HTTPSConnection(client.host, client.port, timeout=20, context=trust)
+        assert _status(idle) == 200
+        silent = socket.create_connection((client.host, client.port), timeout=20)  # shakes no hand
+    silent.close()
+    idle.close()
+
+
+def test_a_key_with_a_passphrase_is_refused(model: Model, tmp_path: Path) -> None:
+    from farthing.device.serving.server.lifecycle import Server
+
+    key, certificate = self_signed(tmp_path)
+    locked = tmp_path / "locked.pem"
+    command = ["openssl", "rsa", "-aes256", "-in", str(key), "-out", str(locked), "-passout", "pass:secret"]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(ConfigError, match="encrypted"):
+        Server(settings_for(model.path, tls=Tls(certificate=certificate, key=locked)))
+
+
+def test_it_says_when_everyone_may_ask(model: Model) -> None:
+    heard: list[str] = []
+    for host, token in (("0.0.0.0", ""), ("0.0.0.0", "t" * 20), ("127.0.0.1", "")):
+        settings = settings_for(model.path, host=host)
+        with running(settings, token=token, told=lambda word, text: heard.append(word)):
+            pass
+    assert heard.count("open") == 1
 
 
 def test_what_cannot_start_says_why(model: Model, tmp_path: Path) -> None:
@@ -395,6 +433,8 @@ def test_the_command_refuses_with_exit_code_2(tmp_path: Path, model: Model) -> N
         ([str(model.path), "--certificate", "a"], "both --certificate and --key"),
         ([str(model.path), "--management-token-file", str(tmp_path / "token")], "management is off"),
         ([str(model.path), "--port", "70000"], "port is from 0 to 65535"),
+        ([str(model.path), "--delay-ms", "nan"], "--delay-ms is a number"),
+        ([str(model.path), "--delay-ms", "inf"], "--delay-ms is a number"),
     ):
         with process(*arguments, wait=False) as one:
             _, text = one.process.communicate(timeout=60)

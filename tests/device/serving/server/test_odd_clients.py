@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,10 +151,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return fake_model(4, 400_000, name="wide").save(tmp_path_factory.mktemp("wide") / "wide")
 
 
-def deaf(client: Client, requests: int) -> socket.socket:
-    """A client that asks for large answers, and does not read."""
+def deaf(client: Client, requests: int, room: int = 4096) -> socket.socket:
+    """A client that asks for large answers, and does not read more than its system does, into ``room`` bytes."""
     wire = socket.socket()
-    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    wire.settimeout(20)
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
     wire.connect((client.host, client.port))
     x = np.ones((8, 4), np.float32).tobytes()
     head = request("/v2/models/wide/infer", length=len(x)).replace(b"json", b"octet-stream")
@@ -182,6 +184,19 @@ def test_a_client_that_does_not_read_is_cut_off(wide: Model) -> None:
         assert gone(wire)
         assert not client.running._uvicorn.server_state.connections
         wire.close()
+
+
+def test_a_slow_client_gets_a_large_answer_whole(wide: Model) -> None:
+    lines: list[dict[str, Any]] = []
+    settings = settings_for(wide.path, limits=Limits(answer_seconds=0.5))
+    with running(settings, log=lines.append) as client, deaf(client, 1, 1 << 16) as wire:
+        size, began = 0, time.monotonic()
+        while not lines or size < lines[0]["bytes"]:
+            got = len(wire.recv(1 << 16))
+            assert got, "cut off"
+            size += got
+            time.sleep(0.01 if time.monotonic() - began < 2 else 0)
+        assert lines[0]["bytes"] > 4 * 8 * 400_000
 
 
 def test_answers_that_nobody_takes_count_as_held(wide: Model) -> None:

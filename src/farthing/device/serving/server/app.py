@@ -143,7 +143,8 @@ class App:
         at_once = None if self._log else scope.get("extensions", {}).get(ANSWER)
         if at_once is None or not at_once(_headers(length, len(written)), written):
             kind, more = (_JSON, ()) if length is None else (_BINARY, ((_LENGTH, b"%d" % length),))
-            await reply(send, 200, written, kind, more)
+            with self.visits.answering(len(written)):
+                await reply(send, 200, written, kind, more)
 
 
 def _headers(header: int | None, size: int) -> bytes:
@@ -185,11 +186,12 @@ def _understood(body: bytes, head: Head, served: Served) -> Inference:
 
 def _logged(log: Log, scope: Scope, send: Send) -> Send:
     """A ``send`` that writes a line when the answer is through."""
-    began, status = time.perf_counter(), 0
+    began, status, size = time.perf_counter(), 0, 0
 
     async def sending(message: MutableMapping[str, Any]) -> None:
-        nonlocal status
+        nonlocal status, size
         await send(message)
+        size += len(message.get("body", b""))
         if message["type"] == "http.response.start":
             status = message["status"]
         elif not message.get("more_body"):
@@ -201,7 +203,7 @@ def _logged(log: Log, scope: Scope, send: Send) -> Send:
                     "method": scope["method"],
                     "path": scope["path"],
                     "status": status,
-                    "bytes": len(message["body"]),
+                    "bytes": size,
                     "ms": round((time.perf_counter() - began) * 1000, 3),
                 }
             )

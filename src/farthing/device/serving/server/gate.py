@@ -10,24 +10,23 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar
 
-from farthing.device.serving.server.http import ANSWER
+from farthing.device.serving.server.http import ANSWER, PIECE
 from farthing.device.serving.server.settings import Limits
 from farthing.device.serving.server.visits import Visits
 from farthing.errors import require
 
 _CHUNK = 16  # bytes that a chunk of a body may cost beside what it holds
-_PATIENCE = 5.0  # seconds that a client may take to read an answer while there is no room for others
 _LARGE = b"431 Request Header Fields Too Large", b"the headers are too large"
 _Base: Any = object  # `gate` puts it before uvicorn's HttpToolsProtocol
 
 
 def _answer(cycle: Any, headers: bytes, body: bytes) -> bool:
-    """Answer a request with 200, in one write; False if its client does not read, and it has to be awaited.
+    """Answer a request with 200, in one write; False if its client may not read that much, and has to be awaited.
 
     What uvicorn does in two steps and with checks of every header, at a third of the cost: `cycle` is its
     RequestResponseCycle.
     """
-    if cycle.flow.write_paused or cycle.response_started:
+    if cycle.flow.write_paused or cycle.response_started or len(body) > PIECE:
         return False
     if cycle.disconnected:
         return True
@@ -171,16 +170,27 @@ def gate(limits: Limits, visits: Visits) -> type[asyncio.Protocol]:
     return type("Gate", (Gate, base), {"limits": limits, "visits": visits})
 
 
-def close_dribblers(connections: Iterable[Any], limits: Limits, crowded: bool, now: float) -> None:
+def close_dribblers(
+    connections: Iterable[Any], limits: Limits, now: float, reading: float, leaving: float
+) -> None:
     """Close connections whose request takes too long to come in: its headers, or its body after it was refused; or
-    whose client takes too long to read an answer, which is sooner where answers are in the way of others.
+    whose client takes too long to read an answer.
 
     The body of a request that is being answered is watched by the application, which can say so.
+
+    Args:
+        connections: all there are.
+        limits: of clients.
+        now: seconds by the monotonic clock.
+        reading: seconds that a client may take to read an answer.
+        leaving: seconds that a connection may take to be closed when nothing is to be read: over TLS, its client has
+            to agree, and one that does nothing with the connection does not.
     """
-    reading = min(_PATIENCE, limits.answer_seconds) if crowded else limits.answer_seconds
     for connection in list(connections):
-        if connection.behind == math.inf and connection.transport.is_closing():
-            connection.behind = now  # it is closed when the last of the answer is taken
-        limit = limits.header_seconds if connection.heading else 2 * limits.body_seconds
-        if now - connection.since > limit or now - connection.behind > reading:
-            connection.transport.abort()
+        transport = connection.transport
+        if connection.behind == math.inf and transport.is_closing():
+            connection.behind = now
+        coming = limits.header_seconds if connection.heading else 2 * limits.body_seconds
+        going = leaving if transport.is_closing() and not transport.get_write_buffer_size() else reading
+        if now - connection.since > coming or now - connection.behind > going:
+            transport.abort()

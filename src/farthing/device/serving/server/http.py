@@ -26,6 +26,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ANSWER = "farthing.answer"
 """Extension of our own, where the server has it: ``answer(headers, body)`` sends a 200 whole, or returns False."""
+PIECE = 1 << 18
+"""Bytes of an answer that are handed over at once where a client may be slow."""
 Headers = Iterable[tuple[bytes, bytes]]
 
 _STATUS: tuple[tuple[type[FarthingError], int], ...] = (
@@ -106,10 +108,12 @@ def refusal(error: FarthingError) -> Refusal:
 
 
 async def reply(send: Send, status: int, body: bytes, kind: bytes, headers: Headers = ()) -> None:
-    """Send an answer whole."""
+    """Send an answer, as fast as its client takes it."""
     said = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": said})
-    await send({"type": "http.response.body", "body": body})
+    for at in range(0, max(len(body), 1), PIECE):
+        piece, more = body[at : at + PIECE], at + PIECE < len(body)
+        await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
 async def reply_json(send: Send, data: object, status: int = 200, headers: Headers = ()) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from farthing.device.serving.server.access import Access
@@ -28,6 +29,9 @@ Told = Callable[[str, str], None]
 """Takes what happens: a word for it, and the text."""
 _BACKLOG = 1024
 _LOOK_SECONDS = 1.0
+_CROWDED_SECONDS = 5.0  # in which clients must have taken their answers while there is no room for others
+_LEAVING_SECONDS = 1.0  # in which clients must have agreed that a connection is closed when the server stops
+_GLANCE_SECONDS = 0.1
 _CLOSING_SECONDS = 1.0  # for models to be closed, when nobody waits for their answers any more
 
 
@@ -67,6 +71,7 @@ class Server:
         self._notifier, self._watchdog, self._pulse = Notifier(manager.address), Watchdog(), manager.watchdog
         self.core = Core(Repository(settings.models, self._happened), settings.limits.in_flight)
         access = Access(token, settings.management, management_token)
+        self._guarded = bool(token or (settings.tls and settings.tls.client_ca))
         app = App(self.core, settings.limits, access, log, self._mistaken, settings.triton_metrics)
         self._visits, self._uvicorn = app.visits, _uvicorn(settings, app)
         self.grpc: GrpcServer | None = None
@@ -132,13 +137,22 @@ class Server:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._at_once.wait(), self.settings.notice_seconds)
 
-    async def _drain(self, carrier: Awaitable[None]) -> None:
+    async def _drain(self, carrier: asyncio.Future[None]) -> None:
         """Take nothing more; requests under way are answered, whichever way they came."""
         self._uvicorn.should_exit = True
         if self.grpc is None:
-            await carrier
+            await self._emptied(carrier)
         else:
-            await asyncio.gather(carrier, self.grpc.stop(self.settings.drain_seconds))
+            await asyncio.gather(self._emptied(carrier), self.grpc.stop(self.settings.drain_seconds))
+
+    async def _emptied(self, carrier: asyncio.Future[None]) -> None:
+        """Wait for the end of uvicorn, but not, as it would, for clients that never finish a handshake of TLS."""
+        state = self._uvicorn.server_state
+        while not carrier.done():
+            await asyncio.wait([carrier], timeout=_GLANCE_SECONDS)
+            listening = any(server.is_serving() for server in self._uvicorn.servers)
+            if not (listening or state.connections or state.tasks):
+                carrier.cancel()
 
     async def _load(self) -> None:
         """Load the models, while the server already says that it lives."""
@@ -155,6 +169,11 @@ class Server:
         self.core.started = True
         count = len(self.core.repository.served())
         also = f", gRPC at {self.grpc.address}" if self.grpc is not None else ""
+        if not (self.settings.local or self._guarded):
+            self._told(
+                "open",
+                f"everyone who reaches {self.settings.host} may ask: --token-file lets in whom you want",
+            )
         self._told("ready", f"{self.url} serves {count} model{'s' * (count != 1)}{also}")
         self._notifier.send("READY=1", f"STATUS=serving {count} models at {self.url}")
 
@@ -166,8 +185,12 @@ class Server:
             yield _every(self.settings.poll_seconds, self.core.repository.refresh)
 
     def _guard(self) -> None:
+        """Send clients away that take too long, sooner where others wait for it."""
+        limits, longest = self.settings.limits, self.settings.limits.answer_seconds
+        reading = min(_CROWDED_SECONDS, longest) if self._visits.crowded else longest
+        leaving = min(_LEAVING_SECONDS, longest) if self._uvicorn.should_exit else longest
         connections = self._uvicorn.server_state.connections
-        close_dribblers(connections, self.settings.limits, self._visits.crowded, time.monotonic())
+        close_dribblers(connections, limits, time.monotonic(), reading, leaving)
 
     def _live(self) -> None:
         if self._watchdog.alive(self.core.executions, self.core.under_way):
@@ -249,7 +272,7 @@ def _tls(tls: Tls) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(tls.certificate, tls.key)
+        context.load_cert_chain(tls.certificate, tls.key, partial(_refuse_passphrase, tls.key))
         if tls.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(tls.client_ca)
@@ -258,13 +281,20 @@ def _tls(tls: Tls) -> ssl.SSLContext:
     return context
 
 
+def _refuse_passphrase(key: Path) -> str:
+    raise ConfigError(
+        f"{key} is encrypted, and nobody is there to type its passphrase: give a key without one"
+    )
+
+
 def _listening(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port"
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port, "
+            "or a --host that is this machine's"
         ) from error
 
 

@@ -185,7 +185,7 @@ class Limits(Section, frozen=True, kw_only=True):
         in_flight: requests under way; further ones get 429.
         connections: open at once; further ones get 503.
         header_seconds, body_seconds: in which a client must have sent them.
-        answer_seconds: in which a client must have taken an answer that is larger than what the system buffers.
+        answer_seconds: in which a client must have taken the next 256 KiB of an answer.
         idle_seconds: after which an unused connection is closed.
     """
 

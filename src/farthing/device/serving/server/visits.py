@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from farthing.device.serving.server.http import Gone, Receive, Refusal
@@ -141,6 +143,15 @@ class Visits:
             )
         if self.held + self.unread + more > self._limits.buffered_bytes:
             raise Refusal(429, "too many bytes of other requests are under way: ask again later", _LATER)
+
+    @contextmanager
+    def answering(self, size: int) -> Iterator[None]:
+        """Count the bytes of an answer as long as it goes out."""
+        self.unread += size
+        try:
+            yield
+        finally:
+            self.unread -= size
 
     def give(self, size: int) -> None:
         """Give room back."""
