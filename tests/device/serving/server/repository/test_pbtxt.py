@@ -50,6 +50,17 @@ def test_an_empty_file_asks_for_nothing() -> None:
     assert understand(parse("# nothing\n", "f"), "f").settings.max_batch_size == 8
 
 
+def test_what_is_said_not_to_be_wanted_makes_no_difference() -> None:
+    text = """
+    model_transaction_policy { decoupled: False }
+    dynamic_batching { preserve_ordering: True }
+    input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] optional: false allow_ragged_batch: false }
+    """
+    config = understand(parse(text, "f"), "f")
+    assert config.settings.dynamic_batching.preserve_ordering
+    assert config.ignored == ("input.allow_ragged_batch", "input.optional", "model_transaction_policy")
+
+
 def test_text_keeps_its_escapes() -> None:
     assert parse(r'a: "x\n\"y\"" ' + r"'\''", "f") == {"a": ['x\n"y"\'']}
     assert parse("a: -1.5e3 b: .5f c: true d: [] e { }", "f") == {
@@ -83,7 +94,10 @@ def test_text_keeps_its_escapes() -> None:
         ("dynamic_batching { preferred_batch_sizes: 3 }", "did you mean 'preferred_batch_size'"),
         ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "'DELAY'"),
         ("dynamic_batching { priority_levels: 2 default_priority_level: 3 }", "from 1 to priority_levels=2"),
+        ("dynamic_batching { priority_queue_policy { key: 1 value { max_queue_size: 3 } } }", "of their own"),
         ("instance_group { kind: KIND_GPU }", "'KIND_GPU'"),
+        ("model_transaction_policy { decoupled: True }", "decoupled models are not served"),
+        ('input { name: "x" data_type: TYPE_FP32 dims: 1 optional: true }', "optional is not honoured"),
         ("ensemble_scheduling { }", "ensembles are not served"),
         ("sequence_batching { }", "sequences are not served"),
         ("version_policy { latest { num_versions: 0 } }", "num_versions is from 1"),

@@ -22,7 +22,9 @@ ResultT = TypeVar("ResultT")
 
 
 class Event(NamedTuple):
-    """Something that happened to a model, or a path that holds none; ``reason`` says why, where it failed."""
+    """Something that happened to a model, or a path that holds none; ``reason`` says why it failed, or what else there
+    is to say.
+    """
 
     kind: Literal["loaded", "failed", "retired", "unloaded"]
     name: str
@@ -255,7 +257,7 @@ class Repository:
         self._unloaded.discard(name)
         self.generation += 1
         for slot in opened:
-            self._listener(Event("loaded", name, slot.served.version))
+            self._listener(Event("loaded", name, slot.served.version, _remark(slot.served)))
         for slot in before.values():
             if slot not in after.values():
                 self._retire(slot.served, "retired")
@@ -288,6 +290,11 @@ class Repository:
         closing = asyncio.ensure_future(_aside(partial(served.service.close, self._grace)))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+
+def _remark(served: Served) -> str:
+    ignored = ", ".join(served.facts.ignored)
+    return ignored and f"of its config.pbtxt, {ignored} make no difference here"
 
 
 def _twice(one: Place, other: Place) -> Place:

@@ -27,6 +27,7 @@ _TOKEN = re.compile(
     |(?P<mark>[{}\[\]<>:,;])""",
     re.X,
 )
+_BOOLEANS = {"true": True, "True": True, "t": True, "false": False, "False": False, "f": False}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
 _CLOSING = {"{": "}", "<": ">"}
 
@@ -200,7 +201,6 @@ _IGNORED = {
         "response_cache",
         "runtime",
     },
-    "dynamic_batching": {"priority_queue_policy"},
     "instance_group": {
         "gpus",
         "host_policy",
@@ -212,10 +212,13 @@ _IGNORED = {
     },
     "tensor": {"format", "label_filename"},
 }
+_TENSOR_FLAGS = {"allow_ragged_batch", "is_non_linear_format_io", "is_shape_tensor", "optional"}
 _REFUSED = {
     "ensemble_scheduling": "ensembles are not served: serve their models one by one",
     "sequence_batching": "sequences are not served: a model with state needs a stream for each caller",
     "model_operations": "libraries of custom operators are not loaded",
+    "model_transaction_policy": "a request gets one answer: decoupled models are not served",
+    "priority_queue_policy": "priorities have no policies of their own: give a default_queue_policy",
     "batch_input": "inputs made out of batches are not served",
     "batch_output": "outputs made out of batches are not served",
 }  # fmt: skip
@@ -265,7 +268,7 @@ def _plain(kind: str, fields: Mapping[str, list[Any]], where: str, ignored: list
     found: dict[str, Any] = {}
     for name, values in fields.items():
         place = f"{kind}.{name}" if kind else name
-        if name in _IGNORED.get(kind, ()):
+        if name in _IGNORED.get(kind, ()) or (name in _REFUSED and _says_no(values)):
             ignored.append(place)
         elif name not in _MESSAGES[kind]:
             reason = _REFUSED.get(name) or f"unknown field; {nearest(name, _MESSAGES[kind])}"
@@ -282,7 +285,17 @@ def _value(name: str, value: Any, where: str, ignored: list[str]) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {name} is a message, as in {name} {{ }}")
         return _plain(name, value, where, ignored)
-    return value == "true" if isinstance(value, _Word) and value in {"true", "false"} else value
+    return _boolean(value)
+
+
+def _boolean(value: Any) -> Any:
+    return _BOOLEANS.get(value, value) if isinstance(value, _Word) else value
+
+
+def _says_no(values: list[Any]) -> bool:
+    """Whether a field only says that something is not asked for."""
+    fields = [one for value in values for one in (value.values() if isinstance(value, dict) else [[value]])]
+    return bool(fields) and all(_boolean(value) is False for field in fields for value in field)
 
 
 def _single(values: list[Any], name: str, where: str) -> Any:
@@ -296,7 +309,7 @@ def _tensor(fields: Any, where: str, ignored: list[str]) -> Declared:
         raise ConfigError(f"{where} is a message, as in {{ name: ... }}")
     known = {"name", "data_type", "dims"}
     for name in fields.keys() - known:
-        if name not in _IGNORED["tensor"]:
+        if name not in _IGNORED["tensor"] and not (name in _TENSOR_FLAGS and _says_no(fields[name])):
             raise ConfigError(f"{where}: {name} is not honoured: leave it out; {nearest(name, known)}")
         ignored.append(f"{where.rpartition(' ')[2]}.{name}")
     name = str(_single(fields.get("name", []), "name", where))
