@@ -237,3 +237,17 @@ def test_memory_is_bounded_whatever_is_observed() -> None:
         clock.advance(1)
     assert len(watch.since_start().buckets) <= 64 * 61
     assert isinstance(watch.last_requests(), Window)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": 0}, {"seconds": math.nan}, {"seconds": -1}, {"slices": 0}, {"requests": 0}]
+)
+def test_windows_without_length_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(errors.ConfigError, match="windows have a length"):
+        Monitor(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [99, -0.1, math.nan])
+def test_what_is_no_share_is_refused(share: float) -> None:
+    with pytest.raises(errors.MeasurementError, match=r"from 0 to 1, as in 0\.99"):
+        observed([1.0]).since_start().quantile(share)

@@ -22,6 +22,7 @@ from farthing.config import Section
 from farthing.device.watch.histogram import DURATIONS, SIZES, Counts, Histogram
 from farthing.errors import (
     ClosedError,
+    ConfigError,
     DeadlineError,
     EngineError,
     FeedError,
@@ -122,7 +123,12 @@ class Window(Section, frozen=True, kw_only=True):
         """Seconds within which a share (0 to 1) of the answers came, by nearest rank; None without answers.
 
         It is off by at most 1/128 of itself.
+
+        Raises:
+            MeasurementError: no such share.
         """
+        if not 0 <= share <= 1:
+            raise MeasurementError(f"a share is from 0 to 1, as in 0.99, not {share}")
         left = max(math.ceil(share * self.count), 1)
         for bucket, count in sorted(self.buckets.items()):
             left -= count
@@ -194,6 +200,9 @@ class Monitor:
         slices: see ``seconds``.
         requests: length of the window by count; requests that failed take their places in it too.
         clock: seconds from some fixed moment.
+
+    Raises:
+        ConfigError: a window without length.
     """
 
     def __init__(
@@ -203,6 +212,10 @@ class Monitor:
         requests: int = 1000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if not 0 < seconds < math.inf or slices < 1 or requests < 1:
+            raise ConfigError(
+                f"windows have a length and slices, not seconds={seconds}, slices={slices}, requests={requests}"
+            )
         self._clock, self._step, self._slices = clock, seconds / slices, slices
         self._lock = threading.Lock()
         self._began = clock()
