@@ -339,6 +339,8 @@ def test_sizes_that_depend_on_the_data_are_left_open(tmp_path: Path) -> None:
         ({"parts": 1}, ConfigError, "two are the fewest"),
         ({"parts": 2, "at": ["a"]}, ConfigError, "either the tensors"),
         ({"memory_mb": 0.0}, ConfigError, "keeps no part"),
+        ({"memory_mb": float("nan")}, ConfigError, "keeps no part"),
+        ({"memory_mb": float("inf")}, ConfigError, "a limit of inf MB"),
         ({"memory_mb": 1.0}, ConfigError, "keeps 1 MB as a whole"),
         ({"memory_mb": 1e-5}, UnsupportedError, r"what begins with \w+ '\w+' takes .* cannot be cut"),
         ({"parts": 9}, UnsupportedError, "cannot be cut into 9 such parts: it has 3 places"),

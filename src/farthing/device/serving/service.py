@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -205,6 +206,24 @@ def settle(future: Future[Answer], outcome: Answer | BaseException | None) -> No
         future.set_exception(outcome)
     elif outcome is not None:
         future.set_result(outcome)
+
+
+class Handing(threading.local):
+    """Settles futures, and knows of each thread whether it is in a callback of one: others may wait for it there.
+
+    Attributes:
+        depth: in how many, one in the other.
+    """
+
+    depth = 0
+
+    def settle(self, future: Future[Answer], outcome: Answer | BaseException | None) -> None:
+        """See `settle`."""
+        self.depth += 1
+        try:
+            settle(future, outcome)
+        finally:
+            self.depth -= 1
 
 
 def failed(error: BaseException) -> Future[Answer]:

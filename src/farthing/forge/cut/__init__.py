@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -154,8 +155,8 @@ def _check(
         raise ConfigError("say where to cut: a number of parts, tensors, or a limit of memory")
     if parts is not None and parts < 2:
         raise ConfigError(f"{parts} parts: two are the fewest that a cut makes")
-    if memory_mb is not None and not memory_mb > 0:
-        raise ConfigError(f"a limit of {memory_mb} MB keeps no part")
+    if memory_mb is not None and not 0 < memory_mb < math.inf:
+        raise ConfigError(f"a limit of {memory_mb} MB is none, or keeps no part: give a number above 0")
 
 
 def _scores(model: Model, at: Sequence[str | Sequence[str]]) -> list[str]:

@@ -370,6 +370,20 @@ def test_a_callback_may_close_it() -> None:
     assert closed.wait(LONG)
 
 
+def test_a_callback_may_close_it_in_a_thread_of_what_it_stands_before() -> None:
+    """That thread has nobody else to answer those that wait."""
+    inner = Later()
+    queue = Realtime(inner)
+    futures = [queue.submit(Request({}, deadline=soon())) for _ in range(3)]
+    futures[0].add_done_callback(lambda _: queue.close(grace=3600))
+    answering = threading.Thread(target=inner.answer_first, daemon=True)
+    answering.start()
+    assert not wait(futures[1:], LONG).not_done
+    assert all(isinstance(future.exception(0), ClosedError) for future in futures[1:])
+    answering.join(LONG)
+    assert not answering.is_alive()
+
+
 def test_a_queue_before_a_queue() -> None:
     with Realtime(Realtime(open_engine(fake_model()))) as queue:
         assert queue.answer(X).source == "fake"

@@ -20,6 +20,7 @@ from farthing.device.serving.service import (
     GRACE,
     Answer,
     Clock,
+    Handing,
     Listener,
     Ran,
     Request,
@@ -28,7 +29,6 @@ from farthing.device.serving.service import (
     failed,
     guarded,
     late,
-    settle,
     typed,
 )
 from farthing.engines.base import Engine, Tensors, check_feeds, open_engine
@@ -204,7 +204,7 @@ class Sharded(Service):
         self._lock, self._home = threading.Lock(), Home()
         self._idle = threading.Condition(self._lock)
         self._running, self._pumping, self._closed = 0, False, False
-        self._giving = threading.local()  # how deep a thread is in callbacks of our answers
+        self._handing = Handing()
         self._tally = Tally()
 
     def submit(self, request: Request) -> Future[Answer]:
@@ -245,7 +245,7 @@ class Sharded(Service):
         """See `Service.close`; from a callback of an answer it does not wait for others."""
         if self._home.left:
             return
-        if getattr(self._giving, "depth", 0):
+        if self._handing.depth:
             grace = 0.0
         with self._idle:
             self._closed = True
@@ -336,9 +336,7 @@ class Sharded(Service):
             self._idle.notify_all()
         if self._listener is not None and isinstance(outcome, Answer):
             guarded(self._listener, self._ran(run, outcome))
-        self._giving.depth = getattr(self._giving, "depth", 0) + 1
-        settle(run.future, outcome)
-        self._giving.depth -= 1
+        self._handing.settle(run.future, outcome)
         if self._depth is not None:
             self._pump()
 

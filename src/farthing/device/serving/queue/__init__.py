@@ -25,6 +25,7 @@ from farthing.device.serving.service import (
     Answer,
     Clock,
     Direct,
+    Handing,
     Request,
     Service,
     failed,
@@ -81,6 +82,7 @@ class Realtime(Service):
         self._emptied = threading.Condition(self._lock)  # for who closes
         self._threads: list[threading.Thread] = []
         self._started: dict[int, Ticket] = {}  # by number
+        self._handing = Handing()
         self._idle = 0  # threads that wait for work
         self._number = 0
         self._closing = False  # takes no more requests
@@ -130,9 +132,11 @@ class Realtime(Service):
         """See `Service.close`; from a callback of an answer it does not wait for others."""
         if self._home.left:
             return
+        inward = threading.current_thread() in self._threads
+        if self._handing.depth and not inward:  # in a thread of what computes, which has nobody else to
+            grace = 0.0
         until = time.monotonic() + grace
         self._end.cancel()
-        inward = threading.current_thread() in self._threads
         with self._lock:
             self._closing = True
             if not inward:
@@ -242,9 +246,9 @@ class Realtime(Service):
         if not wanted:  # the queue was closed, and did not wait any longer
             return
         if isinstance(outcome, Answer):
-            settle(ticket.payload[1], replace(outcome, latency=now - ticket.arrived))
-        elif outcome is not None:
-            settle(ticket.payload[1], outcome)
+            outcome = replace(outcome, latency=now - ticket.arrived)
+        if outcome is not None:
+            self._handing.settle(ticket.payload[1], outcome)
 
     def _withdraw(self, ticket: tuple[float, int, int], future: Future[Answer]) -> None:
         """A future is done: if its caller cancelled it, its place is free."""
