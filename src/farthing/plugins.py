@@ -32,6 +32,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "quantize.float16.v1": "farthing.forge.quantize.float16:Float16",
         "quantize.equalize.v1": "farthing.forge.quantize.equalize:Equalize",
         "quantize.nncf.v1": "farthing.forge.quantize.nncf:NncfInt8",
+        "quantize.qat.v1": "farthing.forge.quantize.qat:QuantizationAware",
         "train.finetune.v1": "farthing.forge.finetune:FineTune",
         "distill.student.v1": "farthing.forge.distill:Student",
         "prune.structured.v1": "farthing.forge.prune.structured:StructuredPrune",

@@ -69,10 +69,14 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
 
     def __call__(self, model: Model, target: Target, task: Task) -> Model:
         """Raises UnsupportedError if nothing in the graph can be quantized, TaskError for unusable data."""
+        _check_opset(graph.load(model.file), model)
+        found = ranges(model, task, self.calibrator, self.percentile, self.samples)
+        return self.quantized(model, target, task, found)
+
+    def quantized(self, model: Model, target: Target, task: Task, found: Any) -> Model:
+        """The model with scales from ranges, in the form that `farthing.forge.quantize.calibrate.ranges` gives."""
         fixed = self.resolved(target)
         source = graph.load(model.file)
-        _check_opset(source, model)
-        found = ranges(model, task, self.calibrator, self.percentile, self.samples)
         quantized = _quantize(source, found, fixed)
         if self.correct_biases:
             correct_biases(source, quantized, _batches(model, task, self.samples))
