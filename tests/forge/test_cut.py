@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from farthing.bundle import Bundle, Exits
 from farthing.engines.base import open_engine
-from farthing.errors import ConfigError, MeasurementError, ModelError, UnsupportedError
+from farthing.errors import ConfigError, ConversionError, MeasurementError, ModelError, UnsupportedError
 from farthing.forge import nets
 from farthing.forge.convert import convert
 from farthing.forge.cut import Cut, cut
@@ -353,6 +353,28 @@ def test_wishes_that_cannot_be_met_are_refused(
 ) -> None:
     with pytest.raises(kind, match=said):
         cut(chain(), tmp_path / "b", **options)
+    assert not (tmp_path / "b").exists()
+
+
+def test_parts_that_would_answer_otherwise_wherever_it_is_cut_are_refused_with_how_far(
+    tmp_path: Path,
+) -> None:
+    """The whole holds a node that nobody needs, and so ONNX Runtime does not take the other one for one of integers."""
+    stored = {
+        "w": np.random.default_rng(0).integers(-100, 100, (4, 4)).astype(np.int8),
+        "s": np.float32(0.05),
+    }
+    nodes = [helper.make_node("Relu", ["x"], ["a"])]
+    for weights, product in (("w1", "y"), ("w2", "nobody_s")):
+        nodes += [
+            helper.make_node("DequantizeLinear", ["w", "s"], [weights]),
+            helper.make_node("MatMul", ["a", weights], [product]),
+        ]
+    model = model_of(nodes, {"y": WIDE}, stored=stored)
+    with pytest.raises(ConversionError, match="differ from the whole by 0.0"):
+        cut(model, tmp_path / "b", parts=2)
+    with pytest.raises(UnsupportedError, match="wherever made is cut, .* not every bit of the answer stays"):
+        cut(model, tmp_path / "b", parts=2, exact=True)
     assert not (tmp_path / "b").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import tempfile
@@ -212,11 +213,17 @@ class _Cutter:
         places = self._places()
         if exact:
             places = [place for place in places if self._is_exact(place)]
+            if not places:
+                raise UnsupportedError(
+                    f"wherever {self.model.manifest.name} is cut, the runtime computes something in another way beside "
+                    "the cut, and not every bit of the answer stays"
+                )
         made = self.made(self.flow.prefixes(self._cuts(places, parts, limit)))
-        if (
-            made.difference > TOLERANCE and not exact
-        ):  # integers that the runtime rounds otherwise beside a cut
-            return self.planned(parts, limit, exact=True)
+        if made.difference > TOLERANCE and not exact:  # integers that are rounded otherwise beside a cut
+            with contextlib.suppress(
+                UnsupportedError
+            ):  # then these are refused, and how far apart they are is said
+                return self.planned(parts, limit, exact=True)
         return made
 
     def _cuts(self, places: Sequence[int], parts: int | None, limit: int | None) -> tuple[int, ...]:
