@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -82,6 +83,18 @@ def test_a_teacher_sees_what_augmentation_made(cnn: Model, few: Task, samples: S
     with open_engine(cnn) as engine, Teacher(cnn, samples, augmented=True) as teacher:
         wanted = engine.run({"image": batch.inputs[0].numpy()})["logits"]
         np.testing.assert_allclose(teacher.answers(batch)[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_may_call_its_input_otherwise(cnn: Model, few: Task) -> None:
+    own = checked(cnn.manifest, inputs=(replace(cnn.manifest.inputs[0], name="picture"),))
+    samples = Samples(few, own)
+    with open_engine(cnn) as engine, Teacher(cnn, samples, augmented=True) as teacher:
+        for batch in (
+            samples.batch(PICKS),
+            samples.batch(PICKS, "affine", torch.Generator().manual_seed(0)),
+        ):
+            wanted = engine.run({"image": batch.inputs[0].numpy()})["logits"]
+            np.testing.assert_allclose(teacher.answers(batch)[0], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_teacher_with_other_inputs_prepares_its_own(cnn: Model, digits: Any) -> None:

@@ -146,7 +146,7 @@ class Teacher:
         """Answers for a batch: on its own inputs if they are such as this model takes."""
         if not self._alike:
             return self._of(batch.picks.numpy())
-        specs = self._samples.manifest.data_inputs
+        specs = self.manifest.data_inputs
         own = {spec.name: part.numpy() for spec, part in zip(specs, batch.inputs, strict=True)}
         axes = {spec.name: spec.batch_axis or 0 for spec in specs}
         return self._ask(
@@ -173,10 +173,11 @@ class Teacher:
 
 
 def _alike(one: Manifest, other: Manifest) -> bool:
-    """Whether two models take the very same inputs."""
+    """Whether two models take the very same inputs, whatever they call them."""
 
     def facts(spec: TensorSpec) -> tuple[object, ...]:
-        return spec.name, spec.dtype, spec.shape[1:], spec.batch_axis, spec.scale, spec.zero_point
+        inner = [size for axis, size in enumerate(spec.shape) if axis != spec.batch_axis]
+        return spec.dtype, inner, spec.batch_axis, spec.scale, spec.zero_point
 
     same = [*map(facts, one.data_inputs)] == [*map(facts, other.data_inputs)]
     return same and one.preprocess == other.preprocess
