@@ -211,6 +211,43 @@ def test_matmul_and_bias_are_one_layer() -> None:
     assert stored == {"w": (6, 4), "b": (1, 4)}
 
 
+def test_transposed_weights_are_those_of_a_layer() -> None:
+    """As exporters write them that fold no constants."""
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0], name="turned"),
+        helper.make_node("MatMul", ["x", "t"], ["y"], name="product"),
+    ]
+    made = trainable(small(*nodes, weights={"w": w(4, 6)}))
+    assert isinstance(made.module.get_submodule(made.layers["product"]), nn.Linear)
+    nudge(made)
+    after = made.to_model()
+    assert facts(after) == facts(made.model)
+    assert initializers(after)["w"] != w(4, 6).tobytes()
+
+
+def test_weights_that_are_computed_are_learnt_where_they_are_stored() -> None:
+    """As masks and weight normalization leave them."""
+    nodes = [
+        helper.make_node("Mul", ["v", "mask"], ["masked"]),
+        helper.make_node("ReduceL2", ["masked"], ["length"], axes=[1]),
+        helper.make_node("Div", ["masked", "length"], ["unit"]),
+        helper.make_node("Gemm", ["x", "unit"], ["y"], transB=1),
+    ]
+    mask = np.ones((4, 6), np.float32)
+    mask[:, ::2] = 0
+    made = trainable(small(*nodes, weights={"v": w(4, 6), "mask": mask}))
+    assert {binding.tensor for binding in made.bindings} == {"v"}
+    nudge(made)
+    assert initializers(made.to_model())["v"] != w(4, 6).tobytes()
+
+
+def test_a_tensor_that_a_norm_follows_is_what_the_norm_gives(model: Model) -> None:
+    made = trainable(model)
+    made.insert_norms([[batch(model, 8)]])
+    conv = next(node for node in onnx.load(model.file).graph.node if node.op_type == "Conv")
+    assert made.traced[conv.output[0]].target == made.norms[made.layers[conv.name]]
+
+
 def test_constants_that_are_nodes_and_weights_that_are_inputs() -> None:
     nodes = [
         helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(w(6, 4))),

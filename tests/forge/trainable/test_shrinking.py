@@ -1,4 +1,4 @@
-"""Layers that shrink, as structured pruning makes them: the ONNX graph follows."""
+"""Layers that shrink, as tools for torch modules make them (here Torch-Pruning): the ONNX graph follows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch_pruning
 from torch import Tensor, nn
 
 from farthing.forge import graph, nets
@@ -15,7 +16,6 @@ from farthing.forge.convert import convert
 from farthing.forge.trainable import Trainable, trainable
 from farthing.model import Model
 
-torch_pruning = pytest.importorskip("torch_pruning")
 PICTURE = (3, 16, 16)
 
 

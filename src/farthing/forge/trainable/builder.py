@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from farthing.forge.trainable.binding import AsStored, Binding, Layout, Permuted, Vector
+from farthing.forge.trainable.binding import AsStored, Binding, Permuted, Vector
 from farthing.forge.trainable.node import Node
+from farthing.forge.trainable.weights import Weights, attribute
 
 Value: TypeAlias = fx.Node | Tensor
 """What an ONNX tensor is while importing: something computed when the module runs, or a constant."""
@@ -37,7 +38,7 @@ class Builder:
         graph: the operators so far.
         values: ONNX tensor name -> what it is.
         layers: ONNX node name -> name of its layer.
-        bindings: stored tensors that became parameters.
+        weights: stored tensors, and the parameters that they become.
     """
 
     def __init__(
@@ -48,10 +49,7 @@ class Builder:
         self.graph = fx.Graph()
         self.values: dict[str, Value] = dict(stored)
         self.layers: dict[str, str] = {}
-        self.bindings: list[Binding] = []
-        self._stored = dict(stored)
-        self._same: dict[str, tuple[str, tuple[int, ...]]] = {}  # name -> what it is a transposed view of
-        self._bound: dict[str, Binding] = {}
+        self.weights = Weights(self.root, stored)
         self._trials: dict[fx.Node, tuple[Any, Any]] = {}
         self._trained: set[fx.Node] = set()
         self._measured: set[fx.Node] = set()  # what depends on sizes and constants alone
@@ -223,79 +221,40 @@ class Builder:
 
     # Stored tensors.
 
-    def alias(self, name: str, of: str, order: Sequence[int] | None = None) -> None:
-        """Note that a tensor is a stored one as it is, or with its axes in another order."""
-        if of in self._stored and self._stored[of].is_floating_point():
-            self._same[name] = (of, tuple(order or range(self._stored[of].ndim)))
-        elif of in self._same:
-            source, before = self._same[of]
-            self._same[name] = (source, tuple(before[axis] for axis in order or range(len(before))))
-
-    def shape_of(self, node: Node, place: int) -> tuple[int, ...] | None:
-        """The shape of an input that is a stored tensor of floating-point numbers; None for any other."""
-        name = node.input(place)
-        if name in self._same or (name in self._stored and self._stored[name].is_floating_point()):
-            value = self.values[name]
-            return tuple(self.trial(value)[0].shape)
-        return None
-
-    def source(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """The stored tensor behind a name, and the order of its axes."""
-        return self._same.get(name) or (name, tuple(range(self._stored[name].ndim)))
-
-    def bindable(self, tensor: str, layout: Layout) -> bool:
-        """Whether a stored tensor can be a layer's parameter in that layout: not if it is one already in another."""
-        return tensor not in self._bound or self._bound[tensor].layout == layout
-
-    def bind(
-        self, tensor: str, layout: Layout, name: str, fields: Sequence[str], learnt: bool = True
-    ) -> None:
-        """Make a stored tensor parameters (or buffers) of a layer; one that is bound already is shared.
-
-        Args:
-            tensor: name of the stored tensor.
-            layout: how it is laid out there.
-            name: the layer; empty for the module itself.
-            fields: names of the parameters in the layer.
-            learnt: False makes buffers.
-        """
-        module, before = self.root.get_submodule(name), self._bound.get(tensor)
-        if before is None:
-            parts = [part.contiguous().clone() for part in layout.unpack(self._stored[tensor])]
-        else:
-            parts = [attribute(self.root, place) for place in before.places]
-        for field, part in zip(fields, parts, strict=True):
-            if learnt:  # set, not registered: recurrent layers take note
-                setattr(module, field, part if isinstance(part, nn.Parameter) else nn.Parameter(part))
-            else:
-                module.register_buffer(field, part)
-        binding = Binding(tensor, layout, tuple(f"{name}.{field}" if name else field for field in fields))
-        self._bound.setdefault(tensor, binding)
-        self.bindings.append(binding)
-
     def parameter(self, node: Node, place: int) -> Value | None:
-        """A stored tensor as a parameter of its own, in ONNX's layout; None if the input is not stored."""
-        if self.shape_of(node, place) is None:
+        """An input as a parameter of its own, in ONNX's layout; None if it is no stored tensor."""
+        name = node.input(place)
+        if self.weights.shape(name) is None:
             return None
-        tensor, order = self.source(node.input(place))
-        if tensor not in self._bound:
-            self.bind(tensor, AsStored(), "", [self._free_name(tensor)])
-        made = self._fetch(tensor, node)
+        tensor, order = self.weights.source(name)
+        made = self._learnt(tensor, node)
         return made if list(order) == sorted(order) else self.call(torch.permute, made, list(order))
 
-    def _fetch(self, tensor: str, node: Node) -> Value:
+    def learn(self, tensor: str) -> None:
+        """Let whatever reads a stored tensor read a parameter."""
+        self.values[tensor] = self._fetched(
+            self.weights.bind(tensor, AsStored(), "", [self._free_name(tensor)])
+        )
+
+    def _learnt(self, tensor: str, node: Node) -> Value:
         """A stored tensor, made of the parameter that it has become."""
-        binding = self._bound[tensor]
-        if not isinstance(binding.layout, AsStored | Permuted | Vector):
+        binding = self.weights.binding(tensor)
+        if binding is None:
+            binding = self.weights.bind(tensor, AsStored(), "", [self._free_name(tensor)])
+        made = self._fetched(binding)
+        if isinstance(binding.layout, Permuted):
+            return self.call(torch.permute, made, list(binding.layout.back))
+        if isinstance(binding.layout, Vector):
+            return self.call(torch.reshape, made, list(self.weights[tensor].shape))
+        if not isinstance(binding.layout, AsStored):
             node.refuse(f"its weights {tensor!r} are those of a recurrent layer, too")
+        return made
+
+    def _fetched(self, binding: Binding) -> fx.Node:
         made = self.graph.get_attr(binding.places[0])
         part = attribute(self.root, binding.places[0])
         self._trials[made] = (part, part)
         self._trained.add(made)
-        if isinstance(binding.layout, Permuted):
-            return self.call(torch.permute, made, list(binding.layout.back))
-        if isinstance(binding.layout, Vector):
-            return self.call(torch.reshape, made, list(self._stored[tensor].shape))
         return made
 
     def weight(self, node: Node, place: int) -> Value:
@@ -313,13 +272,6 @@ class Builder:
 
 
 RESERVED = {"graph", "meta", "code"}
-
-
-def attribute(root: nn.Module, place: str) -> Tensor:
-    """A parameter or buffer by its name."""
-    path, _, field = place.rpartition(".")
-    found: Tensor = getattr(root.get_submodule(path), field)
-    return found
 
 
 def bare(kind: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:

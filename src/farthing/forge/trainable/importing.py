@@ -14,10 +14,11 @@ from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.trainable import mending, norms, trying, writing
 from farthing.forge.trainable.binding import Binding
-from farthing.forge.trainable.builder import Builder, attribute
+from farthing.forge.trainable.builder import Builder
 from farthing.forge.trainable.node import AFTER, Node
 from farthing.forge.trainable.operators import form
 from farthing.forge.trainable.stored import is_constant, stored
+from farthing.forge.trainable.weights import attribute, behind
 from farthing.model import Manifest, Model, checked
 
 Array = NDArray[Any]
@@ -33,6 +34,7 @@ def trainable(model: Model, feeds: Mapping[str, Array] | None = None) -> Trainab
     Raises:
         UnsupportedError: the model is no ONNX file, or has an operator without a trainable form (it is named).
         ConversionError: the module computes something else; the first operator that differs is named.
+        FeedError: ``feeds`` lacks an input.
         ModelError: the file is damaged.
     """
     if model.manifest.format != "onnx":
@@ -47,9 +49,9 @@ def trainable(model: Model, feeds: Mapping[str, Array] | None = None) -> Trainab
         [spec.name for spec in specs] for specs in (model.manifest.inputs, model.manifest.outputs)
     )
     built = build(proto, inputs, outputs, samples)
-    made = Trainable(model, proto, built, [*samples, *([feeds] if feeds is not None else [])])
-    for each in made.samples:
-        trying.compare(made.module, made.traced, proto, model.manifest, each)
+    real = [] if feeds is None else [trying.complete(model.manifest, feeds)]
+    made = Trainable(model, proto, built, [*samples, *real])
+    trying.compare(made.module, made.traced, proto, model.manifest, made.samples)
     return made
 
 
@@ -73,7 +75,7 @@ class Trainable:
         self.layers: Mapping[str, str] = dict(built.layers)
         self.samples = list(samples)
         self.module = fx.GraphModule(built.root, built.graph).eval()
-        self.bindings: tuple[Binding, ...] = tuple(built.bindings)
+        self.bindings: tuple[Binding, ...] = tuple(built.weights.bindings)
         self.norms: dict[str, str] = {}
         self._proto = proto
         kept = set(self.module.graph.nodes)
@@ -95,7 +97,10 @@ class Trainable:
         Raises:
             TaskError: no batches.
         """
-        self.norms |= norms.insert(self.module, self.bindings, batches, linear)
+        added = norms.insert(self.module, self.bindings, batches, linear)
+        after = {made.args[0]: made for made in self.module.graph.nodes if made.target in added.values()}
+        self.traced = {name: after.get(made, made) for name, made in self.traced.items()}
+        self.norms |= added
 
     def gradients(self) -> dict[str, Array]:
         """The gradients in the module, by the names of the stored tensors they belong to, and of their shapes.
@@ -132,8 +137,7 @@ class Trainable:
             mending.mend(proto, self.module, self.traced, self.layers, inputs)
         writing.drop_unused(proto.graph)
         graph.check(proto, f"the trained {self.model.manifest.name}")
-        for each in self.samples:
-            trying.compare(self.module, self.traced, proto, self.model.manifest, each)
+        trying.compare(self.module, self.traced, proto, self.model.manifest, self.samples)
         manifest: Manifest = checked(self.model.manifest, **changes)
         return Model.create(manifest, {"model.onnx": graph.save_bytes(proto)})
 
@@ -162,7 +166,10 @@ def build(
     nodes = [Node.of(node) for node in proto.graph.node if not is_constant(node)]
     last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
     with torch.no_grad():
-        builder = Builder(opset, stored(proto), nodes, outputs)
+        tensors = stored(proto)
+        builder = Builder(opset, tensors, nodes, outputs)
+        for name in behind(nodes, tensors):
+            builder.learn(name)
         for name in inputs:
             first, second = (trying.tensor(each[name]) for each in samples)
             builder.input(name, (first, second))

@@ -15,8 +15,8 @@ from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.trainable import norms
 from farthing.forge.trainable.binding import Binding
-from farthing.forge.trainable.builder import attribute
 from farthing.forge.trainable.stored import free_name, tensor_of
+from farthing.forge.trainable.weights import attribute
 
 
 def write(

@@ -59,13 +59,13 @@ def leaky_relu(builder: Builder, node: Node) -> Value:
 
 def prelu(builder: Builder, node: Node) -> Value:
     """A learnt slope below 0: a layer if it is one a channel, or one in all."""
-    x, shape = builder.value(node, 0), builder.shape_of(node, 1)
+    x, shape = builder.value(node, 0), builder.weights.shape(node.input(1))
     channels = builder.sizes(x)[1][0] if builder.rank(x) > 1 else 1
     if shape is not None and (math.prod(shape) == 1 or _per_channel(shape, builder.rank(x), channels)):
-        tensor = builder.source(node.input(1))[0]
-        if builder.bindable(tensor, Vector()):
+        tensor = builder.weights.source(node.input(1))[0]
+        if builder.weights.free(tensor, Vector()):
             name = builder.add(node, bare(nn.PReLU, math.prod(shape)))
-            builder.bind(tensor, Vector(), name, ["weight"])
+            builder.weights.bind(tensor, Vector(), name, ["weight"])
             return builder.run(name, x)
     below = builder.call(torch.mul, builder.call(torch.clamp, x, max=0.0), builder.weight(node, 1))
     return builder.call(torch.add, builder.call(functional.relu, x), below)

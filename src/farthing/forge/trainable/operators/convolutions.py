@@ -76,12 +76,14 @@ def conv_transpose(builder: Builder, node: Node) -> Value:
 
 def stored(builder: Builder, node: Node) -> bool:
     """Whether weights and bias are stored as they are, and so can be those of a layer."""
-    if builder.shape_of(node, 1) is None or (node.input(2) and builder.shape_of(node, 2) is None):
+    if builder.weights.shape(node.input(1)) is None or (
+        node.input(2) and builder.weights.shape(node.input(2)) is None
+    ):
         return False
-    weight, order = builder.source(node.input(1))
-    bias = builder.source(node.input(2))[0] if node.input(2) else ""
-    plain = list(order) == sorted(order) and builder.bindable(weight, AsStored())
-    return plain and (not bias or builder.bindable(bias, Vector()))
+    weight, order = builder.weights.source(node.input(1))
+    bias = builder.weights.source(node.input(2))[0] if node.input(2) else ""
+    plain = list(order) == sorted(order) and builder.weights.free(weight, AsStored())
+    return plain and (not bias or builder.weights.free(bias, Vector()))
 
 
 def _facts(node: Node, sliding: Window) -> dict[str, Any]:
@@ -95,9 +97,9 @@ def _facts(node: Node, sliding: Window) -> dict[str, Any]:
 
 def _run(builder: Builder, node: Node, layer: nn.Module, x: Value) -> Value:
     name = builder.add(node, layer)
-    builder.bind(builder.source(node.input(1))[0], AsStored(), name, ["weight"])
+    builder.weights.bind(builder.weights.source(node.input(1))[0], AsStored(), name, ["weight"])
     if node.input(2):
-        builder.bind(builder.source(node.input(2))[0], Vector(), name, ["bias"])
+        builder.weights.bind(builder.weights.source(node.input(2))[0], Vector(), name, ["bias"])
     return builder.run(name, x)
 
 

@@ -55,30 +55,30 @@ def matmul(builder: Builder, node: Node) -> Value:
 
 def _layout(builder: Builder, node: Node, transposed: bool) -> Layout | None:
     """How the weights lie, if they are stored as a matrix and free to be a layer's."""
-    shape = builder.shape_of(node, 1)
-    if shape is None or len(shape) != 2 or builder.shape_of(node, 0) is not None:
+    shape = builder.weights.shape(node.input(1))
+    if shape is None or len(shape) != 2 or builder.weights.shape(node.input(0)) is not None:
         return None
-    tensor, order = builder.source(node.input(1))
+    tensor, order = builder.weights.source(node.input(1))
     layout: Layout = AsStored() if (list(order) == [0, 1]) == transposed else Permuted((1, 0))
-    return layout if builder.bindable(tensor, layout) else None
+    return layout if builder.weights.free(tensor, layout) else None
 
 
 def _vector(builder: Builder, node: Node, place: int, outputs: int, rank: int) -> str:
     """The stored tensor that is one number for each output; empty if there is none."""
-    shape = builder.shape_of(node, place)
+    shape = builder.weights.shape(node.input(place))
     if not shape or len(shape) > rank or shape[-1] != outputs or any(size != 1 for size in shape[:-1]):
         return ""
-    tensor = builder.source(node.input(place))[0]
-    return tensor if builder.bindable(tensor, Vector()) else ""
+    tensor = builder.weights.source(node.input(place))[0]
+    return tensor if builder.weights.free(tensor, Vector()) else ""
 
 
 def _linear(builder: Builder, node: Node, layout: Layout, x: Value, bias: str) -> Value:
     first, second = (size for size, _ in builder.sizes(builder.value(node, 1)))
     inputs, outputs = (second, first) if node.kind == "Gemm" and node.get("transB", 0) else (first, second)
     name = builder.add(node, bare(nn.Linear, inputs, outputs, bias=bool(bias)))
-    builder.bind(builder.source(node.input(1))[0], layout, name, ["weight"])
+    builder.weights.bind(builder.weights.source(node.input(1))[0], layout, name, ["weight"])
     if bias:
-        builder.bind(bias, Vector(), name, ["bias"])
+        builder.weights.bind(bias, Vector(), name, ["bias"])
     return builder.run(name, x)
 
 

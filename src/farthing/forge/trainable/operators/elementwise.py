@@ -78,7 +78,7 @@ def arithmetic(builder: Builder, node: Node) -> Value:
 
 def _operand(builder: Builder, node: Node, place: int) -> Any:
     value, other = builder.value(node, place), builder.value(node, 1 - place)
-    shape = builder.shape_of(node, place)
+    shape = builder.weights.shape(node.input(place))
     if shape is not None and sum(size != 1 for size in shape) == 1 and (builder.depends_on_training(other)):
         return builder.weight(node, place)
     plain = number(value) if isinstance(value, Tensor) and value.dtype != torch.bool else None
@@ -155,5 +155,5 @@ def dtype_of(node: Node, element: int) -> torch.dtype:
 
 def identity(builder: Builder, node: Node) -> Value:
     """The same again."""
-    builder.alias(node.outputs[0], node.inputs[0])
+    builder.weights.alias(node.outputs[0], node.inputs[0])
     return builder.value(node, 0)

@@ -62,12 +62,12 @@ def _stop(end: int, size: int) -> int | None:
 def gather(builder: Builder, node: Node) -> Value:
     """Slices at some places along an axis; out of a stored table, an embedding layer."""
     axis, places = int(node.get("axis", 0)), builder.value(node, 1)
-    shape = builder.shape_of(node, 0)
+    shape = builder.weights.shape(node.input(0))
     if shape is not None and len(shape) == 2 and axis in {0, -2} and not isinstance(places, Tensor):
-        tensor, order = builder.source(node.input(0))
-        if list(order) == [0, 1] and builder.bindable(tensor, AsStored()):
+        tensor, order = builder.weights.source(node.input(0))
+        if list(order) == [0, 1] and builder.weights.free(tensor, AsStored()):
             name = builder.add(node, bare(nn.Embedding, shape[0], shape[1]))
-            builder.bind(tensor, AsStored(), name, ["weight"])
+            builder.weights.bind(tensor, AsStored(), name, ["weight"])
             return builder.run(name, builder.call(from_front, places, shape[0]))
     x = builder.value(node, 0) if isinstance(places, Tensor) else builder.weight(node, 0)
     if isinstance(places, Tensor) and places.ndim == 0:

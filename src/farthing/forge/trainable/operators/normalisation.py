@@ -22,11 +22,11 @@ def batch_norm(builder: Builder, node: Node) -> Value:
     if node.get("training_mode", 0) or (builder.opset < 7 and not node.get("is_test", 0)):
         node.refuse("it computes the mean and variance of what it is fed: export the model for inference")
     x, rank = builder.value(node, 0), builder.rank(builder.value(node, 0))
-    shapes = [builder.shape_of(node, place) for place in range(1, 5)]
+    shapes = [builder.weights.shape(node.input(place)) for place in range(1, 5)]
     if rank not in NORMS or any(shape is None or len(shape) != 1 for shape in shapes):
         node.refuse("its input has no channels, or its numbers are not stored")
-    sources = [builder.source(node.input(place))[0] for place in range(1, 5)]
-    if not all(builder.bindable(tensor, AsStored()) for tensor in sources):
+    sources = [builder.weights.source(node.input(place))[0] for place in range(1, 5)]
+    if not all(builder.weights.free(tensor, AsStored()) for tensor in sources):
         node.refuse("its numbers are the weights of another layer, too")
     momentum = 1.0 - float(node.get("momentum", 0.9))
     channels = builder.sizes(builder.value(node, 1))[0][0]
@@ -35,7 +35,7 @@ def batch_norm(builder: Builder, node: Node) -> Value:
     name = builder.add(node, layer)
     fields = ["weight", "bias", "running_mean", "running_var"]
     for place, (field, tensor) in enumerate(zip(fields, sources, strict=True)):
-        builder.bind(tensor, AsStored(), name, [field], learnt=place < 2)
+        builder.weights.bind(tensor, AsStored(), name, [field], learnt=place < 2)
     return builder.run(name, x)
 
 
@@ -46,13 +46,13 @@ def layer_norm(builder: Builder, node: Node) -> Value:
     rank = builder.rank(x)
     axis = int(node.get("axis", -1)) % rank
     sizes = [first for first, _ in builder.sizes(x)[axis:]]
-    stored = [builder.shape_of(node, place) for place in (1, 2) if node.input(place)]
+    stored = [builder.weights.shape(node.input(place)) for place in (1, 2) if node.input(place)]
     if all(shape == tuple(sizes) for shape in stored):
-        sources = [builder.source(node.input(place))[0] for place in (1, 2) if node.input(place)]
-        if all(builder.bindable(tensor, AsStored()) for tensor in sources):
+        sources = [builder.weights.source(node.input(place))[0] for place in (1, 2) if node.input(place)]
+        if all(builder.weights.free(tensor, AsStored()) for tensor in sources):
             name = builder.add(node, bare(nn.LayerNorm, sizes, eps=eps, bias=len(sources) > 1))
             for field, tensor in zip(("weight", "bias"), sources, strict=False):
-                builder.bind(tensor, AsStored(), name, [field])
+                builder.weights.bind(tensor, AsStored(), name, [field])
             return builder.run(name, x)
     made = builder.call(centred, x, list(range(axis, rank)), eps)
     made = builder.call(torch.mul, made, builder.weight(node, 1))

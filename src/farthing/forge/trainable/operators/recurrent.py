@@ -41,8 +41,8 @@ def recurrent(builder: Builder, node: Node) -> tuple[Value, ...]:
     kind, direction = KINDS[node.kind], node.get("direction", "forward")
     both = direction == "bidirectional"
     extra = _extra(node, kind, 2 if both else 1)
-    shapes = [builder.shape_of(node, place) for place in (1, 2)]
-    if None in shapes or (node.input(3) and builder.shape_of(node, 3) is None):
+    shapes = [builder.weights.shape(node.input(place)) for place in (1, 2)]
+    if None in shapes or (node.input(3) and builder.weights.shape(node.input(3)) is None):
         node.refuse("its weights are computed, not stored")
     bias, inputs = bool(node.input(3)), (shapes[0] or ())[2]
     layer = bare(kind.layer, inputs, (shapes[1] or ())[2], bias=bias, bidirectional=both, **extra)
@@ -63,10 +63,10 @@ def recurrent(builder: Builder, node: Node) -> tuple[Value, ...]:
 
 
 def _bind(builder: Builder, node: Node, place: int, layout: Any, name: str, fields: Sequence[str]) -> None:
-    tensor = builder.source(node.input(place))[0]
-    if node.input(place) != tensor or not builder.bindable(tensor, layout):
+    tensor = builder.weights.source(node.input(place))[0]
+    if node.input(place) != tensor or not builder.weights.free(tensor, layout):
         node.refuse(f"its weights {tensor!r} are those of another layer, or transposed")
-    builder.bind(tensor, layout, name, fields)
+    builder.weights.bind(tensor, layout, name, fields)
 
 
 def _extra(node: Node, kind: Kind, directions: int) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def transpose(builder: Builder, node: Node) -> Value:
     """Axes in another order."""
     x = builder.value(node, 0)
     order = [int(axis) for axis in node.get("perm", range(builder.rank(x))[::-1])]
-    builder.alias(node.outputs[0], node.inputs[0], order)
+    builder.weights.alias(node.outputs[0], node.inputs[0], order)
     return builder.call(torch.permute, x, order)
 
 
