@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import time
 from collections.abc import Iterator
@@ -34,12 +33,12 @@ def test_arguments_arrive_as_they_are(ssh: Ssh) -> None:
 
 def test_content_code_and_complaints_come_back(ssh: Ssh) -> None:
     content = bytes(range(256)) * 40_000
-    reply = ssh.run("cat; echo no >&2; exit 7", content=io.BytesIO(content), limit=20 << 20)
+    reply = ssh.run("cat; echo no >&2; exit 7", content=[content], limit=20 << 20)
     assert (reply.out == content, reply.code, reply.err) == (True, 7, "no")
 
 
 def test_content_that_nobody_reads_is_no_failure(ssh: Ssh) -> None:
-    assert ssh.run("exit 5", content=io.BytesIO(b"x" * (4 << 20))).code == 5
+    assert ssh.run("exit 5", content=[b"x" * (4 << 20)]).code == 5
 
 
 def test_too_much_and_too_late(ssh: Ssh) -> None:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
@@ -182,20 +182,18 @@ class Ssh:
         self,
         script: str,
         arguments: Sequence[str] = (),
-        content: BinaryIO | None = None,
+        content: Iterable[bytes] = (),
         seconds: float = 60.0,
         limit: int = 1 << 20,
-        sent: Callable[[int], object] = lambda count: None,
     ) -> Reply:
         """Run a script there to its end.
 
         Args:
             script: in the language of ``sh``.
             arguments: its ``$1``, ``$2`` ...
-            content: what it reads from its standard input.
+            content: what it reads from its standard input, piece by piece.
             seconds: most time it may take.
             limit: most bytes it may write.
-            sent: told, time and again, how many bytes of the content went.
 
         Raises:
             LinkError: the connection broke, it took too long, or wrote too much.
@@ -203,11 +201,9 @@ class Ssh:
         end = time.monotonic() + seconds
         with contextlib.closing(self.start(script, arguments)) as channel:
             channel.ahead = limit + 1
-            if content is not None:
-                with contextlib.suppress(BrokenPipeError):  # it ended early, and says why
-                    while piece := content.read(1 << 20):
-                        channel.write(piece, end)
-                        sent(content.tell())
+            with contextlib.suppress(BrokenPipeError):  # it ended early, and says why
+                for piece in content:
+                    channel.write(piece, end)
             channel.end_of_input()
             out = channel.rest(limit, end)
             code = channel.wait(end)

@@ -7,7 +7,7 @@ import os
 import re
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ DIRECTORY = ".local/share/farthing"
 OLDEST = (3, 11)
 INSTALL_SECONDS = 3600.0
 REMOVE_SECONDS = 600.0
+PIECE_BYTES = 1 << 20
 _PROBE = """
 import json, os, platform, sys, sysconfig
 try:
@@ -177,25 +178,11 @@ def add(
                 "stamp": stamp(),
             }
             with _tar(files) as content:
-                size = os.fstat(content.fileno()).st_size
-                sent = _telling(listener, len(files), size)
-                whole = {"action": "install", **order}
+                whole, size = {"action": "install", **order}, _size(content)
+                pieces = _pieces(content, f"{len(files)} packages, {size / 1e6:.0f} MB", listener)
                 seconds = INSTALL_SECONDS + size / SLOWEST_BYTES
-                _order(ssh, found.executable, board, whole, limits, seconds, content, sent)
+                _order(ssh, found.executable, board, whole, limits, seconds, pieces)
     return board
-
-
-def _telling(listener: Listener, count: int, size: int) -> Callable[[int], None]:
-    """Tells how many bytes went, and then that the board is at work."""
-
-    def sent(done: int) -> None:
-        text = f"{count} packages, {size / 1e6:.0f} MB"
-        listener(Progress(stage="send", text=text, done=done, total=size))
-        if done == size:
-            listener(Progress(stage="install", text="the board unpacks them and tries them"))
-
-    sent(0)
-    return sent
 
 
 def _board(
@@ -225,6 +212,18 @@ def _tar(files: Sequence[Path]) -> Iterator[BinaryIO]:
         yield whole
 
 
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _pieces(file: BinaryIO, text: str = "", listener: Listener = ignore) -> Iterator[bytes]:
+    """A file's content; tells how much of it went, and then that the board is at work."""
+    while piece := file.read(PIECE_BYTES):
+        listener(Progress(stage="send", text=text, done=file.tell() - len(piece), total=_size(file)))
+        yield piece
+    listener(Progress(stage="install", text="the board unpacks them and tries them"))
+
+
 def _order(
     ssh: Ssh,
     python: str,
@@ -232,14 +231,13 @@ def _order(
     order: dict[str, Any],
     limits: Limits,
     seconds: float,
-    content: BinaryIO | None = None,
-    sent: Callable[[int], object] = lambda count: None,
+    content: Iterable[bytes] = (),
 ) -> dict[str, Any]:
     """Have our script there carry out an order."""
     text = Path(onboard.__file__).read_text()
     whole = {"directory": board.directory, "who": answers.whoami(), "wait": limits.lease, **order}
     arguments = [python, text, msgspec.json.encode(whole).decode()]
-    reply = ssh.run('exec "$1" -I -c "$2" "$3"', arguments, content, seconds, sent=sent)
+    reply = ssh.run('exec "$1" -I -c "$2" "$3"', arguments, content, seconds)
     return _told(board, reply)
 
 
