@@ -156,7 +156,8 @@ class Taught(nn.Module):
     ) -> None:
         super().__init__()
         self.transfers = nn.ModuleList(transfers)
-        self._teachers, self._options, self._hard, self._classes = teachers, options, hard, classes
+        self._teachers, self._options, self._hard = teachers, options, hard
+        self._classes: Answers | None = classes
         judge: object = hard
         if isinstance(judge, Hitting):
             self.hits = judge.hits

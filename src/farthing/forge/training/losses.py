@@ -217,7 +217,7 @@ class Divergence:
 
     def __init__(self, reference: Reference, answers: Answers = "logits") -> None:
         self._reference = reference
-        self._answers = answers
+        self._answers: Answers = answers
 
     def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
         wanted = self._reference.answers(batch)[0]
