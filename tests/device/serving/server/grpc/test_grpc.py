@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -343,6 +345,48 @@ def test_messages_that_come_in_at_once_are_limited_but_health_is_told(grpc: Any,
         assert one.infer().outputs  # when the slow one was sent away
         assert slow.result(20) == ("DEADLINE_EXCEEDED", "the message did not come in time, and others waited")
         never.set()
+        one.channel.close()
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def deaf_call(port: int, path: str, message: bytes) -> socket.socket:
+    """A call of a client that leaves no room for the answer."""
+    headers = {
+        ":method": "POST", ":scheme": "http", ":path": path, ":authority": "a",
+        "content-type": "application/grpc", "te": "trailers",
+    }  # fmt: skip
+    packed = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    wire = socket.create_connection(("127.0.0.1", port), timeout=20)
+    wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, struct.pack(">HI", 4, 0)))
+    wire.sendall(frame(1, 4, 1, packed) + frame(0, 1, 1, b"\0" + struct.pack(">I", len(message)) + message))
+    return wire
+
+
+def test_answers_that_nobody_takes_are_limited(grpc: Any, tmp_path: Path) -> None:
+    from farthing.device.serving.server.grpc.messages import SERVICE, messages
+
+    wide = fake_model(4, 50_000, name="net").save(tmp_path / "wide")
+    with running(grpc_settings(wide.path, limits=Limits(buffered_bytes=150_000, body_bytes=1000))) as client:
+        one, server = Asking(client), client.running.grpc
+        request = messages()["ModelInferRequest"](model_name="net", raw_input_contents=[X.tobytes()])
+        request.inputs.add(name="x", datatype="FP32", shape=X.shape)
+        port = int(server.address.rpartition(":")[2])
+        wire = deaf_call(port, f"/{SERVICE}/ModelInfer", request.SerializeToString())
+        wait_until(lambda: server._unread > 200_000)
+        assert refused(one.infer)[0] == "RESOURCE_EXHAUSTED"
+        assert one.ask("ServerReady").ready
+        assert client.infer()[0] == 200
+        wire.close()
+        wait_until(lambda: server._unread == 0)
+        assert one.infer().outputs
+        wait_until(lambda: server._unread == 0)
         one.channel.close()
 
 

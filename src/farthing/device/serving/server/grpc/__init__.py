@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from farthing.device.serving.server.access import Access
@@ -38,6 +39,9 @@ _CODES = {
 }
 """The status of a refusal over HTTP -> that over gRPC."""
 _PATIENCE = 1.0  # seconds that a message may take to come in while others wait for their turn
+_SMALL = 1 << 14  # bytes of answers that are not counted
+_AGE_SECONDS = 300  # after which a connection takes no more calls, and clients make a new one by themselves
+_LAST_SECONDS = 600  # that its last calls may take: nothing else ends one whose client does not read
 _LONGEST = 2000  # characters of an error: clients take some 8 KiB of headers and trailers together
 
 
@@ -77,6 +81,7 @@ class GrpcServer:
         self._credentials = _credentials(settings.tls) if settings.tls else None
         self._running: set[asyncio.Task[Any] | None] = set()
         self._aborted = False
+        self._unread = 0  # bytes of answers that wait for their clients to take them
         limits = settings.limits
         room = max(1, limits.buffered_bytes // limits.body_bytes)
         self._readers = Readers(room, limits.body_seconds, _PATIENCE)
@@ -151,7 +156,13 @@ class GrpcServer:
             self._log(_line(name, context, _CODES.get(status, "OK"), len(answer), began))
         if status != 200:
             await context.abort(getattr(self._codes, _CODES.get(status, "UNKNOWN")), text[:_LONGEST])
+        if len(answer) > _SMALL:
+            self._unread += len(answer)
+            context.add_done_callback(partial(self._taken, len(answer)))
         return answer
+
+    def _taken(self, size: int, context: Any) -> None:
+        self._unread -= size
 
     async def _answer(self, name: str, called: Called, context: Any) -> bytes:
         said = {key: value for key, value in context.invocation_metadata() or () if key == "authorization"}
@@ -163,6 +174,8 @@ class GrpcServer:
         else:  # health: nothing in the request matters, and nobody else holds it up
             return await called.answer(self._calls, None, None)
         body = await self._body(context)
+        if self._unread > self._settings.limits.buffered_bytes:
+            raise Refusal(429, "too many bytes of answers wait to be taken: ask again later")
         self._visits.take(len(body))
         try:
             request = self._understood(f"{name}Request", body)
@@ -193,6 +206,8 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", limits.in_flight),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.max_connection_idle_ms", int(limits.idle_seconds * 1000)),
+        ("grpc.max_connection_age_ms", _AGE_SECONDS * 1000),
+        ("grpc.max_connection_age_grace_ms", _LAST_SECONDS * 1000),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: nothing is unpacked here
     ]
 
