@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -226,7 +227,7 @@ class Server:
         self._told(event.kind, f"{what}: {event.reason}" if event.reason else what)
 
     def _mistaken(self, error: BaseException) -> None:
-        self._told("mistake", f"{type(error).__name__}: {error}")
+        self._told("mistake", "".join(traceback.format_exception(error)).rstrip())
 
 
 def _refuse_open_management(settings: Settings, secret: bool) -> None:

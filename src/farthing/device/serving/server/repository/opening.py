@@ -125,7 +125,7 @@ def _refuse_tensors(path: Path, specs: Sequence[TensorSpec]) -> None:
     for spec in specs:
         if spec.dtype not in DATATYPES:
             raise UnsupportedError(
-                f"{path}: tensor {spec.name!r} is {spec.dtype}, which the protocol does not carry"
+                f"{path}: tensor {spec.name!r} is {spec.dtype}, which this server does not carry"
             )
 
 

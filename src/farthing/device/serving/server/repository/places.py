@@ -23,7 +23,8 @@ PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 """Names of models and versions: they stand in URLs."""
 _WRITTEN = (MANIFEST, f"{INNER}/{MANIFEST}", BUNDLE)
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_HOLDS = "give a model directory, a zip, the output of a search, a repository of models, or a store"
+_MAKE = "a file such as model.onnx becomes a model by `farthing convert model.onnx --out DIRECTORY`"
+_HOLDS = f"give a model directory, a zip, the output of a search, a repository of models, or a store; {_MAKE}"
 
 
 class Version(NamedTuple):
@@ -195,7 +196,7 @@ def _inside(path: Path) -> Path:
     if len(models) == 1:
         return models[0]
     what = "no model" if not models else f"{len(models)} models"
-    raise ModelError(f"{path} holds {what}: a version is a model directory, or holds one")
+    raise ModelError(f"{path} holds {what}: a version is a model directory, or holds one; {_MAKE}")
 
 
 def _version(name: str, path: Path) -> Version:
