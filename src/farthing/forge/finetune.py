@@ -26,7 +26,7 @@ class FineTune(TrainingPass, frozen=True, kw_only=True):
 
     def work(self, model: Model, target: Target, task: Task, workshop: Workshop) -> Model:
         """Raises TaskError without training data, UnsupportedError for operators that cannot be trained."""
-        from farthing.bench import feeds
+        from farthing.bench import feeds, padded_to_batch
         from farthing.forge.trainable import trainable
         from farthing.forge.training.lesson import lesson
         from farthing.forge.training.loop import train
@@ -34,7 +34,8 @@ class FineTune(TrainingPass, frozen=True, kw_only=True):
         from farthing.forge.training.samples import Samples
 
         samples = Samples(task, understood(model))
-        few = feeds(task, samples.split, model.manifest, np.arange(min(FEW, len(samples))))
+        picks = padded_to_batch(np.arange(min(FEW, len(samples))), model.manifest)
+        few = feeds(task, samples.split, model.manifest, picks)
         student = trainable(model, few)
         if self.norms:
             student.insert_norms(batch.inputs for batch in samples.batches(most=MEASURED))

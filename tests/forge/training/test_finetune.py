@@ -94,6 +94,21 @@ def test_accuracy_comes_back_in_the_exported_file(
     ]
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_model_that_fixes_its_batch_is_trained_on_larger_ones(
+    batch: int, mlp_net: nn.Module, make_model: Callable[..., Model], digits_task: Task
+) -> None:
+    """Its file, and a teacher's, still take the batch they state."""
+    whole = make_model(mlp_net, batch)
+    rough = damaged(whole, TARGET, digits_task)
+    made = FineTune(schedule=SHORT, teacher="self")(rough, TARGET, digits_task)
+    assert made.manifest.inputs == whole.manifest.inputs
+    steps: list[Progress] = []
+    taught = FineTune(schedule=SHORT, teacher=str(whole.path)).within(Workshop(listener=steps.append))
+    assert score(taught(rough, TARGET, digits_task), digits_task) >= score(rough, digits_task)
+    assert steps[-1].total == 20
+
+
 def test_a_teacher_at_a_path_teaches_without_labels(
     broken: Model, folded: Model, digits_task: Task, tmp_path: Path
 ) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import farthing
 from farthing import files
-from farthing.bench.feeding import batch_size
 from farthing.config import Section, plain
 from farthing.errors import TrainingError
 from farthing.forge.cache import key_of
@@ -185,8 +184,7 @@ class _Run:
         both = [*module.parameters(), *self.learned.parameters()]
         self.parameters = [parameter for parameter in both if parameter.requires_grad]
         self.bf16 = has_bf16() if schedule.bf16 == "auto" else schedule.bf16
-        self.size = batch_size(samples.manifest, schedule.batch)
-        self.per_epoch = -(-len(samples) // self.size)
+        self.per_epoch = -(-len(samples) // schedule.batch)
         self.moment = Moment(
             module, _optimizer(self.parameters, schedule), self.per_epoch * schedule.epochs, schedule.epochs
         )
@@ -212,10 +210,8 @@ class _Run:
         self.module.eval()
 
     def _order(self, epoch: int) -> list[Tensor]:
-        """The samples of each step of an epoch; where the model fixes its batch, the last are filled up."""
+        """The samples of each step of an epoch, in batches of one size but for one sample."""
         shuffled = torch.randperm(len(self.samples), generator=self._random("order", epoch))
-        if any(spec.fixed_batch for spec in self.samples.manifest.data_inputs):
-            shuffled = torch.from_numpy(np.resize(shuffled.numpy(), self.per_epoch * self.size))
         return list(torch.tensor_split(shuffled, self.per_epoch))
 
     def _step(self, picks: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from farthing.bench.feeding import batch_size, feeds
+from farthing.bench.feeding import feeds
 from farthing.errors import TaskError, UnsupportedError
 from farthing.forge.training.augment import augmented
 from farthing.forge.training.schedule import Augment
@@ -125,7 +125,7 @@ class Samples:
     def batches(self, size: int = CHUNK, most: int | None = None) -> Iterator[Batch]:
         """All samples in their order, ``size`` at a time, or the first ``most`` of them."""
         every = torch.arange(min(len(self), most or len(self)))
-        for picks in torch.split(every, batch_size(self.manifest, size)):
+        for picks in torch.split(every, size):
             yield self.batch(picks)
 
     def _prepared(self, picks: Array) -> tuple[Tensor, ...]:

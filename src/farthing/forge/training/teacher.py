@@ -87,7 +87,6 @@ class Teacher:
 
         Raises:
             EngineError: its engine fails.
-            TaskError: a batch that was augmented, though none was to be.
         """
         return self._both(batch)[: -len(self._features) or None]
 
