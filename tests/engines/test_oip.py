@@ -580,6 +580,12 @@ def test_a_server_that_does_not_say_what_a_model_takes(server: Server) -> None:
         assert right(engine.run({"x": X})["y"])
 
 
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="no user and no password") as caught:
+        remote_model("http://me:secret@127.0.0.1:1/v2/models/m")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("url", "settings", "said_"),
     [

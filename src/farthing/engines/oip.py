@@ -292,6 +292,7 @@ def _located(url: str, settings: dict[str, Any]) -> Remote:
             f"{url!r} is not the URL of a served model: give one like http://host:8000/v2/models/NAME "
             "(Open Inference Protocol) or http://host:8501/v1/models/NAME (TensorFlow Serving)"
         )
+    address_of(found["server"])  # what is wrong with it is said without repeating it: there may be a password
     told = {
         "url": found["server"],
         "model": unquote(found["model"]),
