@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from farthing.device.watch.record import Record
 
 EPILOG = """\
-Without --for it goes on until Ctrl-C, which ends it early in any case: the summary and the report are written then.
+Without --for it goes on until Ctrl-C (or SIGTERM), which ends it early in any case: the summary and the report are
+written then.
 What the device does not say is "unavailable", and is not judged. Exit code 1: there is a problem.
 
 examples:
@@ -107,6 +109,8 @@ def _checked(parsed: argparse.Namespace) -> Thresholds:
     for path in (parsed.out, Path(parsed.json) if parsed.json and parsed.json != "-" else None):
         if path is not None and not path.parent.is_dir():
             raise StorageError(f"{path} cannot be written: {path.parent} is no directory; make it first")
+        if path is not None and path.is_dir():
+            raise StorageError(f"{path} cannot be written: it is a directory; name a file in it")
     return read(parsed.thresholds, Thresholds) if parsed.thresholds else Thresholds()
 
 
@@ -125,7 +129,7 @@ def _is_here(root: Path) -> bool:
 
 
 def _watched(parsed: argparse.Namespace) -> History:
-    """Readings until the time is over or Ctrl-C is pressed, told as they come."""
+    """Readings until the time is over, Ctrl-C is pressed or SIGTERM comes, told as they come."""
     from farthing.device.watch.history import History
     from farthing.device.watch.probes import Probes, run
     from farthing.device.watch.record import readings
@@ -133,6 +137,7 @@ def _watched(parsed: argparse.Namespace) -> History:
     history = History()
     probes = Probes(parsed.root, run if _is_here(parsed.root) else None, disk=parsed.disk)
     live = _Live()
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for reading in readings(probes, parsed.every, parsed.seconds):
             INTERRUPT.check()
@@ -142,6 +147,8 @@ def _watched(parsed: argparse.Namespace) -> History:
         if not history.count:
             raise
         INTERRUPT.answered()
+    finally:
+        signal.signal(signal.SIGTERM, former)
     live.end()
     return history
 
