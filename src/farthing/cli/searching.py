@@ -28,6 +28,14 @@ budgets, separated by commas:
   peak_memory_mb<=100    a process that loads and runs it
   energy_mj<=2           an inference; needs a machine with a meter
 
+efforts:
+  quick      fuses and quantizes; nothing is trained
+  normal     also takes channels out, trains in 8 bits where quantization alone loses too much, and teaches a small
+             student: some five minutes of training; not even that if what is cheaper keeps a budget that limits more
+             than accuracy
+  thorough   takes channels out as far as that goes and searches the student's architecture: up to an hour of training
+Training needs a train split in the task, and the model's ONNX file alone.
+
 The output directory holds model/ (with a stand-alone predict.py), report.html, recipe.yaml and result.json.
 Interrupted? Run the same command again: what was done is kept. The same search once more takes seconds.
 
@@ -35,7 +43,7 @@ example: farthing optimize work/model --task work/task.yaml --budget "accuracy_d
 """
 
 SEARCHING = {
-    "budget": None, "target": "this", "engine": "", "threads": "", "allow_slower": False, "again": False
+    "effort": None, "budget": None, "target": "this", "engine": "", "threads": "", "allow_slower": False, "again": False
 }  # fmt: skip
 """What only a search heeds, with what it is if it is not given."""
 
@@ -56,6 +64,11 @@ def optimize_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a board of `farthing target`, which then measures; a device of `farthing targets`; or a file that "
         "describes one (default: this machine)",
+    )
+    parser.add_argument(
+        "--effort",
+        choices=("quick", "normal", "thorough"),
+        help="how far to go: see below (default: quick)",
     )
     parser.add_argument("--budget", metavar="LIMITS", help=f"see below (default: {BUDGET})")
     parser.add_argument(
@@ -99,6 +112,7 @@ def optimize(parsed: argparse.Namespace) -> int:
             Path(parsed.out),
             engines=options.names(parsed.engine),
             threads=counts,
+            effort=parsed.effort or "quick",
             allow_slower=parsed.allow_slower,
             cache=options.cache_directory(),
             measure_again=parsed.again,

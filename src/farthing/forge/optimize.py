@@ -17,16 +17,17 @@ from pathlib import Path
 from msgspec.structs import replace
 
 import farthing
-from farthing import picture, plugins
+from farthing import picture
 from farthing.assets import default_cache
 from farthing.bench import Tick
 from farthing.bench.machine import Here, Machine
-from farthing.errors import ConfigError, FarthingError, TaskError
+from farthing.errors import FarthingError
 from farthing.forge import arguments, inside, output, rounds
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.candidates import Listing
 from farthing.forge.climb import Artefact, Climber
+from farthing.forge.courses import Courses
 from farthing.forge.evaluate import Judge, proxy
 from farthing.forge.ladder import Rung, fitting, ladder
 from farthing.forge.rounds import Rounds
@@ -38,21 +39,20 @@ from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model, as_model
 from farthing.options import make_options
 from farthing.recipe import Candidate, Listener, Progress, Recipe, Result, Summary, TestScores, ignore
-from farthing.target import THIS, Budget, Target
+from farthing.target import BUDGET_NAMES, THIS, Budget, Target
 from farthing.task import ImageFiles, Task, as_task
-
-DEFAULT_DROP = 0.01
 
 
 def optimize(
     model: Model | Path | str,
     task: Task | Path | str,
     target: Target | str = "this",
-    budget: Budget | str = f"accuracy_drop<={DEFAULT_DROP}",
+    budget: Budget | str = f"accuracy_drop<={arguments.DEFAULT_DROP}",
     out: Path | str = "optimized",
     *,
     engines: Sequence[str] = (),
     threads: Sequence[int] = (),
+    effort: arguments.Effort = "quick",
     allow_slower: bool = False,
     cache: Path | None = None,
     measure_again: bool = False,
@@ -72,6 +72,10 @@ def optimize(
         engines: what may run the candidates; every engine that is installed and fits the target if empty. The first
             that opens the model as given runs the baseline.
         threads: thread counts to try; 1 and all cores if empty.
+        effort: ``quick`` quantizes and trains nothing; ``normal`` also prunes, trains in 8 bits where quantization
+            alone loses too much, and teaches a small student, some five minutes of training in all; ``thorough`` takes
+            up to an hour, prunes as far as it goes and searches the student's architecture. Training needs a ``train``
+            split. If what is cheaper keeps a budget that limits more than accuracy, ``normal`` trains nothing.
         allow_slower: let a slower model win if the budget asks for it (for size, say).
         cache: directory for results of passes and measurements; ``~/.cache/farthing`` if None.
         measure_again: do not use cached timings.
@@ -86,36 +90,25 @@ def optimize(
         FarthingError: bad input (see `farthing.errors`); nothing is left half-written.
     """
     arguments.check(target, budget, out, engines, threads)
+    arguments.check_effort(effort)
     model, task = as_model(model), as_task(task, cache)
     search = _Search(
-        model, task, target, budget, engines, threads, allow_slower, cache, measure_again, machine, listener
+        model,
+        task,
+        target,
+        budget,
+        engines,
+        threads,
+        effort,
+        allow_slower,
+        cache,
+        measure_again,
+        machine,
+        listener,
     )
     with output.claimed(Path(out)) as directory:
         winner, recipe, summary = search.run(command)
         return output.write(winner, recipe, summary, directory)
-
-
-def _with_accuracy(budget: Budget, task: Task) -> Budget:
-    """The budget with a limit on accuracy in any case: nothing is returned that nobody judged."""
-    metric = task.metric
-    if budget.accuracy_min is not None and not metric.higher_is_better:
-        raise ConfigError(f"metric {metric.name} is better when lower: limit accuracy_drop, not accuracy_min")
-    if (
-        metric.higher_is_better and metric.name in plugins.BUILTIN["metric"]
-    ):  # ours are shares, but for errors
-        budget.of_share(metric.name)
-    if budget.accuracy_drop is None and budget.accuracy_min is None:
-        return replace(budget, accuracy_drop=DEFAULT_DROP)
-    return budget
-
-
-def _check_task(task: Task, model: Model) -> None:
-    task.check(model.manifest)
-    task.split("validation")
-    if "calibration" not in task.splits:
-        raise TaskError(
-            f"task {task.name} has neither calibration nor train data: int8 needs some; add a split"
-        )
 
 
 def _checked(paths: Sequence[Path], tick: Tick) -> int:
@@ -132,6 +125,7 @@ class _Search:
         budget: Budget | str,
         engines: Sequence[str],
         threads: Sequence[int],
+        effort: arguments.Effort,
         allow_slower: bool,
         cache: Path | None,
         measure_again: bool,
@@ -142,12 +136,15 @@ class _Search:
         self.target = Target.find(target) if isinstance(target, str) else target
         self.machine = machine or Here()
         here = self.target.is_machine(self.machine.target)
-        self.budget = _with_accuracy(Budget.parse(budget) if isinstance(budget, str) else budget, task)
+        self.budget = arguments.with_accuracy(
+            Budget.parse(budget) if isinstance(budget, str) else budget, task
+        )
         self.budget = self.budget if here else self.target.held(self.budget)
         counts = sorted({*threads} or {1, self.target.cores or 1})
         counts = [make_options(count).threads for count in counts]
+        self.effort, self.here = effort, here
         self.allow_slower = allow_slower or not here
-        _check_task(task, model)
+        arguments.check_task(task, model)
         self.runtime, self.runtimes = find_runtimes(model, engines, self.target, self.machine)
         self.cache = Cache(cache or default_cache())
         self.judge = Judge(task, model, self.runtime, self.machine, self.cache)
@@ -164,12 +161,12 @@ class _Search:
             Workshop(listener=listener, machine=self.machine),
         )
         self.rounds = Rounds(self.clock, self.budget, counts, self.allow_slower, self._ticker)
-        where = (
+        self.where = (
             "on this machine"
             if machine is None or machine.target.name == THIS
             else f"on {machine.target.name}"
         )
-        self.listing = Listing(self.budget, self.clock, self.allow_slower, here, rounds.FINAL, where)
+        self.listing = self._listing()
         self.notes: list[str] = []
         if not here:
             self.notes.append(
@@ -193,11 +190,41 @@ class _Search:
         self.notes += [unfit] if unfit else []
         made = self.climber.climb(rungs)
         made += self.climber.give_back(made)
+        made += self._trained(base, made, rungs)
         fit = [artefact for artefact in made if not artefact.refusal]
         self.listing.fill(base, made, self.rounds.times(base, fit), self.listener)
         artefact, candidate = self._pick([base, *made])
         artefact, candidate, test = self._tested(base, artefact, candidate)
         return self._conclude(artefact, candidate, test, command, time.perf_counter() - start)
+
+    def _listing(self) -> Listing:
+        return Listing(self.budget, self.clock, self.allow_slower, self.here, rounds.FINAL, self.where)
+
+    def _trained(self, base: Artefact, made: Sequence[Artefact], rungs: Sequence[Rung]) -> list[Artefact]:
+        """What training gave, if the effort allows for it and the budget asks for it."""
+        if self.effort == "quick" or (self.effort == "normal" and self._suffices(base, made)):
+            return []
+        courses = Courses(
+            self.climber, self.model, self.task, self.target, rungs, self.effort, self.cache, self.listener
+        )
+        found = courses.run(made)
+        self.notes += courses.notes
+        return found
+
+    def _suffices(self, base: Artefact, made: Sequence[Artefact]) -> bool:
+        """Whether something keeps a budget that limits more than accuracy: nothing dearer is needed then."""
+        limits = {name for name in BUDGET_NAMES if getattr(self.budget, name) is not None}
+        if limits <= {"accuracy_drop", "accuracy_min"}:
+            return False
+        fit = [artefact for artefact in made if not artefact.refusal]
+        listing = self._listing()
+        listing.fill(base, made, self.rounds.times(base, fit), ignore)
+        if listing.best().status != "accepted":
+            return False
+        self.notes.append(
+            "The budget is met without training, so nothing was trained: --effort thorough trains in any case."
+        )
+        return True
 
     def _check_pictures(self) -> None:
         """Decode every picture of the task once, so that a broken one is known now and not after the search."""

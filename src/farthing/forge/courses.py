@@ -1,0 +1,229 @@
+"""What a search trains when it may: pruned networks, networks trained in 8 bits, students; each goes up the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from farthing.config import Section
+from farthing.errors import FarthingError
+from farthing.forge.arguments import Effort
+from farthing.forge.cache import Cache, key_of
+from farthing.forge.climb import Artefact, Climber
+from farthing.forge.ladder import FUSE, STATIC, Rung
+from farthing.forge.training.schedule import Schedule, has_bf16
+from farthing.model import Model
+from farthing.recipe import Listener, Progress, Step
+from farthing.target import Target
+from farthing.task import CLASS_METRICS, Task
+
+QAT = "quantize.qat.v1"
+PRUNE = "prune.structured.v1"
+STUDENT = "distill.student.v1"
+SEARCH = "search.architecture.v1"
+TAILS = ("int8 minmax", "int8 mse, biases corrected")
+"""Of the rungs that quantize, those that trained networks are tried on."""
+
+
+class Plan(NamedTuple):
+    """How far an effort goes.
+
+    Attributes:
+        seconds: that trainings may take in all, as estimated from one epoch.
+        epochs: least and most of one training.
+        prunings: ratios tried, at most.
+        searches: whether architectures are searched.
+    """
+
+    seconds: float
+    epochs: tuple[int, int]
+    prunings: int
+    searches: bool
+
+
+PLANS = {"normal": Plan(300.0, (4, 24), 2, False), "thorough": Plan(3600.0, (8, 60), 5, True)}
+
+
+class Pace(Section, frozen=True, kw_only=True):
+    """Seconds that an epoch of training takes, its teacher included."""
+
+    seconds: float
+
+
+class Courses:
+    """The trainings of one search, dear rungs behind the cheap ones.
+
+    Args:
+        climber: makes and scores what is trained.
+        model: as given.
+        task: needs a ``train`` split.
+        rungs: of the ladder: their engines and their ways to quantize.
+        effort: how far to go.
+        cache: keeps how long an epoch takes, so that the same search plans the same again.
+    """
+
+    def __init__(
+        self,
+        climber: Climber,
+        model: Model,
+        task: Task,
+        target: Target,
+        rungs: Sequence[Rung],
+        effort: Effort,
+        cache: Cache,
+        listener: Listener,
+    ) -> None:
+        self._climber, self._model, self._task, self._target = climber, model, task, target
+        self._rungs, self._cache, self._listener = rungs, cache, listener
+        self._plan = PLANS[effort]
+        self._effort = effort
+        self._left = self._plan.seconds
+        self._pace = 0.0
+        self.notes: list[str] = []
+
+    def run(self, made: Sequence[Artefact]) -> list[Artefact]:
+        """What trainings gave, in the order they were tried; what cannot be trained is a note, or failed.
+
+        Args:
+            made: the artefacts of the ladder.
+        """
+        if problem := self._refusal():
+            self.notes.append(problem)
+            return []
+        found: list[Artefact] = []
+        found += self._in_8_bits("", (FUSE,), made)
+        found += self._pruned(made)
+        found += self._student(made)
+        return found
+
+    def _refusal(self) -> str:
+        """Why nothing is trained; empty if there is no reason."""
+        name = f"Nothing was trained (--effort {self._effort})"
+        if "train" not in self._task.splits:
+            return f"{name}: task {self._task.name} has no train split; give it one."
+        if not any(rung.exact for rung in self._rungs):
+            return f"{name}: no engine here takes float models."
+        try:
+            self._pace = self._paced()
+        except FarthingError as error:
+            return f"{name}: {error}"
+        if self._pace * self._plan.epochs[0] > self._plan.seconds:
+            dearer = " or `--effort thorough`" if self._effort == "normal" else ""
+            return (
+                f"{name}: an epoch takes some {self._pace:.0f} s here, too long for this effort; make the train split "
+                f"smaller, or train by a recipe of your own{dearer}."
+            )
+        return ""
+
+    # Trainings --------------------------------------------------------------------------------------------------
+
+    def _in_8_bits(self, name: str, steps: tuple[Step, ...], made: Sequence[Artefact]) -> list[Artefact]:
+        """Training with the rounding, where all that quantization without training gave loses too much."""
+        own = [one for one in made if any(step.use == STATIC for step in one.rung.steps)]
+        if not own or any(not one.refusal for one in own):
+            return []
+        if (schedule := self._schedule(0.5, lr=5e-4, bf16=False)) is None:
+            return []
+        qat = Step(use=QAT, options={"schedule": schedule})
+        rungs = []
+        for rung in self._tails():
+            if any(step.use == STATIC for step in rung.steps) and rung.name == TAILS[0]:
+                rest = tuple(qat if step.use == STATIC else step for step in rung.steps[1:])
+                words = "int8 trained" if not name else f"{name}, int8 trained"
+                rungs.append(replace(rung, name=words, steps=(*steps, *rest)))
+        return self._climbed(rungs)
+
+    def _pruned(self, made: Sequence[Artefact]) -> list[Artefact]:
+        """Fewer channels, as few as the accuracy allows: each ratio lies between what was enough and what was not."""
+        found: list[Artefact] = []
+        kept, broken = 0.0, 1.0
+        for _ in range(self._plan.prunings):
+            ratio = round((kept + broken) / 2, 3)
+            if (schedule := self._schedule(1.0, lr=2e-3)) is None:
+                break
+            name = f"{ratio:.0%} pruned"
+            options = {"ratio": ratio, "teacher": "self", "schedule": schedule}
+            steps = (FUSE, Step(use=PRUNE, options=options))
+            own = self._course(name, steps)
+            if all(one.model is None for one in own):
+                return [*found, *own]
+            own += self._in_8_bits(name, steps, own)
+            found += own
+            if any(not one.refusal for one in own):
+                kept = ratio
+            else:
+                broken = ratio
+        return found
+
+    def _student(self, made: Sequence[Artefact]) -> list[Artefact]:
+        """A small network of another architecture, taught by the model; searched if the effort allows for it."""
+        if self._task.metric.name not in CLASS_METRICS or len(self._model.manifest.inputs) != 1:
+            return []
+        share, use, name = (
+            (2.0, SEARCH, "searched student") if self._plan.searches else (1.5, STUDENT, "student")
+        )
+        if (schedule := self._schedule(share, lr=5e-3)) is None:
+            return []
+        step = Step(use=use, options={"teacher": "self", "schedule": schedule})
+        return self._course(name, (step, FUSE))
+
+    def _course(self, name: str, steps: tuple[Step, ...]) -> list[Artefact]:
+        """A training, then each engine's way to run what it gave in float and in 8 bits."""
+        rungs = [
+            replace(rung, name=f"{name}, {rung.name}", steps=(*steps, *rung.steps[1:]))
+            for rung in self._tails()
+        ]
+        rungs = [replace(rung, exact=False) for rung in rungs]
+        first = self._climbed(rungs[:1])
+        return first if first[0].model is None else [*first, *self._climbed(rungs[1:])]
+
+    def _tails(self) -> list[Rung]:
+        """Of the ladder's rungs those that trained networks are tried on, float ones first."""
+        chosen = [
+            rung for rung in self._rungs if rung.steps[:1] == (FUSE,) and (rung.exact or rung.name in TAILS)
+        ]
+        integer = [rung for rung in self._rungs if rung.name.startswith(tuple(f"{tail}," for tail in TAILS))]
+        return sorted(
+            {id(rung): rung for rung in [*chosen, *integer]}.values(), key=lambda rung: not rung.exact
+        )
+
+    def _climbed(self, rungs: Sequence[Rung]) -> list[Artefact]:
+        return self._climber.climb(rungs) if rungs else []
+
+    # Time -------------------------------------------------------------------------------------------------------
+
+    def _schedule(self, share: float, **options: Any) -> dict[str, Any] | None:
+        """A schedule of as many epochs as a share of a quarter of the time allows for; None if no time is left."""
+        least, most = self._plan.epochs
+        slot = self._plan.seconds / (2 + 2 * self._plan.prunings) * share
+        epochs = max(least, min(int(most * share), int(slot / self._pace)))
+        cost = epochs * self._pace
+        if cost > self._left:
+            if not any("no time" in note for note in self.notes):
+                self.notes.append(
+                    f"There was no time for more training within --effort {self._effort} (some "
+                    f"{self._plan.seconds / 60:.0f} minutes of it)."
+                )
+            return None
+        self._left -= cost
+        return {"epochs": epochs, "augment": self._augment(), **options}
+
+    def _augment(self) -> str:
+        """Pictures that are to be told apart may be turned and moved a little."""
+        image = self._task.form == "image" and self._task.metric.name in CLASS_METRICS
+        return "affine" if image else "none"
+
+    def _paced(self) -> float:
+        """Seconds of an epoch, from a few steps of training, measured once."""
+        from farthing.forge.training.pace import pace
+
+        self._listener(Progress(stage="passes", text="timing an epoch of training"))
+        train = self._task.split("train").digest
+        key = key_of("pace", self._model.digest, train, self._task.metric.name, self._target, has_bf16())
+        schedule = Schedule(augment="affine" if self._augment() == "affine" else "none")
+
+        def look() -> Pace:
+            return Pace(seconds=pace(self._model, self._task.only({"train", "calibration"}), schedule))
+
+        return self._cache.value(key, Pace, look).seconds
