@@ -11,7 +11,7 @@ from farthing.errors import FarthingError
 from farthing.forge.arguments import Effort
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.climb import Artefact, Climber
-from farthing.forge.ladder import FUSE, STATIC, Rung
+from farthing.forge.ladder import FUSE, INTEGER, STATIC, Rung
 from farthing.forge.training.schedule import Schedule, has_bf16
 from farthing.model import Model
 from farthing.recipe import Listener, Progress, Step
@@ -128,7 +128,7 @@ class Courses:
         qat = Step(use=QAT, options={"schedule": schedule})
         rungs = []
         for rung in self._tails():
-            if any(step.use == STATIC for step in rung.steps) and rung.name == TAILS[0]:
+            if any(step.use == STATIC for step in rung.steps) and rung.name.startswith(TAILS[0]):
                 rest = tuple(qat if step.use == STATIC else step for step in rung.steps[1:])
                 words = "int8 trained" if not name else f"{name}, int8 trained"
                 rungs.append(replace(rung, name=words, steps=(*steps, *rest)))
@@ -180,13 +180,12 @@ class Courses:
 
     def _tails(self) -> list[Rung]:
         """Of the ladder's rungs those that trained networks are tried on, float ones first."""
-        chosen = [
-            rung for rung in self._rungs if rung.steps[:1] == (FUSE,) and (rung.exact or rung.name in TAILS)
+        tails = [
+            rung
+            for rung in self._rungs
+            if rung.steps[:1] == (FUSE,) and (rung.exact or rung.name.removesuffix(INTEGER) in TAILS)
         ]
-        integer = [rung for rung in self._rungs if rung.name.startswith(tuple(f"{tail}," for tail in TAILS))]
-        return sorted(
-            {id(rung): rung for rung in [*chosen, *integer]}.values(), key=lambda rung: not rung.exact
-        )
+        return sorted(tails, key=lambda rung: not rung.exact)
 
     def _climbed(self, rungs: Sequence[Rung]) -> list[Artefact]:
         return self._climber.climb(rungs) if rungs else []

@@ -29,6 +29,7 @@ INT8 = (
     "int8",
     "float32",
 )  # 8 bits inside, numbers at inputs and outputs and in operators that have no 8-bit form
+INTEGER = ", uint8 in and out"  # in the names of rungs without any float
 CALIBRATORS = ("minmax", "percentile")  # entropy is an option only: it takes longest, and helped nowhere
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 
@@ -135,7 +136,7 @@ def _openvino(engine: str, proto: object, plain: bool, target: Target) -> list[R
 def _tflite(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
     """For a target without float the inputs and outputs are 8 bits as well."""
     integer = bool(target.dtypes) and "float32" not in target.dtypes
-    suffix, inside = (", uint8 in and out", INT8[:1]) if integer else ("", INT8)
+    suffix, inside = (INTEGER, INT8[:1]) if integer else ("", INT8)
     quantized = Step(use=TFLITE, options={"io": "uint8"} if integer else {})
     if not plain:
         return [
