@@ -11,14 +11,12 @@ from torch import nn
 
 from farthing.errors import ConfigError
 from farthing.forge import courses, graph
-from farthing.forge.apply import replay
 from farthing.forge.cache import Cache
 from farthing.forge.courses import Plan
+from farthing.forge.replay import replay
 from farthing.model import Model
 from farthing.recipe import Result
 from farthing.task import Task
-
-from .conftest import onnx_bytes
 
 Search = Callable[..., Result]
 
@@ -52,6 +50,7 @@ def test_trained_networks_go_up_the_ladder(
     assert "train" not in heard, "what was trained is kept"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_eight_bits_are_trained_where_they_cost_too_much(search: Search, scaled: Model) -> None:
     found = search(scaled, budget="accuracy_drop<=0.0001", effort="normal")
@@ -87,17 +86,14 @@ def test_what_cannot_be_trained_is_said(search: Search, make_model: Any) -> None
     """An operator that has no trainable form."""
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("TopK", ["flat", "count"], ["values", "places"]),
-        helper.make_node("MatMul", ["values", "weight"], ["logits"]),
+        helper.make_node("Hardmax", ["flat"], ["one"]),
+        helper.make_node("MatMul", ["one", "weight"], ["logits"]),
     ]
-    stored = [
-        numpy_helper.from_array(np.array([16], np.int64), "count"),
-        numpy_helper.from_array(np.random.default_rng(0).normal(size=(16, 10)).astype(np.float32), "weight"),
-    ]
-    model = make_model(onnx_bytes(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))))
+    weight = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    model = make_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     proto = graph.load(model.file)
     del proto.graph.node[:], proto.graph.initializer[:]
     proto.graph.node.extend(nodes)
-    proto.graph.initializer.extend(stored)
-    found = search(make_model(proto), budget="accuracy_drop<=0.9", effort="normal")
-    assert any("Nothing was trained" in note and "TopK" in note for note in found.summary.notes)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "weight"))
+    found = search(make_model(proto), budget="accuracy_drop<=0.4", effort="normal")
+    assert any("Nothing was trained" in note and "Hardmax" in note for note in found.summary.notes)
