@@ -58,8 +58,9 @@ def run(out: Path, *, cache: Path, seed: int = 0, epochs: int = EPOCHS, listener
     """
     listener(Progress(stage="data", text="5,000 real handwritten digits (MNIST), fetched once"))
     task = mnist_5k(cache, lambda event: listener(Progress(stage="data", text=event)))
-    model = Cache(cache).model(
-        key_of("demo", task.digest, seed, epochs, 2), lambda: train(task, seed, epochs, listener)
+    model = Cache(cache).resumed(
+        key_of("demo", task.digest, seed, epochs, 2),
+        lambda state: train(task, seed, epochs, Workshop(listener, state)),
     )
     result = optimize(
         model,
@@ -81,7 +82,7 @@ def run(out: Path, *, cache: Path, seed: int = 0, epochs: int = EPOCHS, listener
     return Demo(result, shown, pictures)
 
 
-def train(task: Task, seed: int, epochs: int, listener: Listener) -> Model:
+def train(task: Task, seed: int, epochs: int, workshop: Workshop) -> Model:
     """The user's part: a small convolutional network, trained on the task's train split and converted to ONNX."""
     torch = require("torch", "forge")
     from farthing.forge.training import loop
@@ -91,7 +92,7 @@ def train(task: Task, seed: int, epochs: int, listener: Listener) -> Model:
     torch.manual_seed(seed)
     module = digits_cnn()
     blank = manifest("digits-cnn", task)
-    schedule, workshop = Schedule(epochs=epochs, seed=seed), Workshop(listener=listener)
+    schedule = Schedule(epochs=epochs, seed=seed)
     loop.train(module, Samples(task, blank), loss_of(task, blank), schedule, workshop=workshop)
     real = feeds(task, task.split("validation"), blank, range(8))["image"]
     facts = checked(blank, inputs=(), outputs=())  # the tensors' names and shapes come from the module
