@@ -189,6 +189,9 @@ def test_leftovers_of_killed_processes_are_swept_once_they_are_old(tmp_path: Pat
 
 def test_unfinished_work_is_found_again_and_goes_when_it_is_done(tmp_path: Path) -> None:
     cache, seen = Cache(tmp_path), []
+    lock = tmp_path / "work" / KEY[:2] / f"{KEY}.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()  # as a killed process leaves it
 
     def work(state: Path | None) -> Model:
         assert state is not None
