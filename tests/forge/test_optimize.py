@@ -617,6 +617,24 @@ def test_where_8_bits_do_not_suffice_the_worst_operators_go_back_to_float(
     assert not [event for event in heard if event.text.startswith("ranking")], "the ranking is cached too"
 
 
+def test_a_large_validation_split_is_asked_only_for_what_bisection_on_few_samples_found(
+    search: Any, scaled: Model, digits: Any, digits_task: Task
+) -> None:
+    x, y = digits
+    splits = {**digits_task.splits, "validation": Split({"": x[1000:]}, y[1000:])}
+    del splits["test"]
+    result = search(scaled, Task("more", splits, "top1"), budget="size_mb<=0.058", allow_slower=True)
+    winner = result.candidates[result.summary.winner]
+    assert winner.name.endswith("2 operators float")
+    others = [
+        c for c in result.candidates if "operator" in c.name and c.name.endswith("float") and c is not winner
+    ]
+    assert others
+    for candidate in others:
+        assert candidate.verdict.endswith("on 256 samples"), candidate.verdict
+    assert any("2 operators in float are enough" in c.verdict or "1 operator float" in c.name for c in others)
+
+
 def test_a_twin_of_a_failed_int8_does_not_stop_the_giving_back(
     search: Any, scaled: Model, registry: None
 ) -> None:

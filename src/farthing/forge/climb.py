@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -25,6 +25,9 @@ from farthing.model import Model
 from farthing.recipe import Candidate, Progress, Step
 from farthing.target import Budget, Target
 from farthing.task import Task
+
+Judged = Callable[[Model, Runtime], tuple[Score, str]]
+"""What scores a model and says why it is out; nothing if it is not."""
 
 
 @dataclass
@@ -157,7 +160,9 @@ class Climber:
         self._say(self._outcome(artefact))
         return [artefact]
 
-    def _make(self, rung: Rung, earlier: Sequence[Artefact]) -> Artefact:
+    def _make(self, rung: Rung, earlier: Sequence[Artefact], judged: Judged | None = None) -> Artefact:
+        """The artefact of a rung, with the verdict of ``judged`` on it; `_judged` unless given."""
+        judged = judged or self._judged
         artefact = Artefact(rung, self._runtimes[rung.engine].computing(rung.precision))
         try:
             artefact.model, artefact.steps = self._apply(rung.steps)
@@ -168,7 +173,7 @@ class Climber:
             else:
                 variant = Variant(model=artefact.model.digest, runtime=artefact.runtime)
                 self._clock.trial(variant, artefact.model)
-                artefact.score, artefact.refusal = self._judged(artefact.model, artefact.runtime)
+                artefact.score, artefact.refusal = judged(artefact.model, artefact.runtime)
         except FarthingError as error:
             if self._clock.ends_all(error):
                 raise
@@ -188,6 +193,12 @@ class Climber:
         score = self._judge.score(model, "validation", runtime=runtime)
         return score, accuracy_refusal(score, self._budget, self._task.metric)
 
+    def _judged_on_few(self, model: Model, runtime: Runtime) -> tuple[Score, str]:
+        few = proxy(self._task)
+        score = self._judge.score(model, "validation", few, runtime=runtime)
+        refusal = accuracy_refusal(score, self._budget, self._task.metric)
+        return score, f"{refusal}, on {few} samples" if refusal else ""
+
     def _before(self, best: Artefact) -> tuple[Model, StaticInt8, Step]:
         """What the static step of an artefact was given, and the step."""
         place = next(i for i, step in enumerate(best.steps) if step.use == STATIC)
@@ -204,17 +215,27 @@ class Climber:
         )
 
     def _bisect(self, rung: Rung, worst: list[str], made: Sequence[Artefact]) -> list[Artefact]:
-        """Artefacts on the way to the fewest operators whose return is enough, small numbers first."""
-        tried: list[Artefact] = []
+        """Artefacts on the way to the fewest operators whose return is enough, small numbers first.
 
-        def enough(count: int) -> bool:
-            artefact = self._make(with_exclusions(rung, worst[:count]), [*made, *tried])
-            tried.append(artefact)
-            self._say(self._outcome(artefact))
-            return not artefact.refusal
+        A large validation split is asked for what bisection on a few samples found, and for no other.
+        """
+        tried: dict[int, Artefact] = {}
 
-        fewest(len(worst), enough)
-        return tried
+        def enough(count: int, judged: Judged) -> bool:
+            others = [artefact for number, artefact in tried.items() if number != count]
+            tried[count] = self._make(with_exclusions(rung, worst[:count]), [*made, *others], judged)
+            self._say(self._outcome(tried[count]))
+            return not tried[count].refusal
+
+        few, least = proxy(self._task), 0
+        if few:
+            least = fewest(len(worst), lambda count: enough(count, self._judged_on_few))
+            for number, artefact in tried.items():
+                if number > least and not artefact.refusal:
+                    artefact.refusal = f"rejected: {least} operators in float are enough, on {few} samples"
+        if least in {0, len(worst)} or not enough(least, self._judged):
+            fewest(len(worst), lambda count: enough(count, self._judged), least)
+        return list(tried.values())
 
     def _outcome(self, artefact: Artefact) -> str:
         metric, words = self._task.metric, artefact.refusal
