@@ -30,6 +30,7 @@ from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.sensitivity.result import Effect, Mixture, Operator, Sensitivity, Whole
+from farthing.forge.study.result import Layer, Rounded, Study, Width
 from farthing.forge.training.distillation import Distillation, Feature
 from farthing.forge.training.schedule import Schedule
 from farthing.model import Manifest, Preprocess, Quantization, Resize, TensorSpec
@@ -193,6 +194,10 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/sensitivity.md", Mixture),
         ("reference/sensitivity.md", Join),
         ("reference/sensitivity.md", Joined),
+        ("reference/study.md", Study),
+        ("reference/study.md", Layer),
+        ("reference/study.md", Rounded),
+        ("reference/study.md", Width),
         ("how-to/answer-in-real-time.md", QueueRule),
         ("how-to/answer-in-real-time.md", QueueStats),
         ("how-to/cache-answers.md", CacheRule),

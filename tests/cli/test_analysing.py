@@ -1,4 +1,4 @@
-"""``farthing sensitivity`` as a user meets it."""
+"""``farthing sensitivity`` and ``farthing study`` as a user meets them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from farthing.bench import Rule
 from farthing.cli import main
+from farthing.forge import rounds
 from farthing.forge.convert import convert
 from farthing.forge.sensitivity import Sensitivity
+from farthing.forge.study import Study
 
 TASK = """
 name: rows
@@ -94,4 +97,40 @@ def test_sensitivity_refuses_what_means_nothing(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sensitivity", "model", "--task", "task.yaml", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_study_prints_tables_and_writes_json_and_a_page(
+    desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "SPRINT", Rule(warmup=1, min_count=5, min_seconds=0.02))
+    words = ["study", "model", "--task", "task.yaml", "--engine", "onnxruntime", "--bits", "8,4"]
+    assert main([*words, "--out", "study.json", "--html", "study.html"]) == 0
+    said = capsys.readouterr().out
+    assert "int8 minmax, equalized" in said
+    assert "on the front" in said
+    assert "activations" in said
+    assert "No other beats these in loss, latency and size at once" in said
+    found = msgspec.json.decode((desk / "study.json").read_bytes(), type=Study)
+    assert {width.bits for width in found.widths} == {8, 4}
+    assert "plot-data" in (desk / "study.html").read_text()
+    assert main([*words, "--json"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [one["name"] for one in last["methods"]] == [one.name for one in found.methods]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bits", "few"], "--bits 'few' is not a list of numbers, as in 32,16,8,4"),
+        (["--bits", "9"], "widths are 32, 16, or from 8 down to 2 bits, not 9"),
+        (["--recipe", "none.yaml"], "none.yaml"),
+        (["--engine", "onnxruntimes"], "did you mean 'onnxruntime'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_study_refuses_what_means_nothing(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "model", "--task", "task.yaml", *words]) == 2
     assert said in capsys.readouterr().err

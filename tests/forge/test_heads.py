@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from farthing.bench import evaluate
-from farthing.forge import graph, heads
+from farthing.bench import Rule, evaluate
+from farthing.forge import graph, heads, rounds
 from farthing.forge.doctor.of_heads import of_heads
 from farthing.forge.fuse import Fuse
 from farthing.forge.quantize.static import StaticInt8
+from farthing.forge.study import study
 from farthing.model import Manifest, Model, TensorSpec
 from farthing.recipe import Candidate, Progress
 from farthing.target import Target
@@ -203,6 +205,22 @@ def test_a_head_in_float_that_is_not_enough_stays_there_while_the_rest_is_ranked
 def excluded(candidate: Candidate) -> list[str]:
     [names] = [step.options["exclude"] for step in candidate.steps if "exclude" in step.options]
     return list(names)
+
+
+def test_a_study_measures_the_head_in_float_beside_the_others(
+    detector: Model, scenes_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "SPRINT", Rule(warmup=1, min_count=5, min_seconds=0.02))
+    found = study(detector, scenes_task, VNNI, engines=["onnxruntime"], widths=[8], subset=64, cache=tmp_path)
+    drops = {one.name: one.drop.value for one in found.methods if one.drop}
+    [head] = [name for name in drops if name.endswith("head float")]
+    assert drops[head] < 0.05
+    int8 = [drop for name, drop in drops.items() if name.startswith("int8") and "float" not in name]
+    assert min(int8) > 0.9
+    assert [note for note in found.notes if note.startswith("Concat ")]
+    both = next(width for width in found.widths if width.rounded == "both")
+    assert both.drop is not None
+    assert both.drop.value > 0.9, "rounding the joined tensor is what does it"
 
 
 def test_networks_whose_concats_join_like_ranges_are_left_alone(

@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": ("making", "show a model's tensors, operators, parameters, MACs, size and placement"),
     "optimize": ("searching", "find the best measured artefact for a task, a device and a budget"),
     "sensitivity": ("analysing", "find which operators low precision hurts, and which should stay in float"),
+    "study": ("analysing", "measure every method and every width on one task: accuracy, latency, size"),
     "compare": ("compare", "lay two searches side by side: what changed, and by how much"),
     "matrix": ("matrix", "run models in every engine: equal, or refused and by which operator"),
     "cut": ("cutting", "cut a model into parts for several cores or devices, or into early exits"),

@@ -12,6 +12,9 @@ from farthing.cli import options, show
 
 if TYPE_CHECKING:
     from farthing.forge.sensitivity.result import Effect, Operator, Sensitivity
+    from farthing.forge.study.result import Study
+    from farthing.measure import Interval
+    from farthing.recipe import Candidate
 
 SENSITIVITY = """\
 precisions: int8 (a scale for each output channel), int8 per tensor, int8 weights, int4 weights, float16
@@ -21,6 +24,15 @@ signal to noise (SQNR, decibels). The metric is asked for the worst few only, on
 operators are looked for that must stay in float for int8 to keep --drop. Interrupted? Run the same command again.
 
 example: farthing sensitivity work/model --task work/task.yaml --out sensitivity.json --html sensitivity.html
+"""
+STUDY = """\
+Every method that needs no training, in every engine, is scored on all of validation and timed in turns with the others:
+none is left out, so this takes longer than a search. --recipe adds methods of your own. Then the model's numbers are
+rounded to each width, weights, activations and both, layer by layer and as a whole.
+
+Methods marked * are on the front: no other is at least as good in loss, median latency and size.
+
+example: farthing study work/model --task work/task.yaml --out study.json --html study.html
 """
 WORST = 12
 
@@ -114,6 +126,123 @@ def sensitivity(parsed: argparse.Namespace) -> int:
         files.write(parsed.html, render(found).encode())
     print(show.as_json({"event": "result", **_plain(found)}) if parsed.json else _sensitivity(found))
     return 0
+
+
+def study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing study``."""
+    parser.epilog = STUDY
+    parser.add_argument("model", help="model directory, zip, or model file, in float")
+    parser.add_argument(
+        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
+    )
+    parser.add_argument(
+        "--target",
+        default="this",
+        metavar="NAME",
+        help="a board, which then measures; one of the catalogue, or a file (default: this machine)",
+    )
+    parser.add_argument(
+        "--engine", default="", metavar="A,B", help="engines (default: all that are installed and fit)"
+    )
+    parser.add_argument("--threads", default="1", metavar="N,N", help="thread counts (default: %(default)s)")
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a recipe.yaml to measure beside them, training passes included; may be given again",
+    )
+    parser.add_argument(
+        "--bits", default="32,16,8,4", metavar="N,N", help="widths to round to (default: %(default)s)"
+    )
+    parser.add_argument("--again", action="store_true", help="measure again, even what is cached")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, with plots")
+    options.add_json(parser)
+
+
+def study(parsed: argparse.Namespace) -> int:
+    """Run ``farthing study``."""
+    from farthing.cli.searching import place
+    from farthing.forge.study import of_recipe
+    from farthing.forge.study import study as measure
+
+    task = options.open_task(parsed.task, parsed.model)
+    model = options.open_model(parsed.model, task, keep=False)
+    counts = options.counts(parsed.threads)
+    with place(parsed.target, counts) as (machine, target), show.progress(parsed.json) as listener:
+        found = measure(
+            model,
+            task,
+            target,
+            methods=[of_recipe(path, model) for path in parsed.recipe],
+            engines=options.names(parsed.engine),
+            threads=counts or (1,),
+            widths=_bits(parsed.bits),
+            cache=options.cache_directory(),
+            measure_again=parsed.again,
+            machine=machine,
+            listener=listener,
+            command=shlex.join(["farthing", *sys.argv[1:]]),
+        )
+    _write(found, parsed.out)
+    if parsed.html:
+        from farthing import files
+        from farthing.forge.study.page import render
+
+        files.write(parsed.html, render(found).encode())
+    print(show.as_json({"event": "result", **_plain(found)}) if parsed.json else _study(found))
+    return 0
+
+
+def _bits(text: str) -> tuple[int, ...]:
+    from farthing.errors import ConfigError
+
+    try:
+        return tuple(int(part) for part in options.names(text))
+    except ValueError as error:
+        raise ConfigError(f"--bits {text!r} is not a list of numbers, as in 32,16,8,4") from error
+
+
+def _study(found: Study) -> str:
+    """Methods with their figures, the model at each width, and what no other beats."""
+    from farthing.forge.study.page import sentence
+
+    head = ["", "method", "engine", "threads", "size", "p50", "speed", found.metric, "drop", ""]
+    rows = [_method(one, one.number in found.front) for one in found.methods]
+    lines = [show.table(head, rows, ("threads",), show.room()), ""]
+    rows = [
+        [
+            str(one.bits),
+            one.rounded if one.bits < 32 else "-",
+            show.megabytes(one.bytes / 1e6),
+            _decibels(one.output_sqnr),
+            *_judged(one.accuracy, one.drop),
+        ]
+        for one in found.widths
+    ]
+    lines += [show.table(["bits", "rounded", "size", "SQNR, dB", found.metric, "drop"], rows), ""]
+    return "\n".join([*lines, *(f"Note: {note}" for note in found.notes), sentence(found)])
+
+
+def _method(one: Candidate, on_front: bool) -> list[str]:
+    single = one.measurements.get("single_stream")
+    return [
+        f"{'*' if on_front else ' '}{one.number}",
+        one.name,
+        one.engine,
+        str(one.options.threads),
+        show.megabytes(one.figures.size_mb),
+        show.milliseconds(single.p50_ms if single else None),
+        f"{one.speedup.value:.2f}x" if one.speedup else "-",
+        *_judged(one.accuracy, one.drop),
+        "" if one.verdict.startswith("beaten by") else one.verdict,
+    ]
+
+
+def _judged(accuracy: Interval | None, drop: Interval | None) -> tuple[str, str]:
+    return (f"{accuracy.value:.4f}" if accuracy else "-", f"{drop.value:+.4f}" if drop else "-")
 
 
 def _write(found: object, path: Path | None) -> None:

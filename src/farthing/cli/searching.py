@@ -103,7 +103,7 @@ def optimize(parsed: argparse.Namespace) -> int:
     task = options.open_task(parsed.task, parsed.model)
     model = options.open_model(parsed.model, task, keep=False)
     counts = options.counts(parsed.threads)
-    with _place(parsed.target, counts) as (machine, target), show.progress(parsed.json) as listener:
+    with place(parsed.target, counts) as (machine, target), show.progress(parsed.json) as listener:
         result = search(
             model,
             task,
@@ -135,7 +135,7 @@ def _plain(summary: object) -> dict[str, object]:
 
 
 @contextmanager
-def _place(name: str, threads: Sequence[int]) -> Iterator[tuple[Machine, Target]]:
+def place(name: str, threads: Sequence[int]) -> Iterator[tuple[Machine, Target]]:
     """Where candidates are measured and what they are for: a board measures itself, other targets are descriptions."""
     from farthing.bench.remote import Boards, find_machine
     from farthing.cli.boards import tell

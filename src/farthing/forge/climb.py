@@ -107,13 +107,28 @@ class Climber:
         First the decoder of a head that int8 breaks; if there is none, or that is too little, the fewest worst ones.
         """
         found: list[Artefact] = []
-        for engine in self._runtimes:
-            int8 = [a for a in made if a.rung.engine == engine and any(s.use == STATIC for s in a.steps)]
-            found += self._with_floats([a for a in int8 if a.model and a.score], [*made, *found])
+        for int8 in self._static(made):
+            found += self._with_floats(int8, [*made, *found])
         return found
 
+    def with_heads(self, made: Sequence[Artefact]) -> list[Artefact]:
+        """For each engine its best int8 artefact with the decoder of the head in float, if int8 breaks that."""
+        found: list[Artefact] = []
+        for int8 in self._static(made):
+            found += self._head(_best(int8), [*made, *found])
+        return found
+
+    def _static(self, made: Sequence[Artefact]) -> list[list[Artefact]]:
+        """The static int8 artefacts of each engine that could be made and scored."""
+        own = {
+            name: [a for a in made if a.rung.engine == name and a.model and a.score]
+            for name in self._runtimes
+        }
+        int8 = [[a for a in found if any(s.use == STATIC for s in a.steps)] for found in own.values()]
+        return [found for found in int8 if found]
+
     def _with_floats(self, int8: Sequence[Artefact], made: Sequence[Artefact]) -> list[Artefact]:
-        if not int8 or any(not artefact.refusal for artefact in int8):
+        if any(not artefact.refusal for artefact in int8):
             return []
         found: list[Artefact] = []
         try:

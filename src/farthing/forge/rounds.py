@@ -60,17 +60,38 @@ class Rounds:
         finalists = [(variant, model) for variant, model in finalists if variant not in dropped]
         offline = race(finalists, "offline", SPRINT, self._ticker("final", "timing batches"))
         final = [lap for lap in final if lap.variant not in dropped]
-        raced = {lap.variant for lap in final}
-        floats = [lap for lap in final if lap.variant in exact]
+        times = self._timed(final, {lap.variant: lap for lap in offline}, dropped, exact)
+        times.finalists = {lap.variant for lap in final}
+        times.laps += [lap for lap in sprint if lap.variant not in {*times.finalists, *dropped}]
+        return times
+
+    def everything(self, base: Artefact, fit: list[Artefact]) -> Times:
+        """All race alike, once alone and once in batches: nobody is left out for being slow."""
+        bases, rivals = self._variants([base]), self._variants(fit)
+        exact = {variant for variant, _ in self._variants([a for a in [base, *fit] if a.rung.exact])}
+        dropped: dict[Variant, str] = {}
+        tick = self._ticker("race", "timing one sample at a time")
+        single = self._survived(bases, rivals, "single_stream", SPRINT, tick, dropped)
+        rivals = [(variant, model) for variant, model in rivals if variant not in dropped]
+        tick = self._ticker("race", "timing batches")
+        offline = self._survived(bases, rivals, "offline", SPRINT, tick, dropped)
+        laps = [lap for lap in single if lap.variant not in dropped]
+        return self._timed(laps, {lap.variant: lap for lap in offline}, dropped, exact)
+
+    @staticmethod
+    def _timed(
+        laps: list[Lap], offline: dict[Variant, Lap], dropped: dict[Variant, str], exact: set[Variant]
+    ) -> Times:
+        """What laps of one race say, held against the fastest float32 ones among them."""
+        floats = [lap for lap in laps if lap.variant in exact]
         return Times(
-            laps=[*final, *(lap for lap in sprint if lap.variant not in {*raced, *dropped})],
-            offline={lap.variant: lap for lap in offline},
+            laps=laps,
+            offline=offline,
             dropped=dropped,
-            finalists=raced,
-            over_float={lap.variant: lap.over(_fastest(floats)) for lap in final},
+            over_float={lap.variant: lap.over(_fastest(floats)) for lap in laps},
             over_engine={
                 lap.variant: lap.over(_fastest(own))
-                for lap in final
+                for lap in laps
                 if (own := [other for other in floats if _engine(other) == _engine(lap)])
             },
         )

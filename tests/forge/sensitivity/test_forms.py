@@ -24,7 +24,7 @@ from farthing.forge.sensitivity.alone import HIGHEST, LOWEST, sqnr
 from farthing.forge.sensitivity.forms import Halved, RoundedWeights
 from farthing.forge.sensitivity.losses import fewest, losses, ranked
 from farthing.forge.sensitivity.precisions import PRECISIONS, Place, Weights, source_of, whole
-from farthing.forge.sensitivity.rounding import rounded_activations, rounded_weights, weights_of
+from farthing.forge.sensitivity.rounding import rounded_activations, rounded_weights, steps, weights_of
 from farthing.model import Model
 from farthing.target import Target
 from farthing.task import Task
@@ -171,7 +171,8 @@ def test_activations_are_clipped_and_rounded_and_zero_stays_zero(
     values: Array, low: float, high: float, bits: int
 ) -> None:
     rounded = rounded_activations(values, low, high, bits)
-    step = (high - low) / (2**bits - 1)
+    step, least, most = steps(low, high, bits)
+    assert most - least in {0, 2**bits - 1}
     if step > 0:
         assert len(np.unique(rounded)) <= 2**bits
         inside = np.clip(values, low, high)

@@ -6,15 +6,11 @@ their hashes: names of models and tasks come from files that others may have wri
 
 from __future__ import annotations
 
-import re
-
-import msgspec
-
 from farthing.config import to_yaml
 from farthing.forge.report.engines import engines
 from farthing.forge.report.findings import Findings, single
 from farthing.forge.report.inside import placement, portability, sizes
-from farthing.forge.report.plot import plot
+from farthing.forge.report.plot import embedded, figure, plot
 from farthing.forge.report.tables import budget, candidates, comparison, verdict_groups
 from farthing.measure import Interval
 from farthing.page.frame import filled, page, resource
@@ -51,7 +47,7 @@ def render(summary: Summary, recipe: Recipe) -> str:
         "budget": budget(found),
         "comparison": comparison(found),
         "engines": engines(found),
-        "figure": _figure(found),
+        "figure": figure(found),
         "candidates": candidates(found),
         "rest": _rest(found),
         "sizes": sizes(found),
@@ -68,26 +64,8 @@ def render(summary: Summary, recipe: Recipe) -> str:
         joined([_head(found), _hero(found)]),
         Html(filled(resource("search.html", __name__), parts)),
         resource("page.js", __name__),
-        _embedded(plot(found)),
+        embedded(plot(found)),
     )
-
-
-def _embedded(data: object) -> str:
-    """JSON that may stand in a script element: no character that HTML or older JavaScript gives a meaning."""
-    text = msgspec.json.encode(data).decode()
-    return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def _figure(found: Findings) -> Html:
-    """The plot's frame; marks have their engine's colour where several took part."""
-    several = len(found.engines) > 1
-    swatch = '<svg viewBox="-9 -9 18 18" aria-hidden="true"><circle class="swatch e{}" r="6"/></svg>'
-    shown = [
-        element("li", Html(swatch.format(place)), element("bdi", name))
-        for place, name in enumerate(found.engines if several else [])
-    ]
-    parts = {"kind": " by-engine" if several else "", "engines": joined(shown)}
-    return Html(filled(resource("figure.html", __name__), parts)) if found.timed else Html("")
 
 
 # Top of the page ------------------------------------------------------------------------------------------------

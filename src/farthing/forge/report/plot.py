@@ -3,14 +3,67 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from farthing.errors import ConfigError
 from farthing.forge.report.findings import Findings, single
 from farthing.measure import Interval
-from farthing.page.typeset import MISSING, capital, clean, number, times
+from farthing.page.frame import filled, resource
+from farthing.page.typeset import MISSING, Html, capital, clean, element, escaped, joined, number, times
 from farthing.recipe import Candidate
 from farthing.target import Budget
+
+MARKS = {
+    "winner": ("winner", '<path class="shape" d="M0-8 8 0 0 8-8 0z"/>'),
+    "baseline": ("as given", '<path class="shape" d="M-5.5-5.5h11v11h-11z"/>'),
+    "accepted": ("accepted", '<circle class="shape" r="5"/>'),
+    "rejected": ("turned down", '<circle class="shape" r="4.5"/>'),
+}
+
+
+def figure(
+    found: Findings, title: str = "What was traded for what", marks: Mapping[str, str] | None = None
+) -> Html:
+    """The frame in which the page's script draws; marks have their engine's colour where several took part.
+
+    Args:
+        title: above it.
+        marks: status -> what its mark is called in the legend; those of a search if None.
+    """
+    if not found.timed:
+        return Html("")
+    several = len(found.engines) > 1
+    names = {status: name for status, (name, _) in MARKS.items()} if marks is None else marks
+    shown = [
+        _entry(f'<g class="mark {status}">{MARKS[status][1]}</g>', name) for status, name in names.items()
+    ]
+    dots = [_entry(f'<circle class="swatch e{n}" r="6"/>', name) for n, name in enumerate(found.engines)]
+    limit = _entry('<path class="limit" d="M-9 0H9"/>', "limit of the budget") if _limits(found) else None
+    parts = {
+        "title": escaped(title),
+        "kind": " by-engine" if several else "",
+        "marks": joined(shown),
+        "limit": escaped(limit),
+        "engines": joined(dots if several else []),
+    }
+    return Html(filled(resource("figure.html", __package__ or ""), parts))
+
+
+def _entry(drawing: str, name: str) -> Html:
+    """A line of the legend."""
+    return element(
+        "li", Html(f'<svg viewBox="-9 -9 18 18" aria-hidden="true">{drawing}</svg>'), element("bdi", name)
+    )
+
+
+def embedded(data: object) -> str:
+    """JSON that may stand in a script element: no character that HTML or older JavaScript gives a meaning."""
+    text = msgspec.json.encode(data).decode()
+    return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def plot(found: Findings) -> dict[str, Any]:

@@ -251,8 +251,13 @@ class Column(NamedTuple):
     show: Callable[[float | None], str]
 
 
-def candidates(found: Findings) -> Html:
-    """Every candidate with its figures and verdict."""
+def candidates(found: Findings, title: str = "All candidates", options: str = "the recipe") -> Html:
+    """Every candidate with its figures and verdict.
+
+    Args:
+        title: of the section.
+        options: what has all options of the steps.
+    """
     columns = _columns(found)
     heads = [
         element("th", "No.", scope="col"),
@@ -267,9 +272,9 @@ def candidates(found: Findings) -> Html:
     words = (
         f"Accuracy is {found.metric} on validation data; a drop above 0 is a loss against the model as given."
     )
-    options = "Steps name the options in which candidates differ; the recipe has all of them."
-    note = element("p", f"Latency is of the engine alone, batch 1. {words} {options}", class_="quiet")
-    return section("candidates", "All candidates", note, scroll)
+    steps = f"Steps name the options in which candidates differ; {options} has all of them."
+    note = element("p", f"Latency is of the engine alone, batch 1. {words} {steps}", class_="quiet")
+    return section("candidates", title, note, scroll)
 
 
 def _columns(found: Findings) -> list[Column]:

@@ -77,7 +77,7 @@ def sensitivity(
     place = Place(
         Target.find(target) if isinstance(target, str) else target, task, Cache(cache or default_cache())
     )
-    _check_model(given, task)
+    check_model(given, task)
     analysis = Analysis(given, place, engine, samples, subset, listener)
     analysis.lose(chosen)
     joins = analysis.joins()
@@ -122,7 +122,13 @@ def _checked(
     return tuple(name for name in PRECISIONS if name in precisions)
 
 
-def _check_model(model: Model, task: Task) -> None:
+def check_model(model: Model, task: Task) -> None:
+    """Refuse what cannot be analysed.
+
+    Raises:
+        UnsupportedError: no ONNX model, or one that is quantized.
+        TaskError: the task does not fit, or lacks data.
+    """
     task.check(model.manifest)
     task.split("validation"), task.split("calibration")
     name, form = model.manifest.name, model.manifest.format

@@ -145,15 +145,15 @@ class Halved:
         for place, tensor in enumerate(first.input):
             if tensor in self._single:
                 first.input[place] = f"{first.name}/{place}/alone"
-                nodes += _half(tensor, first.input[place])
+                nodes += rounding_to_half(tensor, first.input[place])
         results = [name for name in first.output if name in self._single]
         for name in results:
             first.output[list(first.output).index(name)] = f"{name}/float"
-        after = [node for name in results for node in _half(f"{name}/float", name)]
+        after = [node for name in results for node in rounding_to_half(f"{name}/float", name)]
         return [*nodes, first, *after, *behind[1:]]
 
 
-def _half(tensor: str, result: str) -> list[onnx.NodeProto]:
+def rounding_to_half(tensor: str, result: str) -> list[onnx.NodeProto]:
     """Nodes that round a tensor to float16."""
     return [
         helper.make_node("Cast", [tensor], [f"{result}/16"], name=f"{result}/16", to=HALF),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -77,6 +78,11 @@ def rounded_weights(weights: Array, axes: Sequence[int], bits: int) -> Array:
     return np.asarray(np.clip(np.round(weights / step), -most, most) * step, np.float32)
 
 
+def scales_of(weights: Array, axes: Sequence[int]) -> int:
+    """How many scales weights have with one for each index along ``axes``."""
+    return math.prod(weights.shape[axis] for axis in axes)
+
+
 def rounded_activations(values: Array, low: float, high: float, bits: int) -> Array:
     """Activations clipped to a range that holds 0 and rounded to 2 to the power of ``bits`` values in it.
 
@@ -84,13 +90,23 @@ def rounded_activations(values: Array, low: float, high: float, bits: int) -> Ar
     """
     if bits >= 16:
         return half(values) if bits == 16 else values
+    step, least, most = steps(low, high, bits)
+    if not step:
+        return values
+    return np.asarray(np.clip(np.round(values.astype(np.float64) / step), least, most) * step, np.float32)
+
+
+def steps(low: float, high: float, bits: int) -> tuple[float, int, int]:
+    """The distance of neighbouring values in a range, and the least and the greatest multiple of it that is one.
+
+    The distance is 0 where the range is so small that float32 could not tell them apart.
+    """
     levels = 2**bits - 1
     step = (high - low) / levels
-    if step <= 0:
-        return values
-    zero = np.round(-low / step)
-    whole = np.clip(np.round(values.astype(np.float64) / step) + zero, 0, levels)
-    return np.asarray((whole - zero) * step, np.float32)
+    if step < float(np.finfo(np.float32).tiny):
+        return 0.0, 0, 0
+    zero = round(-low / step)
+    return step, -zero, levels - zero
 
 
 def half(values: Array) -> Array:
