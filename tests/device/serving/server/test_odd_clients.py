@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import struct
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running_server import Client, X, running, settings_for
+from running_server import Client, GatedEngine, X, gated, running, settings_for
 
-from farthing.device.serving.server.settings import Limits
+from farthing.device.serving.server.settings import Limits, Settings
 from farthing.model import Model
 from farthing.testing import fake_model
 
@@ -143,6 +144,28 @@ def test_bodies_that_are_only_announced_are_in_nobodys_way(model: Model) -> None
         assert client.visits.held <= 2000
         for wire in slow:
             wire.close()
+
+
+def test_who_asks_ahead_and_goes_away_takes_all_of_it(
+    model: Model, gate: type[GatedEngine], caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+    settings = Settings(models=(gated(model.path),), port=0)
+    with running(settings, told=lambda word, text: heard.append(word)) as client:
+        core = client.running.core
+        gate.gate.clear()
+        with connected(client) as wire:
+            wire.sendall((request() + BODY) * 3)
+            assert gate.waiting.acquire(timeout=20)
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        while core.under_way:
+            time.sleep(0.005)
+        gate.gate.set()
+        assert client.infer()[0] == 200
+        assert core.done == 2, "those behind the first were never begun"
+        assert b'outcome="cancelled"} 1' in client.get("/metrics")[1]
+    assert "mistake" not in heard
+    assert not caplog.records
 
 
 @pytest.fixture(scope="module")

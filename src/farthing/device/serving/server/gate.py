@@ -28,9 +28,9 @@ def _answer(cycle: Any, headers: bytes, body: bytes) -> bool:
     """
     if cycle.flow.write_paused or cycle.response_started or len(body) > PIECE:
         return False
-    if cycle.disconnected:
-        return True
     cycle.response_started = cycle.response_complete = True
+    if cycle.disconnected or cycle.transport.is_closing():
+        return True
     dated = b"".join([b"%s: %s\r\n" % pair for pair in cycle.default_headers])
     end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
     cycle.transport.writelines((b"HTTP/1.1 200 OK\r\n" + dated + headers + end, body))
@@ -58,6 +58,7 @@ class Gate(_Base):  # type: ignore[misc]
         self.since, self.heading, self.behind = time.monotonic(), True, math.inf
         self._size, self._large, self._unread = 0, False, 0
         self._next: tuple[Any, Any] | None = None
+        self._running: Any = None
         self._data = self._again = b""
         if len(self.connections) > self.limits.connections:
             self._turn_away(b"503 Service Unavailable", b"too many connections", b"retry-after: 1\r\n")
@@ -65,6 +66,11 @@ class Gate(_Base):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwait()
         self._next = None
+        if (
+            self._running is not None
+        ):  # uvicorn tells the last request only, and others may be in line before it
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -78,7 +84,7 @@ class Gate(_Base):  # type: ignore[misc]
         self._unwait()
         if self._next is not None:
             (cycle, app), self._next = self._next, None
-            super()._start_asgi_task(cycle, app)
+            self._start_asgi_task(cycle, app)
 
     def _unwait(self) -> None:
         """No answer waits any more."""
@@ -90,6 +96,7 @@ class Gate(_Base):  # type: ignore[misc]
         if self.flow.write_paused:
             self._next = cycle, app
         else:
+            self._running = cycle
             super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
@@ -117,9 +124,7 @@ class Gate(_Base):  # type: ignore[misc]
         self.scope["extensions"] = {ANSWER: partial(_answer, self.cycle)}
 
     def on_body(self, body: bytes) -> None:
-        self._size = max(
-            0, self._size - len(body) - _CHUNK
-        )  # what is left is around the body: limited as headers
+        self._size = max(0, self._size - len(body) - _CHUNK)  # what is around it is limited as headers are
         super().on_body(body)
 
     def on_message_complete(self) -> None:
