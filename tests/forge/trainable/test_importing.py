@@ -133,9 +133,11 @@ def test_norms_need_samples(model: Model) -> None:
         trainable(model).insert_norms([])
 
 
-def small(*nodes: onnx.NodeProto, weights: dict[str, Array], opset: int = 17, width: int = 6) -> Model:
-    """A model of a few operators from x (n, width) to y."""
-    shape: list[int | str] = ["n", width]
+def small(
+    *nodes: onnx.NodeProto, weights: dict[str, Array], opset: int = 17, width: int = 6, batch: int | str = "n"
+) -> Model:
+    """A model of a few operators from x (batch, width) to y."""
+    shape = [batch, width]
     x, y = (helper.make_tensor_value_info(name, 1, shape) for name in "xy")
     y.type.tensor_type.ClearField("shape")
     proto = helper.make_model(
@@ -145,12 +147,13 @@ def small(*nodes: onnx.NodeProto, weights: dict[str, Array], opset: int = 17, wi
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=8,
     )
-    answered = graph.run(proto, {"x": np.zeros((2, width), np.float32)})["y"]
-    tensor_type = proto.graph.output[0].type.tensor_type
-    for size in ("n", *answered.shape[1:]):
-        tensor_type.shape.dim.add(**{"dim_param" if isinstance(size, str) else "dim_value": size})
-    spec = TensorSpec(name="x", dtype="float32", shape=("n", width), batch_axis=0)
-    out = TensorSpec(name="y", dtype=answered.dtype.name, shape=("n", *answered.shape[1:]), batch_axis=0)
+    count = batch if isinstance(batch, int) else 2
+    answered = graph.run(proto, {"x": np.zeros((count, width), np.float32)})["y"]
+    result = (batch, *answered.shape[1:])
+    y.type.CopyFrom(helper.make_tensor_value_info("y", 1, result).type)
+    proto.graph.output[0].CopyFrom(y)
+    spec = TensorSpec(name="x", dtype="float32", shape=(batch, width), batch_axis=0)
+    out = TensorSpec(name="y", dtype=answered.dtype.name, shape=result, batch_axis=0)
     manifest = Manifest(name="small", format="onnx", inputs=(spec,), outputs=(out,))
     return Model.create(manifest, {"model.onnx": proto.SerializeToString()})
 
@@ -265,6 +268,23 @@ def test_constants_that_are_nodes_and_weights_that_are_inputs() -> None:
     stored = numpy_helper.to_array(after.graph.node[0].attribute[0].t)
     assert stored.shape == (6, 4)
     assert not np.array_equal(stored, w(6, 4))
+
+
+def test_a_fixed_batch_is_free_in_the_module() -> None:
+    """Training feeds more at once than the file takes."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "apart"], ["a"]),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 1]),
+        helper.make_node("Reshape", ["b", "flat"], ["c"]),
+        helper.make_node("Gemm", ["c", "w"], ["y"]),
+    ]
+    weights = {"apart": np.int64([1, 2, 3]), "flat": np.int64([1, 6]), "w": w(6, 4)}
+    model = small(*nodes, weights=weights, batch=1)
+    made = trainable(model)
+    x = torch.randn(5, 6)
+    with torch.no_grad():
+        together, apart = made.module(x)[0], [made.module(row)[0] for row in x.split(1)]
+    torch.testing.assert_close(together, torch.cat(apart))
 
 
 def test_scalars_and_input_scaling_are_not_learnt() -> None:

@@ -115,14 +115,14 @@ def _products(sizes: Sequence[Size], axes: Sequence[int]) -> Size:
 
 def _group(given: tuple[int, ...], made: Sequence[Size]) -> list[Entry] | None:
     """One group: what follows the input is the axis that varies, else the largest; the others are as stated."""
+    if len(given) == len(made) == 1:
+        return [(given, 1)]
     varying = [place for place, (first, second) in enumerate(made) if first != second]
     if len(varying) > 1 or not given:
         return None if varying else [first for first, _ in made]
     largest = max(range(len(made)), key=lambda place: (made[place][0], place))
     follows = varying[0] if varying else largest
     divisor = math.prod(first for place, (first, _) in enumerate(made) if place != follows)
-    if made[follows] == (1, 1):
-        return [1 for _ in made]
     return [(given, divisor) if place == follows else first for place, (first, _) in enumerate(made)]
 
 
