@@ -74,26 +74,28 @@ class Reconstruction(nn.Module):
         return (gap * gap).mean(1, keepdim=True)
 
 
-def watch(setting: Setting) -> Model:
+def watch(setting: Setting, seed: int = 0) -> Model:
     """The 1-D network, trained on four people."""
     task = tasks.watch(setting.assets)
-    return _kept(setting, "watch", task, lambda: _watch(task))
+    kept = f"watch-{seed}" if seed else "watch"
+    return _kept(setting, kept, task, lambda: _watch(task, seed))
 
 
-def _watch(task: Task) -> Model:
-    torch.manual_seed(0)
-    return _trained(watch_net(), "watch", task, Schedule(epochs=20, bf16=False))
+def _watch(task: Task, seed: int) -> Model:
+    torch.manual_seed(seed)
+    return _trained(watch_net(), "watch", task, Schedule(epochs=20, bf16=False, seed=seed))
 
 
-def shuttle(setting: Setting) -> Model:
+def shuttle(setting: Setting, seed: int = 0) -> Model:
     """The autoencoder, trained on normal readings."""
     task = tasks.shuttle(setting.assets)
-    return _kept(setting, "shuttle", task, lambda: _shuttle(task))
+    kept = f"shuttle-{seed}" if seed else "shuttle"
+    return _kept(setting, kept, task, lambda: _shuttle(task, seed))
 
 
-def _shuttle(task: Task) -> Model:
-    torch.manual_seed(0)
-    return _trained(Reconstruction(), "shuttle", task, Schedule(epochs=20, batch=256, bf16=False))
+def _shuttle(task: Task, seed: int) -> Model:
+    torch.manual_seed(seed)
+    return _trained(Reconstruction(), "shuttle", task, Schedule(epochs=20, batch=256, bf16=False, seed=seed))
 
 
 def _trained(net: nn.Module, name: str, task: Task, schedule: Schedule) -> Model:

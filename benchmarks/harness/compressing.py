@@ -1,0 +1,186 @@
+"""Networks, the recipes that compress them, and what comes of it over several seeds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from farthing import tasks
+from farthing.errors import UnsupportedError
+from farthing.forge.apply import apply
+from farthing.forge.ladder import COMPACT, FUSE, ladder
+from farthing.measure import Interval
+from farthing.model import Model
+from farthing.options import EngineOptions
+from farthing.recipe import Step
+from farthing.target import Target
+from farthing.task import Task
+from harness import artefacts, fleet
+from harness.artefacts import Setting
+
+ENGINE = "litert"
+INT8 = Step(use="quantize.static.v1", options={"calibrator": "mse", "correct_biases": True})
+TFLITE = Step(use="export.tflite.v1")
+END = (INT8, TFLITE)
+BATCH = 32
+
+
+class Bars(NamedTuple):
+    """What a recipe must reach: size and speed over the best float, mean drop in the metric; None for no bar."""
+
+    smaller: float
+    offline: float | None
+    single: float | None
+    drop: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and a recipe for it.
+
+    Attributes:
+        model: its float model for a seed.
+        seeds: how many it is trained with.
+        steps: from float to the deployed file, which LiteRT runs.
+        bars: to be reached.
+    """
+
+    model: Callable[[Setting, int], Model]
+    task: Callable[[Setting], Task]
+    seeds: int
+    steps: tuple[Step, ...]
+    bars: Bars
+
+
+def pruned(ratio: float, epochs: int, **schedule: Any) -> tuple[Step, ...]:
+    """Channels out, the float network teaching what is left, then 8 bits."""
+    options = {"ratio": ratio, "teacher": "self", "schedule": {"epochs": epochs, "lr": 2e-3, **schedule}}
+    return (FUSE, Step(use="prune.structured.v1", options=options), *END)
+
+
+def student(widths: tuple[int, ...], epochs: int, **schedule: Any) -> tuple[Step, ...]:
+    """A small plain network taught by the float one, then 8 bits."""
+    stages = [{"width": width, "stride": 2} for width in widths]
+    options = {
+        "architecture": {"family": "plain", "stages": stages},
+        "teacher": "self",
+        "schedule": {"epochs": epochs, "lr": 5e-3, **schedule},
+    }
+    return (Step(use="distill.student.v1", options=options), FUSE, *END)
+
+
+def _plan(name: str) -> tuple[Callable[[Setting, int], Model], Callable[[Setting], Task]]:
+    return (
+        lambda setting, seed: artefacts.baseline(setting, name, seed),
+        lambda setting: artefacts.data(setting, name),
+    )
+
+
+CASES: dict[str, Case] = {
+    "cnn-mnist, pruned": Case(
+        *_plan("cnn-mnist"), 3, pruned(0.75, 30, augment="affine"), Bars(40, 7, 5, 1.0)
+    ),
+    "cnn-mnist, student": Case(
+        *_plan("cnn-mnist"), 3, student((8, 16, 32), 60, augment="affine"), Bars(100, 14, 8, 1.0)
+    ),
+    "resnet8-mnist, pruned": Case(
+        *_plan("resnet8-mnist"), 3, pruned(0.5, 40, augment="affine"), Bars(7, 5, 4, 1.0)
+    ),
+    "resnet8-mnist, student": Case(
+        *_plan("resnet8-mnist"), 3, student((8, 16, 32), 60, augment="affine"), Bars(15, 20, 8, 1.0)
+    ),
+    "watch, pruned": Case(
+        fleet.watch,
+        lambda setting: tasks.watch(setting.assets),
+        5,
+        pruned(0.5, 20, augment="jitter"),
+        Bars(9, 4, None, 1.0),
+    ),
+    "shuttle, int8": Case(
+        fleet.shuttle,
+        lambda setting: tasks.shuttle(setting.assets),
+        1,
+        (FUSE, *END),
+        Bars(3.5, None, None, 0.2),
+    ),
+    "digits, pruned": Case(*_plan("digits"), 1, pruned(0.5, 2), Bars(4, 1, 1, 10)),
+}
+"""The last one is a quick trial of the benchmark itself, and no part of it unless asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """What a recipe made of a network trained with one seed."""
+
+    task: Task
+    baseline: Model
+    result: Model
+
+
+@functools.cache
+def compressed(setting: Setting, name: str, seed: int) -> Compressed:
+    """Train a network and compress it; both are kept."""
+    case = CASES[name]
+    print(f"  {name}, seed {seed}", flush=True)
+    task, model = case.task(setting), case.model(setting, seed)
+    steps = tuple(_seeded(step, seed) for step in case.steps)
+    return Compressed(task, model, apply(steps, model, Target.detect(), task, setting.store())[0])
+
+
+def _seeded(step: Step, seed: int) -> Step:
+    if "schedule" not in step.options:
+        return step
+    return Step(
+        use=step.use, options={**step.options, "schedule": {**step.options["schedule"], "seed": seed}}
+    )
+
+
+def floats(setting: Setting, found: Compressed) -> dict[str, Model]:
+    """The float32 form of a network for each engine that has one, without what a file can do without."""
+    made, target = {}, Target.detect()
+    for rung in ladder(found.baseline, fleet.ENGINES, target):
+        if rung.exact:
+            try:
+                made[rung.engine] = apply(rung.steps, found.baseline, target, found.task, setting.store())[0]
+            except UnsupportedError as error:
+                print(f"  no float32 in {rung.engine}: {error}", flush=True)
+    return made
+
+
+def smallest(setting: Setting, found: Compressed) -> int:
+    """Bytes of the smallest float file: every engine's, and the ONNX file in its shortest form."""
+    short = apply((FUSE, COMPACT), found.baseline, Target.detect(), found.task, setting.store())[0]
+    return min(model.size_bytes for model in (short, *floats(setting, found).values()))
+
+
+def drops(setting: Setting, name: str, seeds: int) -> tuple[Interval, list[float]]:
+    """What the metric lost on the test split: over all seeds, each sample counted once for each, and for each seed.
+
+    The samples are the same for every seed, so they are what is independent (or the groups that they belong to).
+    """
+    before: list[dict[str, Any]] = []
+    after: list[dict[str, Any]] = []
+    each = []
+    task = CASES[name].task(setting)
+    split = task.split("test")
+    for seed in range(seeds):
+        found = compressed(setting, name, seed)
+        base = fleet.outputs(task, found.baseline, "onnxruntime")
+        ours = fleet.outputs(task, found.result, ENGINE, EngineOptions())
+        each.append(task.metric.drop(base, ours, split.labels, base, split.groups).value)
+        before.append(base)
+        after.append(ours)
+    if seeds == 1:
+        return task.metric.drop(before[0], after[0], split.labels, before[0], split.groups), each
+    own = np.arange(len(split)) if split.groups is None else np.asarray(split.groups)
+    labels = None if split.labels is None else np.tile(split.labels, seeds)
+    base, ours = _joined(before), _joined(after)
+    return task.metric.drop(base, ours, labels, base, np.tile(own, seeds)), each
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
