@@ -122,10 +122,34 @@ def test_own_work_and_that_of_others_fit_into_the_machine(table: ModuleType) -> 
     assert 0 <= others.cores() <= (os.cpu_count() or 1) + 0.2 - own / (time.perf_counter() - begin)
 
 
+@pytest.mark.slow
+def test_a_recipe_is_compressed_and_raced(tmp_path: Path) -> None:
+    place = tmp_path / "rows.json"
+    found = script(
+        "compress.py",
+        "--only",
+        "digits, pruned",
+        "--quick",
+        "--cache",
+        str(tmp_path / "c"),
+        "--json",
+        str(place),
+    )
+    assert found.returncode in {0, 1}, found.stderr
+    cases = [one["case"] for one in json.loads(place.read_text())["rows"]]
+    assert cases == [
+        f"digits, pruned: {what}" for what in ("size", "batches of 32", "single stream", "mean drop")
+    ]
+
+
 def optimize(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return script("optimize.py", *arguments)
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/optimize.py"), *arguments],
+        [sys.executable, str(ROOT / "benchmarks" / name), *arguments],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
