@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from farthing.device.serving.parts.processes import Processes, open_processes
-from farthing.device.serving.parts.shard import OwnThread, open_sharded
-from farthing.device.serving.service import Answer, Request, Service
+from farthing.device.serving.parts.shard import open_sharded
+from farthing.device.serving.parts.thread import OwnThread
+from farthing.device.serving.service import Answer, Direct, Request, Service
 from farthing.engines.base import Engine, Tensors, open_engine
 from farthing.forge.cut import Cut, cut
 from farthing.measure import ratio_of_medians
@@ -29,13 +30,20 @@ OUTSTANDING = 8
 ONE = EngineOptions(threads=1)
 
 
-class Copies(OwnThread):
+class Copies(Direct):
     """The whole model in as many threads as there are parts: what the same cores give without any cut."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self._thread.shutdown()
-        self._thread = ThreadPoolExecutor(PARTS)
+        self._threads = ThreadPoolExecutor(PARTS)
+
+    def submit(self, request: Request) -> Future[Answer]:
+        computed = super().submit
+        return self._threads.submit(lambda: computed(request).result())
+
+    def close(self, grace: float = 0.0) -> None:
+        self._threads.shutdown()
+        super().close(grace)
 
 
 class Pace(NamedTuple):

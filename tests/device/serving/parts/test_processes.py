@@ -310,6 +310,28 @@ def test_processes_end_with_their_parent(number: int, forks: tuple[str, ...]) ->
             os.kill(fork, signal.SIGKILL)
 
 
+def test_a_program_that_ends_without_closing_answers_first() -> None:
+    program = """
+        import numpy as np
+        from farthing.device.serving.parts.processes import Processes
+        from farthing.device.serving.service import Request
+        from farthing.testing import fake_model
+        service = Processes([fake_model(4, 4, ends=("x", "a")), fake_model(4, 4, ends=("a", "y"))])
+        for _ in range(20):
+            future = service.submit(Request({"x": np.ones((1, 4), np.float32)}))
+            future.add_done_callback(lambda future: print(future.result().source))
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert ran.stdout.splitlines() == ["fake + fake"] * 20
+    assert ran.stderr == ""
+
+
 def test_parts_that_cannot_be_run_are_refused_before_anybody_waits(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="the part fake keeps a state"):
         Processes([link("x", "a"), link("a", "y", decay=0.5)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
@@ -14,7 +17,8 @@ from rows.oip import hosted
 from rows.serving import Server, Told
 
 from farthing.bundle import Bundle
-from farthing.device.serving.parts.shard import OwnThread, Sharded, open_sharded
+from farthing.device.serving.parts.shard import Sharded, open_sharded
+from farthing.device.serving.parts.thread import OwnThread
 from farthing.device.serving.service import Answer, Direct, Ran, Request, Service
 from farthing.engines.base import Engine, Tensors, open_engine
 from farthing.engines.fake import FakeEngine
@@ -195,6 +199,55 @@ def test_who_is_not_answered_within_the_grace_is_told(
     second.gate.set()
     assert isinstance(futures[0].exception(30), ClosedError | EngineError), "its next part is closed"
     assert service.stats().running == 0
+
+
+def test_who_is_inside_an_engine_that_hangs_is_told_when_the_grace_is_over(x: dict[str, Any]) -> None:
+    first, second = (Gated(link(*ends), EngineOptions()) for ends in (("x", "a"), ("a", "y")))
+    second.gate.set()
+    service = Sharded([first, second], pipeline=True)
+    future = service.submit(Request(x))
+    first.entered.acquire()
+    service.close(grace=0.0)
+    assert isinstance(future.exception(0), ClosedError)
+    assert service.stats().running == 0
+    first.gate.set()  # what comes of it is nobody's any more
+    service.close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_program_ends_whose_engine_hangs_and_answers_first_who_does_not(closed: bool) -> None:
+    program = f"""
+        import threading
+        import numpy as np
+        from farthing.device.serving.parts.shard import Sharded
+        from farthing.device.serving.service import Request
+        from farthing.engines.fake import FakeEngine
+        from farthing.options import EngineOptions
+        from farthing.testing import fake_model
+
+        class Hanging(FakeEngine):
+            def run(self, feeds):
+                if {closed}:
+                    threading.Event().wait()
+                return super().run(feeds)
+
+        parts = [Hanging(fake_model(4, 4, ends=ends), EngineOptions()) for ends in (("x", "a"), ("a", "y"))]
+        service = Sharded(parts, pipeline=True)
+        for _ in range(20):
+            future = service.submit(Request({{"x": np.ones((1, 4), np.float32)}}))
+            future.add_done_callback(lambda future: print(type(future.exception()).__name__))
+        if {closed}:
+            service.close(0.1)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert ran.stdout.split() == ["ClosedError" if closed else "NoneType"] * 20
+    assert ran.stderr == ""
 
 
 def test_a_request_that_was_taken_back_is_not_computed(

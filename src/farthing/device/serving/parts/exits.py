@@ -115,7 +115,7 @@ class EarlyExit(Sharded):
     def stats(self) -> ExitStats:
         """What it has done so far."""
         with self._lock:
-            chain = self._tally.stats(len(self._line), self._running)
+            chain = self._tally.stats(len(self._line), len(self._inside))
             return ExitStats(
                 requests=chain.requests,
                 answered=chain.answered,

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from farthing.bundle import Bundle, Ends, as_bundle, wire
-from farthing.device.serving.ending import Home
+from farthing.device.serving.ending import AtExit, Home
 from farthing.device.serving.parts.line import Line, Send
 from farthing.device.serving.parts.shard import WAITING, Run, ShardStats, Tally
 from farthing.device.serving.parts.slots import Fault, Layout, Slot, memory
@@ -151,6 +151,7 @@ class Processes(Service):
         self._parts = self._begin(engine, options or EngineOptions(), layout)
         self._pump = threading.Thread(target=self._watch, name=f"parts of {self.name}", daemon=True)
         self._pump.start()
+        self._end = AtExit(self.close)
         self._await()
 
     def _begin(self, engine: str, options: EngineOptions, layout: Layout) -> list[_Part]:
@@ -212,6 +213,7 @@ class Processes(Service):
         """See `Service.close`; from a callback of an answer it does not wait for others."""
         if self._home.left:
             return
+        self._end.cancel()
         inward = threading.current_thread() is self._pump
         with self._changed:
             self._closed = True

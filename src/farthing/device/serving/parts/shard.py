@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Literal, TypeVar
 
 from farthing.bundle import Bundle, as_bundle, wire
 from farthing.config import Section
-from farthing.device.serving.ending import Home
+from farthing.device.serving.ending import AtExit, Home
+from farthing.device.serving.parts.thread import OwnThread, PartAnswer
 from farthing.device.serving.service import (
     GRACE,
     Answer,
@@ -86,58 +86,6 @@ class Tally:
         )
 
 
-class PartAnswer(Answer, frozen=True, eq=False):
-    """An answer that says how many seconds of its latency the part computed."""
-
-    computed: float = 0.0
-
-
-class OwnThread(Service):
-    """An engine in a thread of its own: requests wait in line, in the order they came.
-
-    Args:
-        engine: the open engine; closed by `close`.
-        name: as answers and metrics give it; empty takes the engine's name.
-        clock: what deadlines are held against.
-    """
-
-    def __init__(self, engine: Engine, name: str = "", clock: Clock = time.monotonic) -> None:
-        self.name = name or engine.name
-        self.inputs, self.outputs = engine.inputs, engine.outputs
-        self._engine, self._clock = engine, clock
-        self._thread, self._home = ThreadPoolExecutor(1, f"part {self.name}"), Home()
-
-    def submit(self, request: Request) -> Future[Answer]:
-        """See `Service.submit`."""
-        if self._home.left:
-            return failed(self._home.refusal(self.name))
-        try:
-            return self._thread.submit(self._run, request, self._clock())
-        except RuntimeError:  # shut down
-            return failed(ClosedError(f"{self.name} was closed: open it again"))
-
-    def close(self, grace: float = GRACE) -> None:
-        """See `Service.close`: who still waits after the grace finds the request cancelled."""
-        if self._home.left:
-            return
-        with contextlib.suppress(RuntimeError):  # closed before
-            last = self._thread.submit(int)
-            wait([last], grace)
-            self._thread.shutdown(wait=last.done(), cancel_futures=True)
-        self._engine.close()
-
-    def _run(self, request: Request, came: float) -> Answer:
-        now = self._clock()
-        if request.deadline <= now:
-            raise late(self.name, request, now)
-        try:
-            outputs = self._engine.run(request.feeds)
-        except Exception as error:
-            raise typed(error, self.name) from error
-        ended = self._clock()
-        return PartAnswer(outputs, self.name, latency=ended - came, computed=ended - now)
-
-
 class Run:
     """A request on its way through the parts, which have computed it for so many seconds."""
 
@@ -203,9 +151,11 @@ class Sharded(Service):
         self._line: deque[Run] = deque()
         self._lock, self._home = threading.Lock(), Home()
         self._idle = threading.Condition(self._lock)
-        self._running, self._pumping, self._closed = 0, False, False
+        self._inside: set[Run] = set()
+        self._pumping, self._closed = False, False
         self._handing = Handing()
         self._tally = Tally()
+        self._end = AtExit(self.close) if pipeline else None  # before its threads, which were there before it
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Service.submit`."""
@@ -219,7 +169,7 @@ class Sharded(Service):
                 self._tally.count(error)
                 return failed(error)
             if self._depth is None:
-                self._running += 1
+                self._inside.add(run)
             else:
                 self._line.append(run)
         if self._depth is None:
@@ -239,28 +189,35 @@ class Sharded(Service):
     def stats(self) -> ShardStats:
         """What it has done so far."""
         with self._lock:
-            return self._tally.stats(len(self._line), self._running)
+            return self._tally.stats(len(self._line), len(self._inside))
 
     def close(self, grace: float = GRACE) -> None:
         """See `Service.close`; from a callback of an answer it does not wait for others."""
         if self._home.left:
             return
+        if self._end is not None:
+            self._end.cancel()
         if self._handing.depth:
             grace = 0.0
         with self._idle:
             self._closed = True
-            answered = self._idle.wait_for(lambda: not (self._line or self._running), grace)
-            left, self._running = list(self._line), self._running + len(self._line)
+            answered = self._idle.wait_for(lambda: not (self._line or self._inside), grace)
+            left = list(self._line)
+            self._inside.update(left)
             self._line.clear()
         for run in left:
             self._finish(run, ClosedError(f"{self.name} was closed before this request had its turn"))
         for part in self._parts:
             part.close(grace if answered else 0.0)
+        with self._lock:
+            stuck = list(self._inside)
+        for run in stuck:
+            self._finish(run, ClosedError(f"{self.name} was closed before it could answer"))
 
     def _refusal(self, request: Request) -> FarthingError | None:
         if self._closed:
             return ClosedError(f"{self.name} was closed: open it again")
-        if self._depth is not None and len(self._line) + self._running >= self._depth + self._waiting:
+        if self._depth is not None and len(self._line) + len(self._inside) >= self._depth + self._waiting:
             return OverloadError(f"{self.name} has {len(self._line)} requests in line: ask again later")
         try:
             check_feeds(self.inputs, request.feeds)
@@ -276,11 +233,11 @@ class Sharded(Service):
             self._pumping = True
         while True:
             with self._lock:
-                if not self._line or (self._depth is not None and self._running >= self._depth):
+                if not self._line or (self._depth is not None and len(self._inside) >= self._depth):
                     self._pumping = False
                     return
                 run = self._line.popleft()
-                self._running += 1
+                self._inside.add(run)
             self._step(run, 0)
 
     def _step(self, run: Run, number: int) -> None:
@@ -331,7 +288,9 @@ class Sharded(Service):
 
     def _finish(self, run: Run, outcome: Answer | BaseException | None) -> None:
         with self._idle:
-            self._running -= 1
+            if run not in self._inside:  # closed meanwhile, and failed
+                return
+            self._inside.remove(run)
             self._tally.count(None if run.future.cancelled() else outcome)
             self._idle.notify_all()
         if self._listener is not None and isinstance(outcome, Answer):
