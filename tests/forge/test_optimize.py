@@ -28,11 +28,11 @@ from farthing.errors import (
 )
 from farthing.files import file_digest
 from farthing.forge import candidates, graph, output
-from farthing.forge.apply import replay
 from farthing.forge.cache import Cache
 from farthing.forge.fuse import Fuse
 from farthing.forge.optimize import optimize
 from farthing.forge.quantize.float16 import Float16
+from farthing.forge.replay import replay
 from farthing.metrics import Metric
 from farthing.model import Manifest, Model, Preprocess, TensorSpec, checked
 from farthing.recipe import Candidate, Progress, Recipe, Result
