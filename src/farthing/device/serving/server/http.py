@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -114,6 +115,8 @@ async def reply(send: Send, status: int, body: bytes, kind: bytes, headers: Head
     for at in range(0, max(len(body), 1), PIECE):
         piece, more = body[at : at + PIECE], at + PIECE < len(body)
         await send({"type": "http.response.body", "body": piece, "more_body": more})
+        if more:
+            await asyncio.sleep(0)  # others go on, and a client that went away is noticed
 
 
 async def reply_json(send: Send, data: object, status: int = 200, headers: Headers = ()) -> None:
