@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install -qq -c constraints.txt --upgrade pip
 	@$(PIP) install -qq -c constraints.txt torch
-	@$(PIP) install -qq -c constraints.txt --build-constraint constraints.txt -e '.[forge,grpc,image,keras,litert,nncf,onnxruntime,openvino,parquet,serve]' --group dev
+	@$(PIP) install -qq -c constraints.txt --build-constraint constraints.txt -e '.[forge,grpc,image,keras,litert,nncf,onnxruntime,openvino,parquet,search,serve]' --group dev
 	@touch $@
 	@echo "setup: ready"
 

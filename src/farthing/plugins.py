@@ -35,6 +35,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "quantize.qat.v1": "farthing.forge.quantize.qat:QuantizationAware",
         "train.finetune.v1": "farthing.forge.finetune:FineTune",
         "distill.student.v1": "farthing.forge.distill:Student",
+        "search.architecture.v1": "farthing.forge.search.architecture:SearchArchitecture",
         "prune.structured.v1": "farthing.forge.prune.structured:StructuredPrune",
         "prune.unstructured.v1": "farthing.forge.prune.unstructured:UnstructuredPrune",
         "export.openvino.v1": "farthing.forge.openvino.export:ExportOpenvino",

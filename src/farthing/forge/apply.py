@@ -135,13 +135,14 @@ def _planned(
     if plan is None:
         return made, step
 
-    def look() -> dict[str, Any]:
-        found: Any = guarded(lambda *given: plan(*given, workshop), model, target, task, step)
+    def look(state: Path | None = None) -> dict[str, Any]:
+        place = dataclasses.replace(workshop, state=state)
+        found: Any = guarded(lambda *given: plan(*given, place), model, target, task, step)
         return _stored(found)
 
     if about and workshop.cache is not None:
         key = key_of("plan", model.digest, step, *about, workshop.machine.target)
-        options = workshop.cache.value(key, dict[str, Any], look)
+        options = workshop.cache.shared(key, dict[str, Any], look)
     else:
         options = look()
     return convert(options, type(made), step.use), Step(use=step.use, options=options)

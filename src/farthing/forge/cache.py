@@ -138,14 +138,41 @@ class Cache:
         Raises:
             StorageError: it cannot be kept; and whatever ``make`` raises.
         """
-        place = self.root / "values" / key[:2] / f"{key}.json"
-        if not again:
-            with contextlib.suppress(
-                OSError, msgspec.MsgspecError, UnicodeDecodeError
-            ):  # none there, or damaged
-                return msgspec.json.decode(place.read_bytes(), type=kind)
+        known = None if again else self.found(key, kind)
+        if known is not None:
+            return known
         made = make()
-        files.write(place, msgspec.json.encode(plain(made)))
+        files.write(self._place_of(key), msgspec.json.encode(plain(made)))
+        return made
+
+    def _place_of(self, key: str) -> Path:
+        return self.root / "values" / key[:2] / f"{key}.json"
+
+    def found(self, key: str, kind: type[ValueT]) -> ValueT | None:
+        """The value kept under a key; None if there is none, or it is damaged."""
+        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return msgspec.json.decode(self._place_of(key).read_bytes(), type=kind)
+        return None
+
+    def shared(self, key: str, kind: type[ValueT], make: Callable[[Path], ValueT]) -> ValueT:
+        """As `value`, for long work that several processes may do together in a directory that outlives a kill.
+
+        It goes when the value is kept and nobody works there any more.
+
+        Raises:
+            StorageError: the directory cannot be made, or the value cannot be kept; and whatever ``make`` raises.
+        """
+        known = self.found(key, kind)
+        if known is not None:
+            return known
+        place = self.root / "work" / key[:2] / key
+        with files.explained(place):
+            place.mkdir(parents=True, exist_ok=True)
+        with files.hold(place):
+            made = self.value(key, kind, lambda: make(place))
+        with contextlib.suppress(StorageError), files.claim(place) as free:
+            if free:
+                shutil.rmtree(place, ignore_errors=True)
         return made
 
     def sweep(self) -> None:

@@ -35,18 +35,12 @@ class Student(TrainingPass, frozen=True, kw_only=True):
             ConfigError: samples are too small for the architecture.
         """
         from farthing.forge.training import standin
-        from farthing.forge.training.lesson import lesson
-        from farthing.forge.training.loop import train
         from farthing.forge.training.losses import understood
         from farthing.forge.training.samples import Samples
 
-        manifest = understood(model)
-        samples = Samples(task, manifest)
-        student = standin.network(self.architecture, samples, self.schedule.seed)
+        samples = Samples(task, understood(model))
         teachers = self.teaching(model, workshop)
-        with lesson(student, samples, self.schedule, teachers, self.distillation, workshop.listener) as (
-            module,
-            loss,
-        ):
-            train(module, samples, loss, self.schedule, workshop=workshop)
-        return standin.exported(student, model, samples)
+        student = standin.trained(
+            self.architecture, samples, self.schedule, teachers, self.distillation, workshop
+        )
+        return standin.exported(student, model.manifest, samples)

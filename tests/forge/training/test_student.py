@@ -130,7 +130,7 @@ def test_networks_for_what_goes_in(shape: tuple[int, ...], layout: str, decode: 
     again = standin.network(SMALL, samples).eval()(torch.from_numpy(x)).detach()
     assert torch.equal(given, again)
     model = Model.create(manifest, {"model.onnx": b"never read"})
-    made = standin.exported(module, model, samples)
+    made = standin.exported(module, model.manifest, samples)
     with farthing.open_engine(made) as engine:
         np.testing.assert_allclose(engine.run({"x": x})["y"], given, rtol=1e-3, atol=1e-4)
 

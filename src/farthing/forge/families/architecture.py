@@ -43,6 +43,15 @@ class Stage(Section, frozen=True, kw_only=True):
         if self.pool and min(self.pool) < 1:
             raise ConfigError(f"pool of a stage is a window and a stride from 1, not {list(self.pool)}")
 
+    def __str__(self) -> str:
+        """Width, and what is not 1 (3 for windows): ``24/2 k5 e4 x2`` is stride 2, kernel 5, expansion 4, 2 blocks."""
+        stride = f"/{self.stride}" if self.stride != 1 else ""
+        kernel = f" k{self.kernel}" if self.kernel != 3 else ""
+        expansion = f" e{self.expansion}" if self.expansion != 1 else ""
+        depth = f" x{self.depth}" if self.depth != 1 else ""
+        pool = f" pool{self.pool[0]}" if self.pool else ""
+        return f"{self.width}{stride}{kernel}{expansion}{depth}{pool}"
+
 
 class Architecture(Section, frozen=True, kw_only=True):
     """A network that turns one sample into a vector of numbers (logits, say).
@@ -84,6 +93,12 @@ class Architecture(Section, frozen=True, kw_only=True):
             raise ConfigError(
                 f"head is a number of channels from 0, hidden of features from 1, not {self.head}, {self.hidden}"
             )
+
+    def __str__(self) -> str:
+        """As a table shows it: ``dscnn 16/2, 24/2 k5 x2, average``."""
+        stages = ", ".join(map(str, (self.stem, *self.stages) if self.stem else self.stages))
+        head = f", {self.head}" if self.head else ""
+        return f"{self.family} {stages}{head}, {self.pooling}{''.join(f', {width}' for width in self.hidden)}"
 
     def blocks(self, shape: Shape, outputs: int) -> tuple[Block, ...]:
         """The blocks of the network for samples of a shape, the classifier last.

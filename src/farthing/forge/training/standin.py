@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,13 @@ from torch import Tensor, nn
 from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.convert import convert
-from farthing.forge.families import Architecture
+from farthing.forge.families import Architecture, Shape
+from farthing.forge.training.distillation import Distillation
+from farthing.forge.training.lesson import lesson
+from farthing.forge.training.loop import Hook, train
 from farthing.forge.training.samples import Samples
+from farthing.forge.training.schedule import Schedule
+from farthing.forge.workshop import Workshop
 from farthing.model import Manifest, Model, TensorSpec, checked
 
 FEW = 8
@@ -43,15 +49,50 @@ def network(architecture: Architecture, samples: Samples, seed: int = 0) -> nn.M
         UnsupportedError: the model takes or gives something else than one tensor of floats.
         ConfigError: samples are too small for the architecture.
     """
-    spec, outputs = _ends(samples.manifest)
-    shape = tuple(samples.batch(torch.arange(1)).inputs[0].shape[1:])
-    last = len(shape) == 3 and spec.layout == "NHWC"
+    shape, outputs = form(samples)
+    last = len(shape) == 3 and samples.manifest.data_inputs[0].layout == "NHWC"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module: nn.Module = architecture.build((shape[2], *shape[:2]) if last else shape, outputs)
+        module: nn.Module = architecture.build(shape, outputs)
     if samples.manifest.decode == "probabilities":
         module = nn.Sequential(module, nn.Softmax(1) if outputs > 1 else nn.Sigmoid())
     return ChannelsLast(module) if last else module
+
+
+def form(samples: Samples) -> tuple[Shape, int]:
+    """The shape of a sample, channels first, and how many numbers a stand-in gives for it.
+
+    Raises:
+        UnsupportedError: the model takes or gives something else than one tensor of floats.
+    """
+    spec, outputs = _ends(samples.manifest)
+    shape = tuple(samples.batch(torch.arange(1)).inputs[0].shape[1:])
+    return ((shape[2], *shape[:2]) if len(shape) == 3 and spec.layout == "NHWC" else shape), outputs
+
+
+def trained(
+    architecture: Architecture,
+    samples: Samples,
+    schedule: Schedule,
+    teachers: Sequence[Model],
+    distillation: Distillation,
+    workshop: Workshop,
+    hooks: Sequence[Hook] = (),
+) -> nn.Module:
+    """A network of an architecture, its weights drawn by the schedule's seed and trained; in evaluation mode.
+
+    Args:
+        architecture, samples: as `network` takes them.
+        schedule, workshop, hooks: as `farthing.forge.training.loop.train` takes them.
+        teachers, distillation: whom it learns from, and what.
+
+    Raises:
+        FarthingError: as `network`, `farthing.forge.training.lesson.lesson` and the loop raise.
+    """
+    student = network(architecture, samples, schedule.seed)
+    with lesson(student, samples, schedule, teachers, distillation, workshop.listener) as (module, loss):
+        train(module, samples, loss, schedule, workshop=workshop, hooks=hooks)
+    return student
 
 
 def _ends(manifest: Manifest) -> tuple[TensorSpec, int]:
@@ -69,13 +110,17 @@ def _ends(manifest: Manifest) -> tuple[TensorSpec, int]:
     return first, size
 
 
-def exported(module: nn.Module, model: Model, samples: Samples) -> Model:
+def exported(module: nn.Module, old: Manifest, samples: Samples) -> Model:
     """A trained stand-in as an ONNX model: the tensors' names and all facts are those of the model it stands for.
+
+    Args:
+        module: the stand-in.
+        old: manifest of that model.
+        samples: some of which the file is checked on.
 
     Raises:
         ConversionError: the file computes something else than the module.
     """
-    old = model.manifest
     real = samples.batch(torch.arange(min(FEW, len(samples)))).inputs[0].numpy()
     blank = checked(old, inputs=(), outputs=(), files={}, format="onnx", requires=(), quantization=None)
     made = convert(module, name=old.name, example=real[:2], samples={"": real}, manifest=blank).model
