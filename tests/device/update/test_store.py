@@ -367,6 +367,22 @@ def test_gc_keeps_what_is_pointed_to_held_or_young(store: Store) -> None:
     assert store.gc(keep=0) == 0
 
 
+def test_a_clock_that_was_set_back_makes_no_version_older(store: Store) -> None:
+    """A board without a clock of its own begins in 1970, until the network tells it the time."""
+    ahead = time.time_ns() + 10**18
+    for version in "123":
+        os.utime(store.root / "net" / "versions" / version, ns=(ahead, ahead), follow_symlinks=False)
+    store.add(net("4"))
+    store.add(fake_model(name="other"))
+    store.add(net("5"))
+    assert versions(store) == ["1", "2", "3", "4", "5"]
+    store.gc(keep=1)
+    assert versions(store) == ["1", "2", "5"]
+    limited = Store(store.root, limit_bytes=store.used() + 50_000)
+    limited.add(net("6"))
+    assert versions(store)[-1] == "6"
+
+
 def test_a_model_whose_last_version_goes_goes_too(store: Store) -> None:
     store.add(net("1", name="other"))
     store.gc(keep=0)

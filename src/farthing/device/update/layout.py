@@ -112,7 +112,7 @@ class Layout:
         return sorted((link.name for link in links), key=lambda version: (self.added(name, version), version))
 
     def added(self, name: str, version: str) -> int:
-        """When a version was added, by the clock of the machine, in nanoseconds."""
+        """When a version was added, by the clock of the machine, in nanoseconds; later than those before it."""
         return (self.root / name / "versions" / version).lstat().st_mtime_ns
 
     def pointers(self, name: str) -> Pointers:
@@ -161,9 +161,14 @@ class Layout:
         return found
 
     def enter(self, name: str, version: str, digest: str) -> None:
-        """Let a version name an object."""
-        files.make_directory(self.root / name / "versions")
-        files.link(self.root / name / "versions" / version, f"../../{self.objects.name}/{digest}")
+        """Let a version name an object. It was added after all others, even if the clock was set back meanwhile."""
+        link = self.root / name / "versions" / version
+        latest = max((self.added(*one) for found in self.referenced().values() for one in found), default=0)
+        files.make_directory(link.parent)
+        files.link(link, f"../../{self.objects.name}/{digest}")
+        if self.added(name, version) <= latest:
+            with files.explained(link):
+                os.utime(link, ns=(latest + 1, latest + 1), follow_symlinks=False)
 
     def strike(self, name: str, version: str) -> None:
         """Forget a version; of the last one, the model too."""
