@@ -211,6 +211,14 @@ def test_half_precision_modules_get_half_precision_inputs() -> None:
     assert made.model.manifest.inputs[0].dtype == "float16"
 
 
+def test_encoder_layers_that_torch_fuses_in_inference_are_translated() -> None:
+    torch.manual_seed(0)
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    made = convert(net, name="encoder", example=torch.randn(2, 5, 8))
+    assert made.model.manifest.inputs[0].shape == ("batch", 5, 8)
+    assert torch.backends.mha.get_fastpath_enabled(), "left as it was"
+
+
 class InPlace(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x * 2

@@ -105,6 +105,7 @@ def exporting() -> Iterator[list[str]]:
         with (
             warnings.catch_warnings(record=True) as seen,
             _graphs_unprinted(),
+            _attention_in_full(),
             torch.no_grad(),
         ):
             warnings.simplefilter("always")
@@ -119,6 +120,17 @@ def exporting() -> Iterator[list[str]]:
         ) from error
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _attention_in_full() -> Iterator[None]:
+    """Attention and encoder layers of torch as what they are made of: their fused forms have no translation."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
 
 
 @contextlib.contextmanager
