@@ -66,9 +66,7 @@ class Gate(_Base):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwait()
         self._next = None
-        if (
-            self._running is not None
-        ):  # uvicorn tells the last request only, and others may be in line before it
+        if self._running is not None:  # uvicorn tells the last request only: others may be in line before it
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
