@@ -175,6 +175,26 @@ def test_weights_that_two_layers_share_stay_one() -> None:
     assert initializers(after)["w"] != initializers(model)["w"]
 
 
+@pytest.mark.parametrize("alias", [False, True], ids=["stored once", "handed on"])
+def test_vectors_that_were_equal_by_chance_are_learnt_apart(alias: bool) -> None:
+    """Exporters store equal tensors once, and may hand them on by Identity."""
+    nodes = [
+        *([helper.make_node("Identity", ["b"], ["same"], name="alias")] if alias else []),
+        helper.make_node("Gemm", ["x", "v", "b"], ["h"], transB=1, name="first"),
+        helper.make_node("Gemm", ["h", "w", "same" if alias else "b"], ["y"], transB=1, name="second"),
+    ]
+    model = small(*nodes, weights={"v": w(6, 6), "w": w(6, 6, seed=1), "b": np.zeros(6, np.float32)})
+    made = trainable(model)
+    assert len(list(made.module.parameters())) == 4
+    untouched = made.to_model()
+    assert facts(untouched) == facts(model)
+    assert initializers(untouched) == initializers(model)
+    nudge(made)
+    after = made.to_model()
+    biases = [array for name, array in initializers(after).items() if name not in {"v", "w"}]
+    assert len(set(biases)) == len(biases) == 2
+
+
 def test_weights_that_no_longer_agree_are_refused() -> None:
     nodes = [helper.make_node("Gemm", [a, "w"], [b], transB=1, name=b) for a, b in itertools.pairwise("xty")]
     made = trainable(small(*nodes, weights={"w": w(6, 6)}))

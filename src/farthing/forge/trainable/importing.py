@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from farthing.errors import UnsupportedError
 from farthing.forge import graph
-from farthing.forge.trainable import mending, norms, trying, writing
+from farthing.forge.trainable import mending, norms, sharing, trying, writing
 from farthing.forge.trainable.binding import Binding
 from farthing.forge.trainable.builder import Builder
 from farthing.forge.trainable.node import AFTER, Node
@@ -22,6 +22,7 @@ from farthing.forge.trainable.weights import attribute, behind
 from farthing.model import Manifest, Model, checked
 
 Array = NDArray[Any]
+OLDEST = 7  # before it operators broadcast by attributes
 
 
 def trainable(model: Model, feeds: Mapping[str, Array] | None = None) -> Trainable:
@@ -44,13 +45,14 @@ def trainable(model: Model, feeds: Mapping[str, Array] | None = None) -> Trainab
         )
     proto = graph.load(model.file)
     graph.name_nodes(proto)
+    moved = sharing.part(proto)
     samples = trying.trials(model.manifest, feeds)
     inputs, outputs = (
         [spec.name for spec in specs] for specs in (model.manifest.inputs, model.manifest.outputs)
     )
     built = build(proto, inputs, outputs, samples)
     real = [] if feeds is None else [trying.complete(model.manifest, feeds)]
-    made = Trainable(model, proto, built, [*samples, *real])
+    made = Trainable(model, proto, moved, built, [*samples, *real])
     trying.compare(made.module, made.traced, proto, model.manifest, made.samples)
     return made
 
@@ -69,7 +71,12 @@ class Trainable:
     """
 
     def __init__(
-        self, model: Model, proto: onnx.ModelProto, built: Builder, samples: Sequence[Mapping[str, Array]]
+        self,
+        model: Model,
+        proto: onnx.ModelProto,
+        moved: Mapping[sharing.Place, str],
+        built: Builder,
+        samples: Sequence[Mapping[str, Array]],
     ) -> None:
         self.model = model
         self.layers: Mapping[str, str] = dict(built.layers)
@@ -78,6 +85,7 @@ class Trainable:
         self.bindings: tuple[Binding, ...] = tuple(built.weights.bindings)
         self.norms: dict[str, str] = {}
         self._proto = proto
+        self._moved = moved
         kept = set(self.module.graph.nodes)
         self.traced = {
             name: made for name, made in built.values.items() if isinstance(made, fx.Node) and made in kept
@@ -131,10 +139,9 @@ class Trainable:
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
         if writing.write(proto, self.module, self.bindings, self.layers, self.norms):
-            inputs = [
-                [trying.tensor(each[s.name]) for s in self.model.manifest.inputs] for each in self.samples[:2]
-            ]
-            mending.mend(proto, self.module, self.traced, self.layers, inputs)
+            trials = [trying.ordered(self.model.manifest, feeds) for feeds in self.samples[:2]]
+            mending.mend(proto, self.module, self.traced, self.layers, trials)
+        sharing.join(proto, self._moved)
         writing.drop_unused(proto.graph)
         graph.check(proto, f"the trained {self.model.manifest.name}")
         trying.compare(self.module, self.traced, proto, self.model.manifest, self.samples)
@@ -159,6 +166,8 @@ def build(
         UnsupportedError: an operator has no trainable form.
     """
     opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
+    if opset < OLDEST:
+        raise UnsupportedError(f"opset {opset} is too old to train: export the model with {OLDEST} or newer")
     if proto.functions:
         raise UnsupportedError(
             f"the graph has functions of its own, as {proto.functions[0].name!r}: export it without; {AFTER}"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, fx
 
@@ -16,7 +15,7 @@ from farthing.forge.trainable.builder import Size
 from farthing.forge.trainable.operators import shapes
 from farthing.forge.trainable.operators.recurrent import KINDS
 from farthing.forge.trainable.stored import free_name, stored
-from farthing.forge.trainable.trying import Recorder
+from farthing.forge.trainable.trying import recorded
 
 
 def mend(
@@ -49,13 +48,7 @@ def _sizes(
     module: fx.GraphModule, traced: Mapping[str, fx.Node], trials: Sequence[Sequence[Tensor]]
 ) -> dict[str, list[Size]]:
     """The sizes of tensors in both trials, by their ONNX names."""
-    seen = []
-    for inputs in trials:
-        recorder = Recorder(module)
-        with torch.no_grad():
-            recorder.run(*inputs)
-        seen.append(recorder.values)
-    first, second = seen
+    first, second = (recorded(module, inputs) for inputs in trials)
     return {
         name: list(zip(first[made].shape, second[made].shape, strict=True))
         for name, made in traced.items()

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from farthing.errors import TaskError
 from farthing.forge.trainable.binding import Binding
+from farthing.forge.trainable.trying import evaluating
 
 NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,
@@ -20,7 +21,8 @@ NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose3d: nn.BatchNorm3d,
 }
 BACK = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-WEIGHTED = (*NORMS, nn.Linear, nn.LSTM, nn.GRU, nn.RNN, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+WEIGHTED = (*NORMS, *BATCH_NORMS, nn.Linear, nn.LSTM, nn.GRU, nn.RNN)
 
 
 def insert(
@@ -56,7 +58,7 @@ def _lacks(module: fx.GraphModule, made: fx.Node, bindings: Sequence[Binding], l
         return False
     own = [binding for binding in bindings if f"{made.target}.weight" in binding.places]
     shared = any(sum(other.tensor == binding.tensor for other in bindings) > 1 for binding in own)
-    followed = any(isinstance(_layer(module, user), nn.modules.batchnorm._BatchNorm) for user in made.users)
+    followed = any(isinstance(_layer(module, user), BATCH_NORMS) for user in made.users)
     return not shared and not followed and _before_another(module, made)
 
 
@@ -101,14 +103,11 @@ def _measured(
         return note
 
     handles = [module.get_submodule(name).register_forward_hook(watch(name)) for name in names]
-    training = module.training
-    module.eval()
     try:
-        with torch.no_grad():
+        with evaluating(module):
             for inputs in batches:
                 module(*inputs)
     finally:
-        module.train(training)
         for handle in handles:
             handle.remove()
     if len(sums) < len(names):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from farthing.engines.base import zero_state
 from farthing.errors import ConversionError, FeedError, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.convert.difference import distance
+from farthing.forge.convert.trace import to_numpy
 from farthing.model import Manifest, TensorSpec
 
 Array = NDArray[Any]
@@ -24,9 +26,8 @@ BATCHES, FREE = (1, 2), (64, 96)
 TOLERANCE = {"float16": 2e-2}
 USUAL = 1e-4
 """Largest difference allowed, relative to the largest output: by element type of the outputs, and of any other."""
-DIFFERENT = (
-    0.01  # share of whole numbers that may differ: where two are nearly the largest, either may be found
-)
+DIFFERENT = 0.01
+"""Share of whole numbers that may differ: where two are nearly the largest, either may be found."""
 
 
 def trials(
@@ -44,15 +45,11 @@ def trials(
 def _random(spec: TensorSpec, feeds: Mapping[str, Array] | None, trial: int) -> Array:
     if spec.dtype == "str":
         raise UnsupportedError(f"input {spec.name!r} takes text: a model of text alone cannot be trained")
-    shape = list(spec.sized(BATCHES[trial], FREE[trial]))
-    if feeds is not None and spec.name in feeds:
-        known = feeds[spec.name].shape
-        shape = [
-            known[axis] if isinstance(size, str) and axis != _batch(spec) else shape[axis]
-            for axis, size in enumerate(spec.shape)
-        ]
-    if _batch(spec) is not None and isinstance(spec.shape[_batch(spec) or 0], str):
-        shape[_batch(spec) or 0] = BATCHES[trial]
+    known = feeds[spec.name].shape if feeds is not None and spec.name in feeds else None
+    shape = []
+    for axis, size in enumerate(spec.shape):
+        free = FREE[trial] if known is None else known[axis]
+        shape.append(size if isinstance(size, int) else BATCHES[trial] if axis == _batch(spec) else free)
     return random_array(tuple(shape), spec.dtype, np.random.default_rng(trial))
 
 
@@ -87,16 +84,19 @@ def tensor(array: Array) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def outputs_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Array]:
-    """What a module gives in evaluation mode; its mode is as before afterwards."""
+def ordered(manifest: Manifest, feeds: Mapping[str, Array]) -> list[Tensor]:
+    """Inputs as a module takes them."""
+    return [tensor(feeds[spec.name]) for spec in manifest.inputs]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode is as before afterwards."""
     training = module.training
     module.eval()
     try:
         with torch.no_grad():
-            return [
-                np.asarray(value.float() if value.dtype == torch.bfloat16 else value)
-                for value in module(*inputs)
-            ]
+            yield
     finally:
         module.train(training)
 
@@ -123,7 +123,8 @@ def compare(
     session = graph.Session(proto)
     for feeds in samples:
         wanted = session.run(feeds)
-        found = outputs_of(module, [tensor(feeds[spec.name]) for spec in manifest.inputs])
+        with evaluating(module):
+            found = [to_numpy(value) for value in module(*ordered(manifest, feeds))]
         pairs = [
             (spec.name, gap(wanted[spec.name], mine))
             for spec, mine in zip(manifest.outputs, found, strict=True)
@@ -162,26 +163,28 @@ def _explained(
     feeds: Mapping[str, Array],
 ) -> str:
     """A sentence that names the first operator that differs."""
-    recorder = Recorder(module)
-    with torch.no_grad():
-        recorder.run(*(tensor(feeds[spec.name]) for spec in manifest.inputs))
+    values = recorded(module, ordered(manifest, feeds))
     fixed = {value.name for value in (*proto.graph.output, *proto.graph.input)}
-    inner = [name for name, made in names.items() if made in recorder.values and name not in fixed]
+    inner = [name for name, made in names.items() if made in values and name not in fixed]
     wanted = graph.run(proto, feeds, extra=inner, optimise=False)
     for node in proto.graph.node:
         for name in node.output:
-            value = recorder.values.get(names[name]) if name in names else None
-            if value is not None and name in wanted and gap(wanted[name], np.asarray(value)):
+            value = values.get(names[name]) if name in names else None
+            if value is not None and name in wanted and gap(wanted[name], to_numpy(value)):
                 return f"the first operator that differs is {node.op_type} (node {node.name!r})"
     return "no single operator differs: rounding adds up, or ONNX Runtime's graph optimisations change the result"
 
 
-class Recorder(fx.Interpreter):
-    """Runs a module and keeps what each of its operators gave.
+def recorded(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
+    """What each operator of a module gives in evaluation mode."""
+    recorder = _Recorder(module)
+    with evaluating(module):
+        recorder.run(*inputs)
+    return recorder.values
 
-    Attributes:
-        values: tensors by operator.
-    """
+
+class _Recorder(fx.Interpreter):
+    """Runs a module and keeps what its operators give."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -190,5 +193,5 @@ class Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.values[n] = result.detach()
+            self.values[n] = result
         return result

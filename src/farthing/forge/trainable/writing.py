@@ -15,7 +15,7 @@ from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.trainable import norms
 from farthing.forge.trainable.binding import Binding
-from farthing.forge.trainable.stored import free_name, tensor_of
+from farthing.forge.trainable.stored import free_name, is_constant, tensor_of
 from farthing.forge.trainable.weights import attribute
 
 
@@ -65,8 +65,11 @@ class _Store:
         self.reshaped = False
         self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
         self._declared = {value.name: value for value in proto.graph.input if value.name in self._tensors}
-        for node in proto.graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
+        for node in filter(is_constant, proto.graph.node):
+            if node.attribute[0].name == "value_floats":
+                plain = numpy_helper.from_array(np.asarray(node.attribute[0].floats, np.float32))
+                node.attribute[0].CopyFrom(helper.make_attribute("value", plain))
+            if node.attribute[0].name == "value":
                 self._tensors[node.output[0]] = node.attribute[0].t
         self._written: dict[str, Tensor] = {}
 
@@ -130,12 +133,10 @@ def drop_unused(proto: onnx.GraphProto) -> None:
         value.name for value in proto.output
     }
     used |= set(_read_inside(proto))
-    stored = {tensor.name for tensor in proto.initializer}
-    for field in (proto.initializer, proto.input):
-        kept = [each for each in field if each.name in used or each.name not in stored]
-        if len(kept) < len(field):
-            del field[:]
-            field.extend(kept)
+    spare = {tensor.name for tensor in proto.initializer} - used
+    for places in (proto.initializer, proto.input):
+        for number in reversed([number for number, each in enumerate(places) if each.name in spare]):
+            del places[number]
 
 
 def _read_inside(proto: onnx.GraphProto) -> Iterator[str]:

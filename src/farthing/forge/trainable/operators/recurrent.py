@@ -41,11 +41,11 @@ def recurrent(builder: Builder, node: Node) -> tuple[Value, ...]:
     kind, direction = KINDS[node.kind], node.get("direction", "forward")
     both = direction == "bidirectional"
     extra = _extra(node, kind, 2 if both else 1)
-    shapes = [builder.weights.shape(node.input(place)) for place in (1, 2)]
-    if None in shapes or (node.input(3) and builder.weights.shape(node.input(3)) is None):
+    bias = bool(node.input(3))
+    if any(builder.weights.shape(node.input(place)) is None for place in (1, 2, 3)[: 2 + bias]):
         node.refuse("its weights are computed, not stored")
-    bias, inputs = bool(node.input(3)), (shapes[0] or ())[2]
-    layer = bare(kind.layer, inputs, (shapes[1] or ())[2], bias=bias, bidirectional=both, **extra)
+    inputs, hidden = (builder.sizes(builder.value(node, place))[2][0] for place in (1, 2))
+    layer = bare(kind.layer, inputs, hidden, bias=bias, bidirectional=both, **extra)
     name = builder.add(node, layer)
     suffixes = ["", "_reverse"] if both else [""]
     _bind(builder, node, 1, Gates(kind.order), name, [f"weight_ih_l0{s}" for s in suffixes])

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from farthing.forge.trainable.builder import Builder, Size, Value
 from farthing.forge.trainable.node import Node
 from farthing.forge.trainable.operators.elementwise import dtype_of
+from farthing.forge.trainable.stored import tensor_of
 
 Entry = int | tuple[tuple[int, ...], int]
 """A size of a result: as stated, or the product of some of the input's axes over a divisor."""
@@ -190,23 +191,13 @@ def split(builder: Builder, node: Node) -> tuple[Value, ...]:
 def expand(builder: Builder, node: Node) -> Value:
     """Repeated along axes of size 1; axes that stay as they are follow the input."""
     x, target = builder.value(node, 0), builder.value(node, 1)
-    if isinstance(target, fx.Node):
+    if isinstance(target, fx.Node) or len(target) != builder.rank(x):
         return builder.call(expand_to, x, target)
-    wanted = [int(number) for number in target]
-    before = [(1, 1)] * max(0, len(wanted) - builder.rank(x)) + builder.sizes(x)
-    wanted = [1] * (len(before) - len(wanted)) + wanted
-    return (
-        builder.call(
-            Tensor.expand,
-            x,
-            [
-                -1 if size == 1 or size == both[0] != 1 else size
-                for size, both in zip(wanted, before, strict=True)
-            ],
-        )
-        if len(wanted) == builder.rank(x)
-        else builder.call(expand_to, x, target)
-    )
+    stay = [
+        both[0] != 1 and both[0] == int(size) for size, both in zip(target, builder.sizes(x), strict=True)
+    ]
+    sizes = [-1 if fixed or size == 1 else int(size) for size, fixed in zip(target, stay, strict=True)]
+    return builder.call(Tensor.expand, x, sizes)
 
 
 def expand_to(x: Tensor, target: Tensor) -> Tensor:
@@ -226,14 +217,8 @@ def tile(builder: Builder, node: Node) -> Value:
 
 def constant_of_shape(builder: Builder, node: Node) -> Value:
     """One number everywhere."""
-    from onnx import numpy_helper
-
     given = node.get("value")
-    fill = (
-        torch.from_numpy(numpy_helper.to_array(given).copy()).reshape(-1)[0]
-        if given is not None
-        else torch.tensor(0.0)
-    )
+    fill = torch.tensor(0.0) if given is None else tensor_of(given).reshape(-1)[0]
     return builder.call(filled, builder.value(node, 0), fill.item(), fill.dtype)
 
 
