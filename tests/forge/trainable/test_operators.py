@@ -35,6 +35,7 @@ REASONS = (
     "differ in length",
     "not stored",
     "no element type",
+    "too old",
 )
 
 

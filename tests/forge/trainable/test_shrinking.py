@@ -9,12 +9,13 @@ import onnx
 import pytest
 import torch
 import torch_pruning
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from farthing.forge import graph, nets
 from farthing.forge.convert import convert
 from farthing.forge.trainable import Trainable, trainable
-from farthing.model import Model
+from farthing.model import Manifest, Model, TensorSpec
 
 PICTURE = (3, 16, 16)
 
@@ -117,3 +118,79 @@ def test_networks_are_pruned_through_their_dependencies(kind: str, norms: bool) 
     halved(made, shape, round_to=4, global_pruning=kind != "lite0")
     after = check_smaller(made, before, shape)
     assert len(onnx.load(after.file).graph.node) == len(onnx.load(before.file).graph.node)
+
+
+def weights(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+def test_sizes_stated_by_other_operators_follow() -> None:
+    """Resize, Split and Expand that name the number of channels, in a file that fixes its batch."""
+    whole = {"up": [1, 8, 16, 16], "parts": [4, 4], "wide": [1, 4, 4, 4]}
+    stored = {name: np.asarray(numbers, np.int64) for name, numbers in whole.items()}
+    stored |= {"w": weights(8, 3, 3, 3), "b": weights(8), "v": weights(5, 4, 1, 1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Resize", ["a", "", "", "up"], ["r"], mode="linear"),
+        helper.make_node("Split", ["r", "parts"], ["s", "t"], axis=1),
+        helper.make_node("Mul", ["s", "t"], ["m"]),
+        helper.make_node("GlobalAveragePool", ["m"], ["g"]),
+        helper.make_node("Expand", ["g", "wide"], ["e"]),
+        helper.make_node("Conv", ["e", "v"], ["y"], name="last"),
+    ]
+    shapes = {"x": (1, 3, 8, 8), "y": (1, 5, 4, 4)}
+    x, y = (helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items())
+    kept = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "stated", [x], [y], kept),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    specs = [
+        TensorSpec(name=name, dtype="float32", shape=shape, batch_axis=0) for name, shape in shapes.items()
+    ]
+    manifest = Manifest(name="stated", format="onnx", inputs=(specs[0],), outputs=(specs[1],))
+    made = trainable(Model.create(manifest, {"model.onnx": proto.SerializeToString()}))
+    first, last = (made.module.get_submodule(made.layers[name]) for name in ("first", "last"))
+    first.weight, first.bias = (nn.Parameter(part[[0, 1, 4, 5]]) for part in (first.weight, first.bias))
+    last.weight = nn.Parameter(last.weight[:, :2])
+    after = made.to_model()  # compares the file with the module
+    tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(after.file).graph.initializer}
+    assert sorted(a.tolist() for a in tensors.values() if a.dtype == np.int64) == [
+        [1, 2, 4, 4],
+        [1, 4, 16, 16],
+        [2, 2],
+    ]
+
+
+class Reader(nn.Module):
+    """A recurrent layer, and a head on the mean of its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(6, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, _ = self.layer(x)
+        out: Tensor = self.head(steps.mean(1))
+        return out
+
+
+def test_a_recurrent_layer_with_fewer_units_follows() -> None:
+    """The state of zeros that exporters write says how many there are, and so does an attribute."""
+    torch.manual_seed(0)
+    model = convert(Reader().eval(), example="1x10x6").model
+    made = trainable(model)
+    recurrent, head = (made.module.get_submodule(name) for name in made.layers.values())
+    name = made.layers[next(iter(made.layers))]
+    smaller = nn.LSTM(6, 5)
+    for field, part in recurrent.named_parameters():
+        gates = [gate[:5, :5] if "hh" in field and gate.ndim > 1 else gate[:5] for gate in part.data.chunk(4)]
+        setattr(smaller, field, nn.Parameter(torch.cat(gates)))
+    setattr(made.module, name, smaller.eval())
+    head.weight = nn.Parameter(head.weight[:, :5])
+    after = made.to_model()  # compares the file with the module
+    node = next(node for node in onnx.load(after.file).graph.node if node.op_type == "LSTM")
+    assert next(a.i for a in node.attribute if a.name == "hidden_size") == 5
+    assert len(onnx.load(after.file).graph.node) < len(onnx.load(model.file).graph.node)
