@@ -38,6 +38,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "search.architecture.v1": "farthing.forge.search.architecture:SearchArchitecture",
         "prune.structured.v1": "farthing.forge.prune.structured:StructuredPrune",
         "prune.unstructured.v1": "farthing.forge.prune.unstructured:UnstructuredPrune",
+        "exits.train.v1": "farthing.forge.exits.training:ExitTraining",
         "export.openvino.v1": "farthing.forge.openvino.export:ExportOpenvino",
         "export.tflite.v1": "farthing.forge.tflite.export:ExportTflite",
     },

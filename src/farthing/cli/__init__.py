@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": ("compare", "lay two searches side by side: what changed, and by how much"),
     "matrix": ("matrix", "run models in every engine: equal, or refused and by which operator"),
     "cut": ("cutting", "cut a model into parts for several cores or devices, or into early exits"),
+    "exits": ("leaving", "give a classifier early exits, train them, and measure what they save"),
     "bench": (
         "benching",
         "measure latency, throughput, load time, memory and energy; race models and engines",

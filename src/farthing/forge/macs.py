@@ -37,13 +37,20 @@ COUNTED = frozenset({*_CONVOLUTIONS, *_TRANSPOSED, *_PRODUCTS, *_RECURRENT, "Mat
 
 
 def count(model: onnx.ModelProto, feeds: Mapping[str, graph.Array]) -> tuple[int | None, str]:
-    """Multiply-accumulates of one run on ``feeds``, or None and the reason why they cannot be counted.
+    """Multiply-accumulates of one run on ``feeds``, or None and the reason why not; see `by_node`."""
+    found, why = by_node(model, feeds)
+    return (None if found is None else sum(found.values())), why
+
+
+def by_node(model: onnx.ModelProto, feeds: Mapping[str, graph.Array]) -> tuple[dict[int, int] | None, str]:
+    """Multiply-accumulates of each node that has any, by its place in the graph; or None and the reason why not.
 
     Convolutions, matrix products and recurrent layers count, in floating point or quantized; additions of a
     bias, activations, normalisation and pooling do not, as is usual.
     """
     everywhere = Counter(node.op_type for node in graph.nodes(model.graph))
-    wanted = [node for node in model.graph.node if node.op_type in COUNTED]
+    places = {place: node for place, node in enumerate(model.graph.node) if node.op_type in COUNTED}
+    wanted = [*places.values()]
     for kind in everywhere:
         if kind in _UNKNOWN:
             return None, f"the operator {kind} is not counted"
@@ -56,7 +63,7 @@ def count(model: onnx.ModelProto, feeds: Mapping[str, graph.Array]) -> tuple[int
         shapes = _shapes(model, wanted, feeds)
     except FarthingError as error:
         return None, f"shapes are not known: {error}"
-    return sum(_of(node, shapes) for node in wanted), ""
+    return {place: _of(node, shapes) for place, node in places.items()}, ""
 
 
 def _shapes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from farthing.engines.base import Engine
 from farthing.errors import EngineError, ModelError
 from farthing.model import TensorSpec
 from farthing.ops.scale import real
+from farthing.ops.sureness import sureness
 from farthing.options import EngineOptions
 
 Array = NDArray[Any]
@@ -109,7 +110,7 @@ class EarlyExit(Sharded):
         )
         self.outputs = self._scores[-1:]
         self._axes = _batch_axes(parts)
-        self._sureness = _MEASURES[self._exits.measure, self._exits.scores]
+        self._sureness = sureness(self._exits.measure, self._exits.scores)
         self._left, self._computed = [0] * len(parts), [0] * len(parts)
 
     def stats(self) -> ExitStats:
@@ -267,33 +268,6 @@ def _batch_axes(parts: Sequence[HasEnds]) -> dict[str, int] | None:
             if spec.batch_axis is not None:
                 axes[spec.name] = spec.batch_axis
     return axes
-
-
-def _softmax(logits: Array) -> Array:
-    values = np.asarray(logits, np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        powers = np.exp(values - values.max(axis=-1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
-
-
-def _confidence(probabilities: Array) -> Array:
-    return np.asarray(np.max(probabilities, axis=-1), np.float64)
-
-
-def _certainty(probabilities: Array) -> Array:
-    """1 - H / ln(classes)."""
-    values = np.asarray(probabilities, np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(values == 0, 0.0, values * np.log(values))
-    return np.asarray(np.clip(1 + terms.sum(axis=-1) / math.log(values.shape[-1]), 0.0, 1.0))
-
-
-_MEASURES: dict[tuple[str, str], Callable[[Array], Array]] = {
-    ("confidence", "logits"): lambda scores: _confidence(_softmax(scores)),
-    ("confidence", "probabilities"): _confidence,
-    ("entropy", "logits"): lambda scores: _certainty(_softmax(scores)),
-    ("entropy", "probabilities"): _certainty,
-}
 
 
 def open_exits(

@@ -1,0 +1,116 @@
+"""``farthing exits``: a classifier that answers easy samples early."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farthing.cli import options, show
+from farthing.config import plain
+
+if TYPE_CHECKING:
+    from farthing.apps.exits import EarlyExits
+
+EXITS = """\
+A classifier in ONNX gets exits and is trained on with all of them; thresholds are chosen on validation: the cheapest
+that lose no more than --drop against the last exit. DIR is a bundle that `EarlyExit` serves; exits.json in it has what
+is said here and a step for recipes. Interrupted? Run the same command again.
+
+example: farthing exits work/model --task work/task.yaml --out exits --drop 0.005
+"""
+
+
+def exits_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``farthing exits``."""
+    parser.epilog = EXITS
+    parser.add_argument("model", help="model directory, zip, output of a search, or an ONNX file, in float")
+    parser.add_argument(
+        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="bundle directory to write")
+    parser.add_argument("--drop", type=float, default=0.005, metavar="X",
+                        help="what the metric may lose on validation (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--at", nargs="+", default=[], metavar="TENSOR",
+                        help="put exits behind these tensors, in order (default: planned by work)")  # fmt: skip
+    parser.add_argument("--exits", type=int, default=2, metavar="N",
+                        help="plan so many, beside the last one (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--head", choices=["pool", "conv"], default="pool",
+                        help="pooling alone, or a convolution before it (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--measure", choices=["confidence", "entropy"], default="confidence",
+                        help="how sure an exit is (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--epochs", type=int, default=20, metavar="N",
+                        help="passes over the training data (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the training (default: %(default)s)"
+    )
+    options.add_engine(parser)
+    options.add_json(parser)
+
+
+def exits(parsed: argparse.Namespace) -> int:
+    """Run ``farthing exits``."""
+    import msgspec
+
+    from farthing.apps.exits import early_exits
+    from farthing.forge.cache import Cache
+    from farthing.forge.exits.training import ExitTraining
+    from farthing.options import make_options
+
+    made = ExitTraining(
+        schedule=msgspec.structs.replace(ExitTraining().schedule, epochs=parsed.epochs, seed=parsed.seed),
+        places=tuple(parsed.at),
+        count=parsed.exits,
+        head=parsed.head,
+        measure=parsed.measure,
+        accuracy_drop=parsed.drop,
+    )
+    task = options.open_task(parsed.task, parsed.model)
+    model = options.open_model(parsed.model, task, keep=False)
+    with show.progress(parsed.json) as listener:
+        found = early_exits(
+            model,
+            task,
+            Path(parsed.out),
+            made,
+            cache=Cache(options.cache_directory()),
+            engine=parsed.engine or "onnxruntime",
+            settings=make_options(parsed.threads, parsed.spin, parsed.provider, parsed.precision),
+            listener=listener,
+        )
+    print(
+        show.as_json({"event": "result", **plain(found)}) if parsed.json else _exits_text(found, parsed.out)
+    )
+    return 0
+
+
+def _exits_text(found: EarlyExits, out: str) -> str:
+    """The exits, what they do on each split, and the time."""
+    rows = [
+        [
+            one.name,
+            one.place or "the end",
+            "-" if one.threshold is None else f"{one.threshold:.4g}",
+            f"{one.macs / found.given_macs:.0%}",
+            *(f"{judged.shares[number]:.0%}" for judged in found.judged),
+        ]
+        for number, one in enumerate(found.exits)
+    ]
+    splits = [judged.split for judged in found.judged]
+    head = ["exit", "behind", "threshold", "work so far", *(f"leave, {name}" for name in splits)]
+    lines = [show.table(head, rows, width=show.room()), ""]
+    head = [f"{found.metric} on", "samples", "as given", "last exit", "with exits", "drop", "work saved"]
+    rows = [
+        [
+            one.split,
+            str(one.samples),
+            *(f"{score.value:.4f}" for score in (one.given, one.whole, one.cascade)),
+            show.interval(one.drop, digits=4),
+            f"{1 - one.macs / found.given_macs:.0%}",
+        ]
+        for one in found.judged
+    ]
+    lines += [show.table(head, rows, width=show.room()), ""]
+    times = [show.milliseconds(value) for value in (found.given_ms, found.cascade_ms)]
+    lines.append(f"Mean of one sample: {times[0]} as given, {times[1]} with exits. In turns: {found.engine}.")
+    return "\n".join([*lines, f"Bundle: {out}"])
