@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from farthing.cli import options, show
 
@@ -35,15 +36,13 @@ Methods marked * are on the front: no other is at least as good in loss, median 
 example: farthing study work/model --task work/task.yaml --out study.json --html study.html
 """
 WORST = 12
+FoundT = TypeVar("FoundT")
 
 
 def sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing sensitivity``."""
     parser.epilog = SENSITIVITY
-    parser.add_argument("model", help="model directory, zip, or model file, in float")
-    parser.add_argument(
-        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
-    )
+    _add_subject(parser)
     parser.add_argument(
         "--target",
         default="this",
@@ -83,8 +82,19 @@ def sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", default="onnxruntime", metavar="NAME", help="what runs ONNX (default: %(default)s)"
     )
+    _add_results(parser)
+
+
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="model directory, zip, or model file, in float")
+    parser.add_argument(
+        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
+    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, with a picture")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, with pictures")
     options.add_json(parser)
 
 
@@ -93,6 +103,7 @@ def sensitivity(parsed: argparse.Namespace) -> int:
     from farthing.errors import ConfigError
     from farthing.forge.sensitivity import PRECISIONS
     from farthing.forge.sensitivity import sensitivity as analyse
+    from farthing.forge.sensitivity.page import render
 
     try:
         scored = None if parsed.scored == "all" else int(parsed.scored)
@@ -118,12 +129,7 @@ def sensitivity(parsed: argparse.Namespace) -> int:
             listener=listener,
             command=shlex.join(["farthing", *sys.argv[1:]]),
         )
-    _write(found, parsed.out)
-    if parsed.html:
-        from farthing import files
-        from farthing.forge.sensitivity.page import render
-
-        files.write(parsed.html, render(found).encode())
+    _write(found, parsed, render)
     print(show.as_json({"event": "result", **_plain(found)}) if parsed.json else _sensitivity(found))
     return 0
 
@@ -131,10 +137,7 @@ def sensitivity(parsed: argparse.Namespace) -> int:
 def study_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing study``."""
     parser.epilog = STUDY
-    parser.add_argument("model", help="model directory, zip, or model file, in float")
-    parser.add_argument(
-        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
-    )
+    _add_subject(parser)
     parser.add_argument(
         "--target",
         default="this",
@@ -157,9 +160,7 @@ def study_arguments(parser: argparse.ArgumentParser) -> None:
         "--bits", default="32,16,8,4", metavar="N,N", help="widths to round to (default: %(default)s)"
     )
     parser.add_argument("--again", action="store_true", help="measure again, even what is cached")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, with plots")
-    options.add_json(parser)
+    _add_results(parser)
 
 
 def study(parsed: argparse.Namespace) -> int:
@@ -167,6 +168,7 @@ def study(parsed: argparse.Namespace) -> int:
     from farthing.cli.searching import place
     from farthing.forge.study import of_recipe
     from farthing.forge.study import study as measure
+    from farthing.forge.study.page import render
 
     task = options.open_task(parsed.task, parsed.model)
     model = options.open_model(parsed.model, task, keep=False)
@@ -186,12 +188,7 @@ def study(parsed: argparse.Namespace) -> int:
             listener=listener,
             command=shlex.join(["farthing", *sys.argv[1:]]),
         )
-    _write(found, parsed.out)
-    if parsed.html:
-        from farthing import files
-        from farthing.forge.study.page import render
-
-        files.write(parsed.html, render(found).encode())
+    _write(found, parsed, render)
     print(show.as_json({"event": "result", **_plain(found)}) if parsed.json else _study(found))
     return 0
 
@@ -245,14 +242,16 @@ def _judged(accuracy: Interval | None, drop: Interval | None) -> tuple[str, str]
     return (f"{accuracy.value:.4f}" if accuracy else "-", f"{drop.value:+.4f}" if drop else "-")
 
 
-def _write(found: object, path: Path | None) -> None:
-    """Write a result as JSON, if that was asked for."""
-    if path:
-        import msgspec
+def _write(found: FoundT, parsed: argparse.Namespace, render: Callable[[FoundT], str]) -> None:
+    """Write a result as JSON and as a page, where that was asked for."""
+    import msgspec
 
-        from farthing import files
+    from farthing import files
 
-        files.write(path, msgspec.json.format(msgspec.json.encode(_plain(found))) + b"\n")
+    if parsed.out:
+        files.write(parsed.out, msgspec.json.format(msgspec.json.encode(_plain(found))) + b"\n")
+    if parsed.html:
+        files.write(parsed.html, render(found).encode())
 
 
 def _plain(found: object) -> dict[str, object]:

@@ -14,6 +14,7 @@ from farthing.forge.report.plot import embedded, figure, plot
 from farthing.forge.report.tables import budget, candidates, comparison, verdict_groups
 from farthing.measure import Interval
 from farthing.page.frame import filled, page, resource
+from farthing.page.parts import notes, pairs
 from farthing.page.typeset import (
     Child,
     Html,
@@ -54,7 +55,7 @@ def render(summary: Summary, recipe: Recipe) -> str:
         "placement": placement(found),
         "portability": portability(found.summary.matrix),
         "test": _test(found),
-        "notes": _notes(summary),
+        "notes": notes(summary.notes),
         "conditions": _conditions(found),
         "again": _again(summary, recipe),
     }
@@ -210,22 +211,11 @@ def _test(found: Findings) -> Html:
         ),
     ]
     words = f"{test.samples:,} samples that the search never saw, scored once, at the end. Metric: {found.metric}."
-    return section("test", "Test data", element("p", words), _pairs(shown))
+    return section("test", "Test data", element("p", words), pairs(shown))
 
 
 def _spread(value: str, spread: str) -> str:
     return f"{value} (95 % interval {spread})" if spread else value
-
-
-def _pairs(rows: list[tuple[str, str]]) -> Html:
-    lines = [element("div", element("dt", term), element("dd", text)) for term, text in rows if text]
-    return element("dl", *lines, class_="pairs")
-
-
-def _notes(summary: Summary) -> Html:
-    if not summary.notes:
-        return Html("")
-    return section("notes", "Notes", element("ul", *(element("li", note) for note in summary.notes)))
 
 
 def _conditions(found: Findings) -> Html:
@@ -247,7 +237,7 @@ def _conditions(found: Findings) -> Html:
         ),
         ("When", f"{summary.when}, {duration(summary.seconds)} in all" if summary.when else ""),
     ]
-    return section("conditions", "Machine, versions, data", _pairs(rows))
+    return section("conditions", "Machine, versions, data", pairs(rows))
 
 
 def _again(summary: Summary, recipe: Recipe) -> Html:

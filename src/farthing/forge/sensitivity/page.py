@@ -10,6 +10,7 @@ from farthing.forge.sensitivity.result import Effect, Mixture, Operator, Sensiti
 from farthing.measure import Interval
 from farthing.page.dots import Dots, by_row
 from farthing.page.frame import plain_page
+from farthing.page.parts import listing, notes, pairs
 from farthing.page.typeset import (
     MISSING,
     Child,
@@ -41,7 +42,7 @@ def render(found: Sensitivity) -> str:
         _mixture(found.mixture, scale),
         _joins(found.joins),
         _operators(found, scale),
-        _notes(found),
+        notes(found.notes),
         _conditions(found),
     )
 
@@ -122,17 +123,6 @@ def _folded(title: str, content: Html) -> Html:
 # Tables ---------------------------------------------------------------------------------------------------------
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Child]]) -> Html:
-    """A table whose first column names the row."""
-    head = element("tr", *(element("th", text, scope="col") for text in heads))
-    body = [
-        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:]))
-        for row in rows
-    ]
-    shown = element("table", element("thead", head), element("tbody", *body), class_="listing")
-    return element("div", shown, class_="wide", tabindex=0, role="group")
-
-
 def _change(scale: Scale, drop: Interval | None) -> Child:
     """A drop as the change that it is, with its interval; nothing where it was not asked for."""
     if drop is None:
@@ -160,7 +150,7 @@ def _whole(found: Sensitivity, scale: Scale) -> Html:
         "whole",
         "Every operator in one precision",
         element("p", words, class_="quiet"),
-        _table(["Precision", "SQNR at the outputs", "Metric", "Change"], rows),
+        listing(["Precision", "SQNR at the outputs", "Metric", "Change"], rows),
     )
 
 
@@ -210,7 +200,7 @@ def _operators(found: Sensitivity, scale: Scale) -> Html:
         for one in found.operators
     ]
     heads = ["Operator", "Parameters", *found.precisions]
-    return section("operators", "All operators", element("p", words, class_="quiet"), _table(heads, rows))
+    return section("operators", "All operators", element("p", words, class_="quiet"), listing(heads, rows))
 
 
 def _effect(effect: Effect | None, scale: Scale) -> Child:
@@ -221,12 +211,6 @@ def _effect(effect: Effect | None, scale: Scale) -> Child:
         change = scale.change(effect.drop)
         lines.append(element("small", f"{scale.gap(change.value)}{scale.points}"))
     return joined([decibels(effect.output_sqnr), *lines], " ")
-
-
-def _notes(found: Sensitivity) -> Html:
-    if not found.notes:
-        return Html("")
-    return section("notes", "Notes", element("ul", *(element("li", note) for note in found.notes)))
 
 
 def _conditions(found: Sensitivity) -> Html:
@@ -240,5 +224,4 @@ def _conditions(found: Sensitivity) -> Html:
         ("When", f"{found.when}, {duration(found.seconds)} in all" if found.when else ""),
         ("Command", found.command),
     ]
-    lines = [element("div", element("dt", term), element("dd", text)) for term, text in rows if text]
-    return section("conditions", "Machine, versions, data", element("dl", *lines, class_="pairs"))
+    return section("conditions", "Machine, versions, data", pairs(rows))

@@ -10,6 +10,7 @@ from farthing.forge.report.tables import candidates
 from farthing.forge.study.result import Layer, Study, Width
 from farthing.page.dots import Dots, by_row
 from farthing.page.frame import page, resource
+from farthing.page.parts import listing, notes, pairs
 from farthing.page.typeset import (
     MISSING,
     Child,
@@ -42,7 +43,7 @@ def render(found: Study) -> str:
         candidates(methods, "All methods", "the JSON"),
         _widths(found, methods, unit),
         _layers(found),
-        _notes(found),
+        notes(found.notes),
         _conditions(found, methods),
     ]
     title = f"What methods and widths do to {found.model_name}"
@@ -103,7 +104,7 @@ def _widths(found: Study, methods: Findings, unit: Unit) -> Html:
         "The whole model in few bits",
         element("p", words, class_="quiet"),
         picture,
-        _table(heads, rows),
+        listing(heads, rows),
     )
 
 
@@ -153,7 +154,7 @@ def _layers(found: Study) -> Html:
         ]
         for layer in found.layers
     ]
-    return section("layers", "Layer by layer", note, *pictures, _table(heads, rows))
+    return section("layers", "Layer by layer", note, *pictures, listing(heads, rows))
 
 
 def _pictures(title: str, field: str, layers: Sequence[Layer]) -> Iterator[Html]:
@@ -169,23 +170,7 @@ def _pictures(title: str, field: str, layers: Sequence[Layer]) -> Iterator[Html]
         yield drawn if part[0] is layers[0] else element("details", more, drawn)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Child]]) -> Html:
-    head = element("tr", *(element("th", text, scope="col") for text in heads))
-    body = [
-        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:]))
-        for row in rows
-    ]
-    shown = element("table", element("thead", head), element("tbody", *body), class_="listing")
-    return element("div", shown, class_="wide", tabindex=0, role="group")
-
-
 # Rest -----------------------------------------------------------------------------------------------------------
-
-
-def _notes(found: Study) -> Html:
-    if not found.notes:
-        return Html("")
-    return section("notes", "Notes", element("ul", *(element("li", note) for note in found.notes)))
 
 
 def _conditions(found: Study, methods: Findings) -> Html:
@@ -203,5 +188,4 @@ def _conditions(found: Study, methods: Findings) -> Html:
         ("When", f"{found.when}, {duration(found.seconds)} in all" if found.when else ""),
         ("Command", found.command),
     ]
-    lines = [element("div", element("dt", term), element("dd", text)) for term, text in rows if text]
-    return section("conditions", "Machine, versions, data", element("dl", *lines, class_="pairs"))
+    return section("conditions", "Machine, versions, data", pairs(rows))
