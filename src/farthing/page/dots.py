@@ -39,7 +39,8 @@ def by_row(title: str, unit: str, rows: Sequence[str], dots: Sequence[Dots], zer
     known = [value for one in dots for value in one.values if value is not None and math.isfinite(value)]
     if not known:
         return Html("")
-    low, high = min([*known, *([0.0] if zero else [])]), max(known)
+    low, high = min(known), max(known)
+    low = min(low, 0.0) if zero else low
     marks = ticks(low, high if high > low else low + 1)
     height = TOP + ROW * len(rows) + BOTTOM
 

@@ -202,7 +202,9 @@ class _Desk:
         runtime = Runtime.of(self._model, "onnxruntime", self.machine)
         judge = Judge(self._task, self._model, runtime, self.machine, self._cache)
         tick, found = self._ticker("widths", "rounding the whole model"), []
-        wanted = [(bits, what) for bits in widths for what in WHAT if bits < 32 or what == "both"]
+        wanted: list[tuple[int, What]] = [
+            (bits, what) for bits in widths for what in WHAT if bits < 32 or what == "both"
+        ]
         for bits, what in wanted:
             found.append(self._width(looked, judge, bits, what, subset))
             tick(len(found), len(wanted))
