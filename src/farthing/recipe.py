@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -75,11 +75,20 @@ class Pass(Protocol):
     def __call__(self, model: Model, target: Target, task: Task) -> Model | Bundle: ...
 
 
+FLOATS = ("float", "sparse", "branched")
+"""Forms of ONNX models in float32."""
+
+
 class PassSection(Section, frozen=True, kw_only=True):
-    """Base of built-in passes: fields are options."""
+    """Base of built-in passes: fields are options.
+
+    ``forms`` says what a pass takes, and what it makes of that: form -> form, as `farthing.forge.order` names them. One
+    that says nothing may stand anywhere in a chain.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ("calibration",)
     libraries: ClassVar[tuple[str, ...]] = ()
+    forms: ClassVar[Mapping[str, str]] = {}
 
     def __call__(self, model: Model, target: Target, task: Task) -> Model:
         raise NotImplementedError

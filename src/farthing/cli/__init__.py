@@ -21,6 +21,7 @@ COMMANDS = {
     "init": ("making", "write a task and a manifest from your data and a model, asking what it cannot know"),
     "inspect": ("making", "show a model's tensors, operators, parameters, MACs, size and placement"),
     "optimize": ("searching", "find the best measured artefact for a task, a device and a budget"),
+    "apply": ("applying", "run steps that you wrote by hand: training, pruning, quantization, export"),
     "sensitivity": ("analysing", "find which operators low precision hurts, and which should stay in float"),
     "study": ("analysing", "measure every method and every width on one task: accuracy, latency, size"),
     "compare": ("compare", "lay two searches side by side: what changed, and by how much"),

@@ -7,7 +7,7 @@ import errno
 import inspect
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ from farthing.errors import (
     ModelError,
     PluginError,
     StorageError,
+    TaskError,
     nearest,
 )
 from farthing.forge import graph
 from farthing.forge.cache import Cache, code_of, key_of, metric_code
+from farthing.forge.order import check_order
+from farthing.forge.training.passes import TrainingPass
 from farthing.forge.workshop import Workshop
 from farthing.model import Model, checked
 from farthing.recipe import Pass, Step
@@ -90,14 +93,56 @@ def apply(
 
     Raises:
         PluginError: no pass of that name, or it raised an error of its own.
+        ConfigError: options that a pass does not have, or an order that makes no sense; found before anything runs.
+        TaskError: a step trains, and the task has nothing to train on; likewise.
         FarthingError: what a pass raised; nothing half-made is kept.
     """
-    place = dataclasses.replace(workshop or Workshop(), cache=cache, state=None, given=model)
-    done: list[Step] = []
-    for step in steps:
-        model, step = _apply_one(step, model, target, task, place)
+    done = []
+    for made, step in applied(steps, model, target, task, cache, workshop):
+        model = made
         done.append(step)
     return model, tuple(done)
+
+
+def applied(
+    steps: Sequence[Step],
+    model: Model,
+    target: Target,
+    task: Task,
+    cache: Cache,
+    workshop: Workshop | None = None,
+) -> Iterator[tuple[Model, Step]]:
+    """The model after each step, and the step with its options resolved and planned: `apply`, one step at a time.
+
+    The whole chain is checked before its first step runs.
+    """
+    check(steps, model, target, task, cache)
+    place = dataclasses.replace(workshop or Workshop(), cache=cache, state=None, given=model)
+    for step in steps:
+        model, step = _apply_one(step, model, target, task, place)
+        yield model, step
+
+
+def check(steps: Sequence[Step], model: Model, target: Target, task: Task, cache: Cache) -> None:
+    """Refuse a chain that cannot run.
+
+    Raises:
+        PluginError: no pass of a name.
+        ConfigError: options that a pass does not have, or an order that makes no sense.
+        TaskError: a step trains, and the task has nothing to train on.
+    """
+    for number, step in enumerate(steps, 1):
+        build(step, target)
+        if _trains(step) and "train" not in task.splits:
+            raise TaskError(
+                f"step {number}, {step.use}, trains, and task {task.name} has no train split: give it one"
+            )
+    check_order(steps, model, cache)
+
+
+def _trains(step: Step) -> bool:
+    part = plugins.get("pass", step.use)
+    return isinstance(part, type) and issubclass(part, TrainingPass)
 
 
 def _apply_one(
@@ -260,3 +305,10 @@ def versions(use: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def versions_of(steps: Sequence[Step]) -> dict[str, str]:
+    """The same for all steps together; Farthing's own even if there are none."""
+    return {"farthing": farthing.__version__} | {
+        name: found for step in steps for name, found in versions(step.use).items()
+    }

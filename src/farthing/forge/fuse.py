@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from farthing.engines.onnxruntime import CPU, runtime
 from farthing.errors import UnsupportedError, require
 from farthing.forge import graph
 from farthing.model import Model
-from farthing.recipe import PassSection
+from farthing.recipe import FLOATS, PassSection
 from farthing.scratch import Scratch
 from farthing.target import Target
 from farthing.task import Task
 
+ONNX = (*FLOATS, "float16", "int8", "mixed", "dynamic", "reduced")
+"""All forms of ONNX models."""
 OPSET = 13  # the first whose quantized operators take a scale for each channel
 
 
@@ -28,6 +30,7 @@ class Fuse(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
+    forms: ClassVar[Mapping[str, str]] = {form: form for form in (*FLOATS, "reduced")}
 
     def __call__(self, model: Model, target: Target, task: Task) -> Model:
         """Raises UnsupportedError if ONNX Runtime cannot load the graph."""
@@ -66,6 +69,7 @@ class Compact(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("onnx",)
+    forms: ClassVar[Mapping[str, str]] = {form: form for form in ONNX}
 
     def __call__(self, model: Model, target: Target, task: Task) -> Model:
         proto = graph.load(model.file)

@@ -16,14 +16,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-import farthing
 from farthing import picture
 from farthing.assets import default_cache
 from farthing.bench import Tick
 from farthing.bench.machine import Here, Machine
 from farthing.errors import FarthingError
 from farthing.forge import arguments, inside, output, rounds
-from farthing.forge.apply import versions
+from farthing.forge.apply import versions_of
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.candidates import Listing
 from farthing.forge.climb import Artefact, Climber
@@ -414,9 +413,6 @@ class _Search:
             )
 
     def _recipe(self, candidate: Candidate, won: Artefact) -> Recipe:
-        found: dict[str, str] = {"farthing": farthing.__version__}
-        for step in won.steps:
-            found |= versions(step.use)
         return Recipe(
             model=self.model.digest,
             task=self.task.digest,
@@ -427,7 +423,7 @@ class _Search:
             budget=self.budget,
             artefact=candidate.model,
             accuracy=candidate.accuracy,
-            versions={**found, won.runtime.engine: won.runtime.version},
+            versions={**versions_of(won.steps), won.runtime.engine: won.runtime.version},
         )
 
     # Speaking ---------------------------------------------------------------------------------------------------

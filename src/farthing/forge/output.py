@@ -77,17 +77,31 @@ def write(winner: Model, recipe: Recipe, summary: Summary, directory: Path) -> R
     """
 
     def fill(fresh: Path) -> None:
-        winner.save(fresh / MODEL)
-        try:
-            (fresh / MODEL / SCRIPT).write_text(standalone(winner.manifest, recipe.options))
-        except UnsupportedError as error:
-            (fresh / MODEL / SCRIPT).write_text(f"raise SystemExit({str(error)!r})\n")
-        (fresh / RECIPE).write_text(to_yaml(recipe))
+        _fill(winner, recipe, fresh)
         (fresh / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(plain(summary))) + b"\n")
         (fresh / REPORT).write_text(render(summary, recipe))
 
     files.write_directory(directory, fill)
     return Result(Model.open(directory / MODEL), recipe, summary, directory)
+
+
+def write_made(model: Model, recipe: Recipe, directory: Path) -> Model:
+    """Write a model that no search made, with stand-alone script and recipe; return it as saved.
+
+    Raises:
+        StorageError: the disk is full or read-only; what was there before is untouched.
+    """
+    files.write_directory(directory, lambda fresh: _fill(model, recipe, fresh))
+    return Model.open(directory / MODEL)
+
+
+def _fill(model: Model, recipe: Recipe, fresh: Path) -> None:
+    model.save(fresh / MODEL)
+    try:
+        (fresh / MODEL / SCRIPT).write_text(standalone(model.manifest, recipe.options))
+    except UnsupportedError as error:
+        (fresh / MODEL / SCRIPT).write_text(f"raise SystemExit({str(error)!r})\n")
+    (fresh / RECIPE).write_text(to_yaml(recipe))
 
 
 def read_summary(place: Path) -> Summary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from farthing import bench, plugins
 from farthing.errors import ModelError, PluginError, TaskError, nearest
-from farthing.forge.apply import apply, reads, versions
+from farthing.forge.apply import apply, reads, versions_of
 from farthing.forge.cache import Cache
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
@@ -37,25 +37,38 @@ def replay(recipe: Recipe, model: Model, task: Task, cache: Cache, *, listener: 
             f"the recipe is for an engine called {recipe.engine!r}, which is not known; "
             f"{nearest(recipe.engine, plugins.names('engine'))}"
         )
-    if recipe.model != model.digest:
-        raise ModelError(
-            f"the recipe is for model {recipe.model[:12]}, not {model.digest[:12]}: "
-            "give the model it was made from"
-        )
-    if recipe.task != task.digest:
-        raise TaskError(
-            f"the recipe was made with other data ({recipe.task[:12]}) than task {task.name} "
-            f"has ({task.digest[:12]}): give the task it was made with"
-        )
+    check_inputs(recipe.model, recipe.task, model, task)
     made, _ = apply(recipe.steps, model, recipe.target, task, cache, Workshop(listener=listener))
     if recipe.artefact and made.digest != recipe.artefact:
         _check_accuracy(recipe, model, made, task)
     return made
 
 
+def check_inputs(wanted: str, data: str, model: Model, task: Task) -> None:
+    """Refuse what a recipe was not made for.
+
+    Args:
+        wanted: digest of its model; empty if it names none.
+        data: digest of its task's data; likewise.
+
+    Raises:
+        ModelError: another model.
+        TaskError: other data.
+    """
+    if wanted and wanted != model.digest:
+        raise ModelError(
+            f"the recipe is for model {wanted[:12]}, not {model.digest[:12]}: give the model it was made from"
+        )
+    if data and data != task.digest:
+        raise TaskError(
+            f"the recipe was made with other data ({data[:12]}) than task {task.name} "
+            f"has ({task.digest[:12]}): give the task it was made with"
+        )
+
+
 def _check_accuracy(recipe: Recipe, model: Model, made: Model, task: Task) -> None:
     """Refuse another artefact than the recorded one, unless it was trained and is as accurate."""
-    now = {name: found for step in recipe.steps for name, found in versions(step.use).items()}
+    now = versions_of(recipe.steps)
     differing = {name: (was, now[name]) for name, was in recipe.versions.items() if now.get(name, was) != was}
     words = (
         f"the replay gives {made.digest[:12]}, the recipe recorded {recipe.artefact[:12]}; "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from msgspec.structs import replace
 
@@ -43,6 +44,8 @@ class ExitTraining(TrainingPass, frozen=True, kw_only=True):
             nor ``accuracy_drop`` and ``measure``.
         norms: train with batch normalization where the file has none, folded away again.
     """
+
+    forms: ClassVar[Mapping[str, str]] = {"float": "branched"}
 
     schedule: Schedule = Schedule(epochs=20, batch=64)
     places: tuple[str, ...] = ()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from farthing.errors import UnsupportedError
 from farthing.forge.openvino.graph import from_onnx, to_model
 from farthing.model import Model, Quantization, checked
-from farthing.recipe import PassSection
+from farthing.recipe import FLOATS, PassSection
 from farthing.target import Target
 from farthing.task import Task
 
@@ -23,6 +24,10 @@ class ExportOpenvino(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
+    forms: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys((*FLOATS, "float16"), "openvino"),
+        **dict.fromkeys(("int8", "dynamic", "reduced"), "openvino-int8"),
+    }  # fmt: skip
 
     weights: Literal["float32", "float16"] = "float32"
 

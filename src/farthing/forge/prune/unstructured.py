@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from farthing.errors import ConfigError
 from farthing.forge.training.passes import TrainingPass
@@ -39,6 +40,8 @@ class UnstructuredPrune(TrainingPass, frozen=True, kw_only=True):
         skip: nodes whose weights all stay.
         norms: train with batch normalization where the file has none, folded away again afterwards.
     """
+
+    forms: ClassVar[Mapping[str, str]] = {"float": "sparse", "sparse": "sparse"}
 
     schedule: Schedule = Schedule(epochs=10, lr=2e-3)
     initial: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from farthing.engines.onnxruntime import runtime
@@ -9,7 +10,7 @@ from farthing.errors import UnsupportedError, require
 from farthing.forge import graph
 from farthing.forge.quantize.calibrate import quiet
 from farthing.model import Model, Quantization, checked
-from farthing.recipe import PassSection
+from farthing.recipe import FLOATS, PassSection
 from farthing.scratch import Scratch
 from farthing.target import Target
 from farthing.task import Task
@@ -28,6 +29,7 @@ class DynamicInt8(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
+    forms: ClassVar[Mapping[str, str]] = dict.fromkeys(FLOATS, "dynamic")
 
     per_channel: bool = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.model import Model
-from farthing.recipe import PassSection
+from farthing.recipe import FLOATS, PassSection
 from farthing.target import Target
 from farthing.task import Task
 
@@ -40,6 +40,7 @@ class Equalize(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("onnx",)
+    forms: ClassVar[Mapping[str, str]] = {form: form for form in FLOATS}
 
     clips: bool = False
 

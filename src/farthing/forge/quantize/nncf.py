@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
 from typing import Any, ClassVar, Literal
@@ -20,7 +20,7 @@ from farthing.forge.quantize.calibrate import model_feeds
 from farthing.forge.quantize.static import VNNI
 from farthing.metrics import Outputs
 from farthing.model import Model, Quantization, checked
-from farthing.recipe import PassSection
+from farthing.recipe import FLOATS, PassSection
 from farthing.target import Target
 from farthing.task import Task
 
@@ -44,6 +44,7 @@ class NncfInt8(PassSection, frozen=True, kw_only=True):
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("nncf", "openvino", "onnx")
+    forms: ClassVar[Mapping[str, str]] = dict.fromkeys((*FLOATS, "openvino"), "openvino-int8")
     scores: ClassVar[bool] = True
 
     preset: Literal["performance", "mixed"] = "performance"

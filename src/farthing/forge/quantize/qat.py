@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from msgspec.structs import replace
@@ -37,6 +38,7 @@ class QuantizationAware(TrainingPass, frozen=True, kw_only=True):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("train", "calibration")
+    forms: ClassVar[Mapping[str, str]] = {"float": "int8"}
 
     schedule: Schedule = Schedule(epochs=6, lr=5e-4)
     teacher: str | tuple[str, ...] = SELF

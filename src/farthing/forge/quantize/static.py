@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -15,7 +15,7 @@ from farthing.forge.fuse import OPSET
 from farthing.forge.quantize.bias import SAMPLES, correct_biases
 from farthing.forge.quantize.calibrate import Calibrator, chunk, model_feeds, quiet, ranges
 from farthing.model import Model, Quantization, checked
-from farthing.recipe import PassSection
+from farthing.recipe import FLOATS, PassSection
 from farthing.target import Target
 from farthing.task import Task
 
@@ -42,6 +42,7 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
+    forms: ClassVar[Mapping[str, str]] = dict.fromkeys(FLOATS, "int8")
 
     calibrator: Calibrator = "minmax"
     percentile: float = 99.99

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
@@ -16,7 +17,7 @@ from farthing.forge.tflite.net import Net, Node, Params
 from farthing.forge.tflite.reading import read
 from farthing.forge.tflite.rewriting import simplify
 from farthing.model import Manifest, Model, Quantization, TensorSpec, checked
-from farthing.recipe import PassSection
+from farthing.recipe import FLOATS, PassSection
 from farthing.target import Target
 from farthing.task import Task
 
@@ -43,6 +44,7 @@ class ExportTflite(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "ai-edge-litert", "flatbuffers")
+    forms: ClassVar[Mapping[str, str]] = dict.fromkeys((*FLOATS, "int8", "reduced"), "tflite")
 
     weights: Storage = "float32"
     io: Io = "float32"

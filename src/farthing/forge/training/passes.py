@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -37,6 +37,7 @@ class TrainingPass(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ("train",)
     libraries: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxruntime")
+    forms: ClassVar[Mapping[str, str]] = {"float": "float"}
 
     schedule: Schedule = Schedule()
     teacher: str | tuple[str, ...] = ""
