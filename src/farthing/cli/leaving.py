@@ -112,5 +112,10 @@ def _exits_text(found: EarlyExits, out: str) -> str:
     ]
     lines += [show.table(head, rows, width=show.room()), ""]
     times = [show.milliseconds(value) for value in (found.given_ms, found.cascade_ms)]
-    lines.append(f"Mean of one sample: {times[0]} as given, {times[1]} with exits. In turns: {found.engine}.")
+    lines.append(
+        f"Mean of one sample: {times[0]} as given, {times[1]} with exits, {show.interval(found.speedup, unit=' x')}. "
+        f"In turns: {found.engine}."
+    )
+    if found.speedup.high < 1:
+        lines.append("Slower: handing samples from part to part takes longer here than what is left out.")
     return "\n".join([*lines, f"Bundle: {out}"])
