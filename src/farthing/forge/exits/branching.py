@@ -23,8 +23,8 @@ KERNEL, STRIDE = 3, 2
 def branched(options: ExitTraining, model: Model, fed: Mapping[str, graph.Array]) -> Model:
     """The model with untrained exits behind the places of the options: more outputs, nothing else changes.
 
-    The weights are drawn with the seed of the schedule, as torch draws them: of convolutions by He et al. 2015
-    (https://arxiv.org/abs/1502.01852), of dense layers evenly within 1 / sqrt(inputs).
+    The weights are drawn with the seed of the schedule: those of convolutions as in He et al. 2015
+    (https://arxiv.org/abs/1502.01852), those of dense layers evenly within 1 / sqrt(inputs).
 
     Args:
         options: with their places.
