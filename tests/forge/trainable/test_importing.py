@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import nn
 
-from farthing.errors import ConversionError, TaskError, UnsupportedError
+from farthing.errors import ConversionError, FeedError, TaskError, UnsupportedError
 from farthing.forge import graph, nets
 from farthing.forge.convert import convert
 from farthing.forge.trainable import Trainable, operators, trainable
@@ -323,6 +324,58 @@ def test_an_operator_without_a_trainable_form_is_named() -> None:
     model = small(helper.make_node("Unique", ["x"], ["y"], name="odd"), weights={})
     with pytest.raises(UnsupportedError, match=r"operator Unique \(node 'odd'\).*quantize.static"):
         trainable(model)
+
+
+def test_a_quantized_model_is_refused_in_its_own_words() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="narrow"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    model = small(*nodes, weights={"s": np.float32(0.1), "z": np.uint8(128)})
+    with pytest.raises(
+        UnsupportedError, match=r"QuantizeLinear \(node 'narrow'\): the model is quantized already"
+    ):
+        trainable(model)
+
+
+def test_weights_beside_the_file_are_taken_into_it(tmp_path: Path) -> None:
+    whole = small(helper.make_node("Gemm", ["x", "w"], ["y"]), weights={"w": w(6, 4)})
+    proto = onnx.load(whole.file)
+    onnx.save(
+        proto, tmp_path / "model.onnx", save_as_external_data=True, location="weights", size_threshold=0
+    )
+    content = {name: tmp_path / name for name in ("model.onnx", "weights")}
+    made = trainable(Model.create(whole.manifest, content))
+    nudge(made)
+    after = made.to_model()
+    assert list(after.manifest.files) == ["model.onnx"]
+    assert initializers(after)["w"] != w(6, 4).tobytes()
+
+
+def test_a_model_that_keeps_state_is_checked_from_its_beginning() -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "before"], ["after"], name="cell"),
+        helper.make_node("Tanh", ["after"], ["y"]),
+    ]
+    names = {"x": (1, 6), "before": (1, 4), "y": (1, 4), "after": (1, 4)}
+    values = [helper.make_tensor_value_info(name, 1, shape) for name, shape in names.items()]
+    weights = [numpy_helper.from_array(w(6, 4), "w")]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "stream", values[:2], values[2:], weights),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    specs = [
+        TensorSpec(name=n, dtype="float32", shape=shape, role="state" if n in {"before", "after"} else "data")
+        for n, shape in names.items()
+    ]
+    manifest = Manifest(name="stream", format="onnx", inputs=tuple(specs[:2]), outputs=tuple(specs[2:]))
+    model = Model.create(manifest, {"model.onnx": proto.SerializeToString()})
+    made = trainable(model, {"x": np.ones((1, 6), np.float32)})
+    y, after = made.module(torch.ones(1, 6), torch.ones(1, 4))
+    assert y.shape == after.shape == (1, 4)
+    with pytest.raises(FeedError, match="'x' of stream is missing"):
+        trainable(model, {"before": np.ones((1, 4), np.float32)})
 
 
 def test_the_first_operator_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from farthing.errors import UnsupportedError
 from farthing.forge.trainable.builder import Builder, Value
 from farthing.forge.trainable.node import Node
 from farthing.forge.trainable.operators import (
@@ -103,13 +104,8 @@ FORMS: dict[str, Form] = {
 }
 """Operators that have a trainable form. A new one is a function in one of these files, or in its own, and a line."""
 
-WHY = {
-    "QuantizeLinear": "the model is quantized already; train it before it is quantized",
-    "DequantizeLinear": "the model is quantized already; train it before it is quantized",
-    "If": "it holds graphs of its own; export the model without control flow",
-    "Loop": "it holds a graph of its own; export the model without control flow",
-    "Scan": "it holds a graph of its own; export the model without control flow",
-}
+QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
+HOLDING = {"If", "Loop", "Scan"}
 
 
 def form(builder: Builder, node: Node) -> tuple[Value, ...]:
@@ -118,8 +114,14 @@ def form(builder: Builder, node: Node) -> tuple[Value, ...]:
     Raises:
         UnsupportedError: it has no trainable form; the message names its type, its node and why.
     """
+    if node.kind in QUANTIZED:
+        raise UnsupportedError(
+            f"operator {node.kind} (node {node.name!r}): the model is quantized already; train the float model that it "
+            "was made of, and quantize that"
+        )
     if node.kind not in FORMS:
-        node.refuse(WHY.get(node.kind, "this importer does not know the operator"))
+        inner = "it holds graphs of its own; export the model without control flow"
+        node.refuse(inner if node.kind in HOLDING else "this importer does not know the operator")
     try:
         made = FORMS[node.kind](builder, node)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
