@@ -85,26 +85,26 @@ CASES: dict[str, Case] = {
         *_plan("cnn-mnist"), 3, pruned(0.75, 30, augment="affine"), Bars(40, 7, 5, 1.0)
     ),
     "cnn-mnist, student": Case(
-        *_plan("cnn-mnist"), 3, student((8, 16, 32), 60, augment="affine"), Bars(100, 14, 8, 1.0)
+        *_plan("cnn-mnist"), 3, student((16, 24, 32), 60, augment="affine"), Bars(100, 14, 8, 1.0)
     ),
     "resnet8-mnist, pruned": Case(
         *_plan("resnet8-mnist"), 3, pruned(0.5, 40, augment="affine"), Bars(7, 5, 4, 1.0)
     ),
     "resnet8-mnist, student": Case(
-        *_plan("resnet8-mnist"), 3, student((8, 16, 32), 60, augment="affine"), Bars(15, 20, 8, 1.0)
+        *_plan("resnet8-mnist"), 3, student((16, 24, 32), 60, augment="affine"), Bars(15, 20, 8, 1.0)
     ),
     "watch, pruned": Case(
         fleet.watch,
         lambda setting: tasks.watch(setting.assets),
         5,
-        pruned(0.5, 20, augment="jitter"),
+        pruned(0.6, 20, augment="jitter"),
         Bars(9, 4, None, 1.0),
     ),
-    "shuttle, int8": Case(
-        fleet.shuttle,
+    "shuttle, pruned": Case(
+        fleet.wide_shuttle,
         lambda setting: tasks.shuttle(setting.assets),
         1,
-        (FUSE, *END),
+        pruned(0.4, 5),
         Bars(3.5, None, None, 0.2),
     ),
     "digits, pruned": Case(*_plan("digits"), 1, pruned(0.5, 2), Bars(4, 1, 1, 10)),

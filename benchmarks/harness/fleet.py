@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,18 @@ def watch_net() -> nn.Sequential:
 
 
 class Reconstruction(nn.Module):
-    """An autoencoder of sensor readings; its answer is the mean squared error of what it makes of them."""
+    """An autoencoder of sensor readings; its answer is the mean squared error of what it makes of them.
 
-    def __init__(self) -> None:
+    Args:
+        widths: of the layers between nine readings and nine readings.
+    """
+
+    def __init__(self, widths: Sequence[int] = (32, 4, 32)) -> None:
         super().__init__()
-        self.code = nn.Sequential(nn.Linear(9, 32), nn.ReLU(), nn.Linear(32, 4), nn.ReLU(), nn.Linear(4, 32))
-        self.back = nn.Sequential(nn.ReLU(), nn.Linear(32, 9))
+        sizes = [9, *widths]
+        inner = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+        self.code = nn.Sequential(*inner[:-1])
+        self.back = nn.Sequential(nn.ReLU(), nn.Linear(sizes[-1], 9))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gap = self.back(self.code(x)) - x
@@ -96,6 +103,22 @@ def shuttle(setting: Setting, seed: int = 0) -> Model:
 def _shuttle(task: Task, seed: int) -> Model:
     torch.manual_seed(seed)
     return _trained(Reconstruction(), "shuttle", task, Schedule(epochs=20, batch=256, bf16=False, seed=seed))
+
+
+WIDE = (128, 128, 8, 128, 128)
+"""As wide as MLPerf Tiny's autoencoder (Banbury et al. 2021, https://arxiv.org/abs/2106.07597), with fewer layers."""
+
+
+def wide_shuttle(setting: Setting, seed: int = 0) -> Model:
+    """An autoencoder of a size that is worth compressing, trained on normal readings."""
+    task = tasks.shuttle(setting.assets)
+
+    def make() -> Model:
+        torch.manual_seed(seed)
+        schedule = Schedule(epochs=10, batch=256, bf16=False, seed=seed)
+        return _trained(Reconstruction(WIDE), "shuttle", task, schedule)
+
+    return _kept(setting, f"wide-shuttle-{seed}", task, make)
 
 
 def _trained(net: nn.Module, name: str, task: Task, schedule: Schedule) -> Model:

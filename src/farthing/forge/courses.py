@@ -61,6 +61,7 @@ class Courses:
         rungs: of the ladder: their engines and their ways to quantize.
         effort: how far to go.
         cache: keeps how long an epoch takes, so that the same search plans the same again.
+        drop: what the metric may lose; a student's architecture is searched under it.
     """
 
     def __init__(
@@ -73,11 +74,12 @@ class Courses:
         effort: Effort,
         cache: Cache,
         listener: Listener,
+        drop: float | None = None,
     ) -> None:
         self._climber, self._model, self._task, self._target = climber, model, task, target
         self._rungs, self._cache, self._listener = rungs, cache, listener
         self._plan = PLANS[effort]
-        self._effort = effort
+        self._effort, self._drop = effort, drop
         self._left = self._plan.seconds
         self._pace = 0.0
         self.notes: list[str] = []
@@ -165,7 +167,8 @@ class Courses:
         )
         if (schedule := self._schedule(share, lr=5e-3)) is None:
             return []
-        step = Step(use=use, options={"teacher": "self", "schedule": schedule})
+        limit = {"accuracy_drop": self._drop} if use == SEARCH and self._drop is not None else {}
+        step = Step(use=use, options={"teacher": "self", "schedule": schedule, **limit})
         return self._course(name, (step, FUSE))
 
     def _course(self, name: str, steps: tuple[Step, ...]) -> list[Artefact]:

@@ -204,7 +204,15 @@ class _Search:
         if self.effort == "quick" or (self.effort == "normal" and self._suffices(base, made)):
             return []
         courses = Courses(
-            self.climber, self.model, self.task, self.target, rungs, self.effort, self.cache, self.listener
+            self.climber,
+            self.model,
+            self.task,
+            self.target,
+            rungs,
+            self.effort,
+            self.cache,
+            self.listener,
+            self.budget.accuracy_drop,
         )
         found = courses.run(made)
         self.notes += courses.notes
