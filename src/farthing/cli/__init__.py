@@ -24,6 +24,10 @@ COMMANDS = {
     "apply": ("applying", "run steps that you wrote by hand: training, pruning, quantization, export"),
     "sensitivity": ("analysing", "find which operators low precision hurts, and which should stay in float"),
     "study": ("analysing", "measure every method and every width on one task: accuracy, latency, size"),
+    "search": (
+        "architectures",
+        "look for a small network that does a task, taught by a model, for a device and a budget",
+    ),
     "compare": ("compare", "lay two searches side by side: what changed, and by how much"),
     "matrix": ("matrix", "run models in every engine: equal, or refused and by which operator"),
     "cut": ("cutting", "cut a model into parts for several cores or devices, or into early exits"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,10 +24,10 @@ OURS = {MODEL, RECIPE, RESULT, REPORT}
 
 
 @contextlib.contextmanager
-def claimed(directory: Path) -> Iterator[Path]:
+def claimed(directory: Path, ours: Collection[str] = OURS) -> Iterator[Path]:
     """Hold an output directory for the length of a ``with`` block: absent, empty, or with an earlier result.
 
-    What a killed search left beside it is removed; nothing in it is touched.
+    What a killed search left beside it is removed; nothing in it is touched. ``ours`` is what an earlier result holds.
 
     Raises:
         StorageError: another search holds it, it holds something else or is a file or a mount point, or it may not
@@ -35,7 +35,7 @@ def claimed(directory: Path) -> Iterator[Path]:
     """
     with files.explained(directory):  # a working directory that is gone, a loop of links
         directory = directory if directory.name not in {"", ".."} else directory.resolve()
-        _refuse_foreign(directory)
+        _refuse_foreign(directory, ours)
     with files.lock(directory.parent / f".{directory.name}.lock", f"the output directory {directory}"):
         files.sweep(directory)
         with files.explained(directory), _probe(directory):
@@ -43,7 +43,7 @@ def claimed(directory: Path) -> Iterator[Path]:
         yield directory
 
 
-def _refuse_foreign(directory: Path) -> None:
+def _refuse_foreign(directory: Path, ours: Collection[str]) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise StorageError(f"{directory} is not a directory: choose another output directory")
     if directory.is_mount():
@@ -55,7 +55,7 @@ def _refuse_foreign(directory: Path) -> None:
             f"{directory} is where you stand, and would be swapped away: choose a directory inside it"
         )
     if directory.exists():
-        foreign = sorted(path.name for path in directory.iterdir() if path.name not in OURS)
+        foreign = sorted(path.name for path in directory.iterdir() if path.name not in ours)
         if foreign:
             raise StorageError(
                 f"{directory} holds {foreign[0]!r}, which no search wrote: choose another output directory"

@@ -42,6 +42,7 @@ class SearchArchitecture(TrainingPass, frozen=True, kw_only=True):
         batch: samples a call, where time is measured.
         limits: what the network may cost.
         accuracy_drop: most that the metric may fall below the model's on validation.
+        prefer: which of several that keep all this: the one with the most ``speed``, or with the most ``accuracy``.
         trials: how many networks are trained.
         start: how many of them are chosen by `proxy` from ``pool`` random ones before results decide.
         pool: see ``start``.
@@ -61,6 +62,7 @@ class SearchArchitecture(TrainingPass, frozen=True, kw_only=True):
     batch: int = 1
     limits: Limits = Limits()
     accuracy_drop: float = 0.01
+    prefer: Literal["speed", "accuracy"] = "speed"
     trials: int = 12
     start: int = 6
     pool: int = 100

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from farthing.config import Section
-from farthing.errors import ConfigError
+from farthing.errors import ConfigError, nearest
 from farthing.forge.families import Architecture, Block, Shape, cost_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,30 @@ class Limits(Section, frozen=True, kw_only=True):
         pairs = [(getattr(self, name), getattr(estimate, name)) for name in self.__struct_fields__]
         over = [cost / limit - 1 for limit, cost in pairs if limit is not None and cost is not None]
         return float(sum(share for share in over if share > 0))
+
+
+def parse_limits(text: str) -> tuple[float | None, dict[str, float]]:
+    """Read ``"accuracy_drop<=0.01, size_kb<=16"``: the drop, and the limits by their names.
+
+    Raises:
+        ConfigError: an unknown name (the nearest is suggested), another comparison, or not a number.
+    """
+    names = ("accuracy_drop", *Limits.__struct_fields__)
+    found: dict[str, float] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        match = re.fullmatch(r"(\w+)\s*<=\s*(\S+)", part)
+        if not match:
+            raise ConfigError(f"budget {part!r} is not of the form NAME<=NUMBER, as in size_kb<=16")
+        name, number = match.groups()
+        if name not in names:
+            raise ConfigError(f"no budget of a search is called {name!r}; {nearest(name, names)}")
+        if name in found:
+            raise ConfigError(f"budget {name} is given twice")
+        try:
+            found[name] = float(number)
+        except ValueError as error:
+            raise ConfigError(f"budget {name}: {number!r} is not a number (write 0.01, not 1%)") from error
+    return found.pop("accuracy_drop", None), found
 
 
 class Estimate(Section, frozen=True, kw_only=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from farthing.config import Section
 from farthing.forge.apply import apply
@@ -20,6 +21,7 @@ from farthing.recipe import Step
 from farthing.target import Budget, Target
 from farthing.task import Task
 
+Prefer = Literal["speed", "accuracy"]
 MOST = 8
 NEAR = 1.05  # times the shortest predicted time: predictions differ from measurements by that much
 
@@ -108,20 +110,23 @@ class Jury:
         return Made(finalist, model, deployed)
 
 
-def ranked(made: Sequence[Made]) -> list[Made]:
-    """The chosen one first: of those that may be chosen the fastest, of several about as fast the most accurate.
+def ranked(made: Sequence[Made], prefer: Prefer = "speed") -> list[Made]:
+    """The chosen one first, then the others in order of preference; those that may not be chosen last.
 
-    Those that may not be chosen come last, the most accurate ahead.
+    Args:
+        made: the finalists.
+        prefer: ``speed``: the fastest comes first, of several about as fast the most accurate; ``accuracy``: the most
+            accurate.
     """
     fit = [one for one in made if not one.finalist.refusal]
     fastest = min((one.finalist.tried.estimate.costs[0] for one in fit), default=0.0)
+    nearly = NEAR * fastest if prefer == "speed" else math.inf
 
     def rank(one: Made) -> tuple[object, ...]:
         finalist = one.finalist
         time, size = finalist.tried.estimate.costs
-        near = time <= NEAR * fastest
         if finalist.refusal:
             return 2, finalist.drop.value, size
-        return (0, finalist.drop.value, size) if near else (1, time, size)
+        return (0, finalist.drop.value, size) if time <= nearly else (1, time, size)
 
     return sorted(made, key=rank)

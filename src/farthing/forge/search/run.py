@@ -238,7 +238,7 @@ class _Search:
             self.cache,
             self.options.accuracy_drop,
         )
-        return ranked([jury.judged(one, model) for one, model in models])
+        return ranked([jury.judged(one, model) for one, model in models], self.options.prefer)
 
     def _model(self, one: Tried) -> Model:
         self._say(f"trial {one.number}: making it ready, and scoring it as it will run")
