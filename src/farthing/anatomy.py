@@ -50,6 +50,8 @@ class Anatomy(Section, frozen=True, kw_only=True):
     Attributes:
         candidate: its number.
         format, bytes: of its files; ``bytes`` of all of them.
+        zipped_bytes: of its files as a zip holds them, compressed by deflate; None if not known.
+        zeros: share of its weights that are zero, 0..1; None if not known.
         layers: operators with stored numbers, the most bytes first.
         engine: what the placement is of, with its version; empty if nothing was run.
         placement: nodes in the order they run; empty if it is not known.
@@ -59,6 +61,8 @@ class Anatomy(Section, frozen=True, kw_only=True):
     candidate: int
     format: str
     bytes: int
+    zipped_bytes: int | None = None
+    zeros: float | None = None
     layers: tuple[Layer, ...] = ()
     engine: str = ""
     placement: tuple[Placed, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,36 @@ def test_openvino(openvino: Model) -> None:
     assert all((p.microseconds or 0) >= 0 for p in found.placement)
     assert found.opset
     assert found.notes == ()
+
+
+def test_zeros_are_counted_in_every_format_and_shrink_its_zip(
+    net: Any, digits: Model, tmp_path: Path
+) -> None:
+    """Four of five weights set to zero: read back from each file, beside the zip that Python writes of it."""
+    from farthing.forge.openvino.export import ExportOpenvino
+    from farthing.forge.tflite.export import ExportTflite
+
+    sparse = copy.deepcopy(net)
+    with torch.no_grad():
+        for weight in (each for each in sparse.parameters() if each.dim() > 1):
+            weight[torch.rand_like(weight) < 0.8] = 0.0
+    weights = torch.cat([each.detach().flatten() for each in sparse.parameters() if each.dim() > 1])
+    share = float((weights == 0).float().mean())
+    dense, onnx = inspect(digits, run=False), convert(sparse, name="sparse", example="1x1x28x28").model
+    torch.jit.trace(sparse, torch.zeros(1, 1, 28, 28)).save(str(tmp_path / "model.pt"))
+    script = Model.create(checked(onnx.manifest, format="torchscript"), {"model.pt": tmp_path / "model.pt"})
+    target, task = Target.detect(), None
+    for made in (onnx, ExportTflite()(onnx, target, task), ExportOpenvino()(onnx, target, task), script):  # type: ignore[arg-type]
+        found = inspect(made, run=False)
+        assert found.zeros == pytest.approx(share, abs=1e-3), made.manifest.format
+        assert dense.zipped_bytes is not None
+        assert found.zipped_bytes is not None
+        assert found.zipped_bytes < dense.zipped_bytes / 2
+        with zipfile.ZipFile(tmp_path / "made.zip", "w", zipfile.ZIP_DEFLATED) as file:
+            for name in made.manifest.files:
+                file.write(made.path / name)
+        assert found.zipped_bytes == sum(entry.compress_size for entry in file.infolist())
+    assert dense.zeros == pytest.approx(0.0, abs=1e-3)
 
 
 def test_openvino_without_its_weights(openvino: Model, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from farthing.cli import options, show
 
 if TYPE_CHECKING:
     from farthing.forge.handmade import Applied
+    from farthing.model import Model
     from farthing.task import Task
 
 APPLY = """\
@@ -88,7 +89,7 @@ def apply(parsed: argparse.Namespace) -> int:
             listener=listener,
         )
         write_made(found.model, found.recipe, out)
-    print(_plain(found, out) if parsed.json else _shown(found, task, out))
+    print(_plain(found, out) if parsed.json else _shown(found, model, task, out))
     return 0
 
 
@@ -100,7 +101,7 @@ def _plain(found: Applied, out: Path) -> str:
     return show.as_json({**facts, **scores, "samples": found.after.samples})
 
 
-def _shown(found: Applied, task: Task, out: Path) -> str:
+def _shown(found: Applied, given: Model, task: Task, out: Path) -> str:
     """Sizes after each step, the metric before and after, and where things are."""
     names = ("as given", *(step.use for step in found.recipe.steps))
     rows = [[name, show.megabytes(size / 1e6)] for name, size in zip(names, found.sizes, strict=True)]
@@ -114,9 +115,20 @@ def _shown(found: Applied, task: Task, out: Path) -> str:
         show.table(["step", "size"], rows, width=show.room()),
         "",
         f"size: {before} -> {after}, {smaller}",
+        f"zip:  {_zips(given, found.model)}",
         f"{task.metric.name}: {first:.4f} -> {last:.4f}, {gone}, {samples}",
         "",
         f"Model:  {out / 'model'}",
         f"Recipe: {out / 'recipe.yaml'}",
     ]
     return "\n".join(lines)
+
+
+def _zips(given: Model, made: Model) -> str:
+    """What a zip makes of both, and the share of zeros among the weights."""
+    from farthing.forge.inspect import inspect
+
+    before, after = inspect(given, run=False), inspect(made, run=False)
+    sizes = [show.megabytes((one.zipped_bytes or 0) / 1e6) for one in (before, after)]
+    zeros = "" if after.zeros is None else f", {after.zeros:.1%} of the weights are zero"
+    return " -> ".join(sizes) + zeros

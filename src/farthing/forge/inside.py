@@ -47,6 +47,8 @@ def _looked(candidate: Candidate, model: Model, here: bool) -> Anatomy:
     notes = tuple(note for note in found.notes if here or not note.startswith("not run"))
     return replace(
         bare,
+        zipped_bytes=found.zipped_bytes,
+        zeros=found.zeros,
         layers=found.layers,
         engine=found.runtime if here else "",
         placement=found.placement,

@@ -141,3 +141,16 @@ def test_hostile_insides_stay_text(several: Summary, recipe: Recipe) -> None:
     assert "<img" not in text
     plain = {tag for tag, _, _ in _page(render(several, recipe)).elements}
     assert {tag for tag, _, _ in _page(text).elements} <= plain
+
+
+def test_zeros_and_the_zip_are_told_beside_those_of_the_model_as_given(
+    several: Summary, recipe: Recipe
+) -> None:
+    first, last = several.anatomy[0], several.anatomy[-1]
+    dense = msgspec.structs.replace(first, zipped_bytes=380_000, zeros=0.01)
+    sparse = msgspec.structs.replace(last, zipped_bytes=95_000, zeros=0.8)
+    text = render(msgspec.structs.replace(several, anatomy=(dense, sparse)), recipe).replace("\xa0", " ")
+    assert "380 kB as a zip" in text
+    assert "95.0 kB as a zip, 4.00x smaller; 80% of the weights are zero" in text
+    assert text.count("weights are zero") == 1, "rounding makes some zeros, which are not spoken of"
+    assert "as a zip" not in render(several, recipe)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from farthing.anatomy import Layer, Placed
 from farthing.errors import ModelError
@@ -12,7 +15,9 @@ from farthing.forge.inspect.facts import Array, Inspection, Subject, Weights
 from farthing.model import Model
 from farthing.options import EngineOptions
 
-__all__ = ["Inspection", "Layer", "Placed", "Weights", "inspect"]
+__all__ = ["Inspection", "Layer", "Placed", "Weights", "inspect", "zipped"]
+
+CHUNK = 1 << 20
 
 
 def inspect(
@@ -42,11 +47,25 @@ def inspect(
         place = Path(model)
         if place.is_file() and (kind := _kind_of(place)) != "model":
             kind = "openvino" if (kind, engine) == ("onnx", "openvino") else kind
-            return _look(kind, Subject(place, None, _size(place, kind), feeds, run, chosen))
+            beside = [place.with_suffix(".bin")] if kind == "openvino" else []
+            found = _look(kind, Subject(place, None, _size(place, kind), feeds, run, chosen))
+            return replace(found, zipped_bytes=zipped([place, *(path for path in beside if path.is_file())]))
         model = Model.open(place)
     kind = model.manifest.format
     kind = "openvino" if (kind, engine) == ("onnx", "openvino") else kind
-    return _look(kind, Subject(model.file, model.manifest, model.size_bytes, feeds, run, chosen))
+    found = _look(kind, Subject(model.file, model.manifest, model.size_bytes, feeds, run, chosen))
+    return replace(found, zipped_bytes=zipped([model.path / name for name in model.manifest.files]))
+
+
+def zipped(paths: Sequence[Path]) -> int:
+    """Bytes of files as a zip holds them, each compressed by deflate."""
+    total = 0
+    for path in paths:
+        press = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        with path.open("rb") as file:
+            total += sum(len(press.compress(part)) for part in iter(lambda: file.read(CHUNK), b""))
+        total += len(press.flush())
+    return total
 
 
 def _kind_of(path: Path) -> str:

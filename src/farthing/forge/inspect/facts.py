@@ -20,6 +20,8 @@ from farthing.options import EngineOptions
 Array = NDArray[Any]
 RUNS = 5
 SHARED = "shared"
+WEIGHTS = {"float32", "float16", "int8", "uint8"}
+"""Element types in which zeros among weights are counted."""
 _SCALES = {"QuantizeLinear", "DequantizeLinear"}
 
 
@@ -42,6 +44,8 @@ class Inspection(Section, frozen=True, kw_only=True):
         nodes: how many there are in all.
         parameters: stored numbers; ``weights`` has them by element type.
         layers: operators with stored numbers, the most bytes first.
+        zeros: share of the weights (stored numbers with two axes or more) that are zero, 0..1.
+        zipped_bytes: of its files, each compressed as in a zip (deflate): what zeros save.
         macs: multiply-accumulates for one sample.
         runtime: name and version of the engine that ran it; ``providers`` those it has here.
         placement: nodes as they run after the runtime's own fusions, in order.
@@ -60,6 +64,8 @@ class Inspection(Section, frozen=True, kw_only=True):
     parameters: int | None = None
     weights: tuple[Weights, ...] = ()
     layers: tuple[Layer, ...] = ()
+    zeros: float | None = None
+    zipped_bytes: int | None = None
     macs: int | None = None
     runtime: str = ""
     providers: tuple[str, ...] = ()
@@ -104,11 +110,31 @@ class Subject(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Stored numbers: how many, their element type, and the bytes they take."""
+    """Stored numbers: how many, their element type, the bytes they take, and how many of them are zero.
+
+    ``zeros`` is None for what is no weight, or cannot be read.
+    """
 
     numbers: int
     dtype: str
     bytes: int
+    zeros: int | None = None
+
+
+def zeros_in(numbers: Array) -> int | None:
+    """How many are zero; None for what has fewer than two axes, as biases and scales do."""
+    return (
+        int(numbers.size - np.count_nonzero(numbers))
+        if numbers.ndim > 1 and numbers.dtype.kind in "iuf"
+        else None
+    )
+
+
+def share_of_zeros(stored: Iterable[Stored]) -> float | None:
+    """Of the weights, 0..1; None if there are none."""
+    known = [(part.zeros, part.numbers) for part in stored if part.zeros is not None]
+    count = sum(numbers for _, numbers in known)
+    return sum(zeros for zeros, _ in known) / count if count else None
 
 
 class Reader(NamedTuple):

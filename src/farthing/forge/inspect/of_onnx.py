@@ -16,6 +16,7 @@ from farthing.engines.onnxruntime import runtime
 from farthing.errors import FarthingError, require
 from farthing.forge.inspect.facts import (
     RUNS,
+    WEIGHTS,
     Array,
     Inspection,
     Reader,
@@ -23,7 +24,9 @@ from farthing.forge.inspect.facts import (
     Subject,
     batch,
     layers,
+    share_of_zeros,
     weights,
+    zeros_in,
 )
 from farthing.scratch import Scratch
 
@@ -57,6 +60,7 @@ def look(subject: Subject) -> Inspection:
         parameters=sum(part.numbers for part in numbers.values()),
         weights=weights(numbers.values()),
         layers=layers(readers, numbers),
+        zeros=share_of_zeros(numbers.values()),
         runtime=f"onnxruntime {ort.__version__}",
         providers=tuple(ort.get_available_providers()),
     )
@@ -121,8 +125,11 @@ def _tensors_of(node: Any) -> list[Any]:
 def _size_of(tensor: Any) -> Stored:
     from farthing.forge import graph
 
+    to_array = require("onnx.numpy_helper", "forge").to_array
     count = math.prod(tensor.dims)
-    return Stored(count, graph.dtype_name(tensor.data_type), graph.tensor_bytes(tensor, count))
+    dtype, size = graph.dtype_name(tensor.data_type), graph.tensor_bytes(tensor, count)
+    zeros = zeros_in(to_array(tensor)) if len(tensor.dims) > 1 and dtype in WEIGHTS else None
+    return Stored(count, dtype, size, zeros)
 
 
 def _profile(proto: Any, feeds: Mapping[str, Array]) -> tuple[tuple[Placed, ...], int | None]:

@@ -17,6 +17,7 @@ from farthing.engines.openvino import CPU, ELEMENT_TYPES, PRECISIONS, runtime
 from farthing.errors import ModelError
 from farthing.forge.inspect.facts import (
     RUNS,
+    WEIGHTS,
     Array,
     Inspection,
     Reader,
@@ -24,7 +25,9 @@ from farthing.forge.inspect.facts import (
     Subject,
     batch,
     layers,
+    share_of_zeros,
     weights,
+    zeros_in,
 )
 from farthing.model import DTYPES, TensorSpec
 from farthing.options import EngineOptions
@@ -75,6 +78,7 @@ def _look(openvino: Any, model: Any, subject: Subject) -> Inspection:
         parameters=sum(part.numbers for part in stored.values()),
         weights=weights(stored.values()),
         layers=layers(_readers(nodes, key), stored),
+        zeros=share_of_zeros(stored.values()),
         runtime=f"openvino {openvino.__version__}",
         providers=tuple(core.available_devices),
     )
@@ -121,7 +125,9 @@ def _opset(node: Any) -> int:
 def _stored(node: Any) -> Stored:
     port = node.output(0)
     count = math.prod(port.shape)
-    return Stored(count, dtype_name(port.element_type.get_type_name()), int(node.get_byte_size()))
+    name = dtype_name(port.element_type.get_type_name())
+    zeros = zeros_in(node.data) if len(port.shape) > 1 and name in WEIGHTS else None
+    return Stored(count, name, int(node.get_byte_size()), zeros)
 
 
 def _readers(nodes: Sequence[Any], key: Callable[[Any], str]) -> list[Reader]:

@@ -9,12 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from farthing.anatomy import Placed
 from farthing.engines import tflite
 from farthing.engines.litert import BUILTIN, REFERENCE, XNNPACK, LiteRtEngine, runtime
 from farthing.errors import ModelError, require
-from farthing.forge.inspect.facts import Inspection, Reader, Stored, Subject, layers, weights
+from farthing.forge.inspect.facts import (
+    WEIGHTS,
+    Inspection,
+    Reader,
+    Stored,
+    Subject,
+    layers,
+    share_of_zeros,
+    weights,
+    zeros_in,
+)
 from farthing.model import TensorSpec
 
 TYPES = {
@@ -79,6 +90,7 @@ def _look(schema: Any, subject: Subject) -> Inspection:
         parameters=sum(part.numbers for part in stored.values()),
         weights=weights(stored.values()),
         layers=layers(net.readers(), stored),
+        zeros=share_of_zeros(stored.values()),
     )
     work, reason = net.macs()
     notes = [f"multiply-accumulates not counted: {reason}"] if work is None else []
@@ -140,8 +152,20 @@ class _Net:
                 if size and tensor.buffer not in seen:
                     seen.add(tensor.buffer)
                     name = self.name(graph, index)
-                    found[name] = Stored(math.prod(self.shape(tensor)), self.dtype(tensor), int(size))
+                    shape, dtype = self.shape(tensor), self.dtype(tensor)
+                    found[name] = Stored(
+                        math.prod(shape), dtype, int(size), self._zeros(buffer, dtype, shape)
+                    )
         return found
+
+    @staticmethod
+    def _zeros(buffer: Any, dtype: str, shape: tuple[int, ...]) -> int | None:
+        """How many numbers of a weight are zero; None for what is none, or lies outside the buffer."""
+        if buffer.data is None or dtype not in WEIGHTS:
+            return None
+        numbers = np.frombuffer(bytes(buffer.data), np.uint8)
+        whole = numbers.size == math.prod(shape) * np.dtype(dtype).itemsize
+        return zeros_in(numbers.view(dtype).reshape(shape)) if whole else None
 
     def readers(self) -> list[Reader]:
         """Operators, named after what they make."""

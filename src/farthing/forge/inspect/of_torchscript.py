@@ -22,6 +22,7 @@ from farthing.forge.inspect.facts import (
     Subject,
     batch,
     ranked,
+    share_of_zeros,
     weights,
 )
 
@@ -53,6 +54,7 @@ def look(subject: Subject) -> Inspection:
         parameters=sum(part.numbers for part in stored.values()),
         weights=weights(stored.values()),
         layers=_layers(module, stored),
+        zeros=share_of_zeros(stored.values()),
         runtime=f"torch {torch.__version__}",
         providers=("cpu", *(["cuda"] if torch.cuda.is_available() else [])),
     )
@@ -69,7 +71,12 @@ def look(subject: Subject) -> Inspection:
 def _stored(module: Any) -> dict[str, Stored]:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {
-        name: Stored(t.numel(), str(t.dtype).removeprefix("torch."), t.numel() * t.element_size())
+        name: Stored(
+            t.numel(),
+            str(t.dtype).removeprefix("torch."),
+            t.numel() * t.element_size(),
+            int((t == 0).sum()) if t.dim() > 1 and t.is_floating_point() else None,
+        )
         for name, t in tensors.items()
     }
 

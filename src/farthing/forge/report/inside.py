@@ -17,11 +17,13 @@ from farthing.page.typeset import (
     joined,
     noted,
     number,
+    ratio,
     section,
     size_unit,
 )
 
 SHOWN = 10
+MANY = 0.1  # the share of zeros that is spoken of: rounding makes some
 WORDS = {
     "source": ("its own engine", "kept"),
     "equal": ("equal", "kept"),
@@ -57,6 +59,7 @@ def _sizes(found: Findings, part: Anatomy, unit: Unit) -> Html:
     heads = ["Layer", "Stored as", unit.sign, "Share"]
     words = (
         f"{part.format}, {unit(part.bytes / 1e6)} in {count(len(part.layers), 'layer')} with stored numbers"
+        f"{_zipped(found, part, unit)}"
     )
     return element(
         "div",
@@ -64,6 +67,20 @@ def _sizes(found: Findings, part: Anatomy, unit: Unit) -> Html:
         element("p", words, class_="quiet"),
         _folded(heads, rows, "layers", "smaller layer"),
     )
+
+
+def _zipped(found: Findings, part: Anatomy, unit: Unit) -> str:
+    """What a zip makes of the files, beside that of the model as given; and the zeros in it, if there are many."""
+    if part.zipped_bytes is None:
+        return ""
+    base = found.summary.anatomy[0].zipped_bytes
+    beside = ""
+    if base and part.candidate != found.base.number:
+        gain = base / part.zipped_bytes
+        beside = f", {ratio(gain)}x smaller" if gain >= 1 else f", {ratio(1 / gain)}x larger"
+    zeros = part.zeros or 0.0
+    many = f"; {zeros:.0%} of the weights are zero" if zeros >= MANY else ""
+    return f"; {unit(part.zipped_bytes / 1e6)} as a zip{beside}{many}"
 
 
 def _layer(layer: Layer, total: int, largest: int, unit: Unit) -> Html:
