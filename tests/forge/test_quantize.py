@@ -327,9 +327,9 @@ def test_a_missing_tool_names_the_extra(
 ) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "onnxconverter_common.float16", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
     with pytest.raises(NotInstalled, match=r"farthing\[forge\]"):
-        Float16()(fused, VNNI, digits_task)
+        StaticInt8()(fused, VNNI, digits_task)
 
 
 def test_quantized_and_compacted_on_every_target(any_target: Target, cnn: Model, digits_task: Task) -> None:

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from farthing.config import plain
-from farthing.errors import ConfigError, UnsupportedError
+from farthing.errors import ConfigError, EngineError, UnsupportedError
 from farthing.forge.evaluate import Judge
 from farthing.forge.fuse import Fuse
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.sensitivity import PRECISIONS, Sensitivity, sensitivity
 from farthing.forge.sensitivity.page import in_words, render
+from farthing.forge.timing import Clock, Variant
 from farthing.model import Model
 from farthing.recipe import Progress
 from farthing.target import Target
@@ -138,6 +139,19 @@ def test_interrupted_it_goes_on_where_it_was(
     )
     assert not [event for event in heard if event.total and "operator by operator" in event.text]
     assert again.operators == found.operators
+
+
+def test_a_precision_whose_model_crashes_the_engine_is_noted(
+    cnn: Model, digits_task: Task, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(clock: Clock, variant: Variant, model: Model) -> None:
+        raise EngineError("it ended with SIGSEGV")
+
+    monkeypatch.setattr(Clock, "trial", crash)
+    found = sensitivity(cnn, digits_task, VNNI, precisions=["float16"], scored=0, cache=cache)
+    assert [one.precision for one in found.whole] == ["float32"]
+    assert found.notes == ("the model in float16 could not be looked at: it ended with SIGSEGV.",)
+    assert found.operators
 
 
 def test_it_is_plain_data(found: Sensitivity) -> None:

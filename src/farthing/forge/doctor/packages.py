@@ -20,7 +20,7 @@ ORT = re.compile(
 )
 OPENCV = re.compile(r"opencv-(contrib-)?python(-headless)?")
 NVIDIA = ("dev/nvidia0", "dev/nvidiactl", "proc/driver/nvidia/version", "dev/nvhost-ctrl-gpu", "dev/nvmap")
-FORGE = ("torch", "onnx", "onnxscript", "onnxconverter-common", "pillow", "rich")
+FORGE = ("torch", "onnx", "onnxscript", "pillow", "rich")
 APART = (
     ("onnxruntime", "<1.19", "numpy", ">=2", "it was built for numpy 1 and fails when imported"),
     ("torch", "<2.3", "numpy", ">=2", "it was built for numpy 1: conversions from arrays fail"),

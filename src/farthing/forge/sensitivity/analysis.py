@@ -16,6 +16,7 @@ from farthing.forge.sensitivity.alone import HIGHEST
 from farthing.forge.sensitivity.losses import Loss, fewest, losses, ranked, whole_loss
 from farthing.forge.sensitivity.precisions import PRECISIONS, Place, form_of, source_of, whole
 from farthing.forge.sensitivity.result import Effect, Mixture, Operator, Whole
+from farthing.forge.timing import Clock, Variant
 from farthing.measure import Interval
 from farthing.model import Model
 from farthing.recipe import Listener, Progress, Step
@@ -47,6 +48,7 @@ class Analysis:
         machine = Here()
         self._runtime = Runtime.of(model, engine, machine)
         self.engine = f"{self._runtime.engine} {self._runtime.version}"
+        self._clock = Clock(place.task, machine, place.cache)
         self._judge = Judge(place.task, model, self._runtime, machine, place.cache)
         self._losses: dict[str, dict[str, Loss]] = {}
         self.notes: list[str] = []
@@ -126,14 +128,26 @@ class Analysis:
         """The model in float32, and with every operator in each precision."""
         tick, base = self._ticker("the metric, by whole precisions"), self._score(self._model, self._subset)
         found = [Whole(precision="float32", output_sqnr=HIGHEST, accuracy=base.accuracy, drop=base.drop)]
-        for name in self._losses:
-            changed = whole(self._model, PRECISIONS[name], self._place)
-            ratio = whole_loss(self._model, changed, self._place, self._samples)
-            score = self._of_few(changed, f"the model in {name}")
-            accuracy, drop = (score.accuracy, score.drop) if score else (None, None)
-            found.append(Whole(precision=name, output_sqnr=ratio, accuracy=accuracy, drop=drop))
-            tick(len(found) - 1, len(self._losses))
+        for number, name in enumerate(self._losses):
+            if made := self._of_all(name):
+                found.append(made)
+            tick(number + 1, len(self._losses))
         return tuple(found)
+
+    def _of_all(self, name: str) -> Whole | None:
+        """The model with every operator in a precision; None, and a note, if it cannot be made or run."""
+        try:
+            changed = whole(self._model, PRECISIONS[name], self._place)
+            self._clock.trial(Variant(model=changed.digest, runtime=self._runtime), changed)
+            ratio = whole_loss(self._model, changed, self._place, self._samples)
+        except StorageError:
+            raise
+        except FarthingError as error:
+            self.notes.append(f"the model in {name} could not be looked at: {error}.")
+            return None
+        score = self._of_few(changed, f"the model in {name}")
+        accuracy, drop = (score.accuracy, score.drop) if score else (None, None)
+        return Whole(precision=name, output_sqnr=ratio, accuracy=accuracy, drop=drop)
 
     def mixture(self, limit: float, joins: Sequence[heads.Join]) -> Mixture | None:
         """The fewest operators in float with which int8 keeps the metric; None where int8 was not looked at.

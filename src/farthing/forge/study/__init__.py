@@ -199,8 +199,9 @@ class _Desk:
             list[Layer],
             lambda: looked.layers(widths, self._ticker("widths", text)),
         )
-        runtime = Runtime.of(self._model, "onnxruntime", self.machine)
-        judge = Judge(self._task, self._model, runtime, self.machine, self._cache)
+        here = Here()  # numbers are the same everywhere
+        runtime = Runtime.of(self._model, "onnxruntime", here)
+        judge = Judge(self._task, self._model, runtime, here, self._cache)
         tick, found = self._ticker("widths", "rounding the whole model"), []
         wanted: list[tuple[int, What]] = [
             (bits, what) for bits in widths for what in WHAT if bits < 32 or what == "both"

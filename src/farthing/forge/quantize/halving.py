@@ -1,4 +1,4 @@
-"""What static int8 left in float, in half precision: the operators between Q/DQ pairs stay as they are."""
+"""The float operators of a graph in half precision: their weights stored so, casts where float32 begins and ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from farthing.forge import graph
 
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+SINGLE_ONLY = frozenset(
+    "Cast CastLike CumSum DynamicQuantizeLinear MatMulNBits Max Min NonMaxSuppression OneHot RandomUniformLike Range "
+    "Resize RoiAlign TopK Upsample".split()
+)
+"""Operators that ONNX defines for float32 alone, in one of their inputs or in older opsets, or that turn types."""
 
 
 def in_integers(whole: Any) -> set[str]:
@@ -29,27 +34,36 @@ def in_integers(whole: Any) -> set[str]:
     return found
 
 
-def halve(proto: onnx.ModelProto, blocked: Collection[str]) -> int:
-    """Let the float operators of a quantized graph compute in float16, in place; inputs and outputs stay float32.
+def halve(proto: onnx.ModelProto, keep: Collection[str] = ()) -> int:
+    """Let the float operators of a graph compute in float16, in place; inputs and outputs stay float32.
+
+    What computes in 8 bits stays as it is, and so do operators with graphs inside them and those of other domains.
 
     Args:
         proto: every node with a name of its own.
-        blocked: types of operators that stay float32.
+        keep: types of operators that stay float32.
 
     Returns:
         How many operators were halved.
     """
-    return _Halving(proto, {*blocked, *PAIR, "Cast"}).run()
+    return _Halving(proto, SINGLE_ONLY.union(keep, PAIR)).run()
 
 
 class _Halving:
-    def __init__(self, proto: onnx.ModelProto, blocked: set[str]) -> None:
+    def __init__(self, proto: onnx.ModelProto, blocked: Collection[str]) -> None:
         self._graph = proto.graph
         inferred = graph.inferred(proto).graph
         values = [*inferred.value_info, *inferred.input, *inferred.output]
         self._stored = {tensor.name: tensor for tensor in self._graph.initializer}
         self._single = {value.name for value in values if value.type.tensor_type.elem_type == SINGLE}
         self._single |= {name for name, tensor in self._stored.items() if tensor.data_type == SINGLE}
+        self._constants = {
+            node.output[0]: item.t
+            for node in self._graph.node
+            if node.op_type == "Constant"
+            for item in node.attribute
+            if item.name == "value"
+        }
         self._blocked, self._integers = blocked, in_integers(self._graph)
         self._halves: set[str] = set()  # tensors that have a twin in float16
 
@@ -64,7 +78,9 @@ class _Halving:
         used |= {value.name for value in self._graph.output}
         kept = [node for node in nodes if used.intersection(node.output)]
         stored = [tensor for tensor in self._stored.values() if tensor.name in used]
-        del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:]
+        given = [value for value in self._graph.input if value.name in used or value.name not in self._stored]
+        del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:], self._graph.input[:]
+        self._graph.input.extend(given)
         self._graph.node.extend(kept)
         self._graph.initializer.extend(stored)
         return len(chosen)
@@ -72,8 +88,8 @@ class _Halving:
     def _fits(self, node: onnx.NodeProto) -> bool:
         """Whether a node computes with float32 numbers and may do so with float16 ones."""
         inner = any(item.graphs or item.HasField("g") for item in node.attribute)
-        open_to_it = node.op_type not in self._blocked and node.name not in self._integers and not inner
-        return open_to_it and bool(self._single.intersection(node.input))
+        ours = node.domain in {"", "ai.onnx"} and node.op_type not in self._blocked and not inner
+        return ours and node.name not in self._integers and bool(self._single.intersection(node.input))
 
     def _halved(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         fresh = onnx.NodeProto()
@@ -95,11 +111,12 @@ class _Halving:
         if name in self._halves:
             return
         self._halves.add(name)
-        if name not in self._stored:
+        tensor = self._stored.get(name, self._constants.get(name))
+        if tensor is None:
             yield helper.make_node("Cast", [name], [_half(name)], name=_half(name), to=HALF)
             return
         limits = np.finfo(np.float16)
-        numbers = np.clip(numpy_helper.to_array(self._stored[name]), limits.min, limits.max)
+        numbers = np.clip(numpy_helper.to_array(tensor), limits.min, limits.max)
         self._stored[_half(name)] = numpy_helper.from_array(numbers.astype(np.float16), _half(name))
 
 

@@ -1,12 +1,13 @@
-"""Int8 with the rest in float16: what was left in float is halved, what computes in 8 bits stays as it is."""
+"""Half precision: float operators are halved, what computes in 8 bits stays as it is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from farthing.bench import evaluate
 from farthing.errors import UnsupportedError
@@ -129,3 +130,71 @@ def test_a_search_for_such_a_target_tries_it(search: Any, scaled: Model) -> None
     assert half.removesuffix("16") in names
     sizes = {candidate.name: candidate.figures.size_mb for candidate in result.candidates}
     assert sizes[half] < sizes[half.removesuffix("16")]
+
+
+def test_numbers_made_of_sizes_constants_and_inner_graphs_keep_their_types(
+    make_model: Callable[..., Model], digits_task: Task
+) -> None:
+    """As attention divides by the root of a size: a cast to float32 stays one, and what follows it is halved."""
+    value = helper.make_tensor_value_info
+    two = numpy_helper.from_array(np.array(2.0, np.float32))
+    doubled = helper.make_node("Add", ["product", "product"], ["then_out"])
+    same = helper.make_node("Identity", ["product"], ["else_out"])
+    arms = [
+        helper.make_graph([node], name, [], [value(node.output[0], TensorProto.FLOAT, None)])
+        for name, node in (("then", doubled), ("else", same))
+    ]
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Shape", ["flat"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "last"], ["size"]),
+        helper.make_node("Cast", ["size"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Sqrt", ["number"], ["root"]),
+        helper.make_node("Constant", [], ["two"], value=two),
+        helper.make_node("Mul", ["flat", "two"], ["twice"]),
+        helper.make_node("Div", ["twice", "root"], ["scaled"]),
+        helper.make_node("MatMul", ["scaled", "w"], ["product"]),
+        helper.make_node("If", ["yes"], ["logits"], then_branch=arms[0], else_branch=arms[1]),
+    ]
+    w = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    stored = [
+        numpy_helper.from_array(w, "w"),
+        numpy_helper.from_array(np.array(1), "last"),
+        numpy_helper.from_array(np.array(True), "yes"),
+    ]
+    weights = value("w", TensorProto.FLOAT, [64, 10])  # older files list weights among the inputs
+    image, logits = (
+        value("image", TensorProto.FLOAT, ["batch", 1, 8, 8]),
+        value("logits", TensorProto.FLOAT, ["batch", 10]),
+    )
+    graph_ = helper.make_graph(nodes, "g", [image, weights], [logits], stored)
+    model = make_model(helper.make_model(graph_, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    halved = Float16()(model, VNNI, digits_task)
+    proto = graph.load(halved.file)
+    assert [given.name for given in proto.graph.input] == ["image"]
+    assert {t.name: t.data_type for t in proto.graph.initializer}["w/float16"] == TensorProto.FLOAT16
+    feeds = {"image": digits_task.split("validation").inputs[""][:16]}
+    x = feeds["image"].reshape(16, 64)
+    found = graph.run(proto, feeds, optimise=False)["logits"]
+    np.testing.assert_allclose(found, 2 * (2 * x / 8) @ w, rtol=2e-2, atol=2e-2)
+
+
+def test_weights_that_float16_cannot_hold_become_its_largest(
+    make_model: Callable[..., Model], digits_task: Task
+) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+    ]
+    w = np.zeros((64, 10), np.float32)
+    w[0, 0], w[1, 1], w[2, 2] = 1e6, -1e6, 1e-9
+    image, logits = (
+        value("image", TensorProto.FLOAT, ["batch", 1, 8, 8]),
+        value("logits", TensorProto.FLOAT, ["batch", 10]),
+    )
+    proto = helper.make_graph(nodes, "g", [image], [logits], [numpy_helper.from_array(w, "w")])
+    model = make_model(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    made = Float16()(model, VNNI, digits_task)
+    half = numpy_helper.to_array(stored(made)["w/float16"])
+    assert (half[0, 0], half[1, 1], half[2, 2]) == (65504, -65504, 0)
