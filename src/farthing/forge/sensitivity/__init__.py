@@ -15,7 +15,7 @@ from pathlib import Path
 from farthing.assets import default_cache
 from farthing.bench.machine import Here
 from farthing.errors import ConfigError, UnsupportedError, nearest
-from farthing.forge import graph
+from farthing.forge import arguments, graph
 from farthing.forge.apply import versions
 from farthing.forge.cache import Cache
 from farthing.forge.evaluate import PROXY_SAMPLES
@@ -129,8 +129,7 @@ def check_model(model: Model, task: Task) -> None:
         UnsupportedError: no ONNX model, or one that is quantized.
         TaskError: the task does not fit, or lacks data.
     """
-    task.check(model.manifest)
-    task.split("validation"), task.split("calibration")
+    arguments.check_task(task, model)
     name, form = model.manifest.name, model.manifest.format
     if form != "onnx":
         raise UnsupportedError(
