@@ -141,7 +141,8 @@ class _Search:
         self.budget = self.budget if here else self.target.held(self.budget)
         counts = sorted({*threads} or {1, self.target.cores or 1})
         counts = [make_options(count).threads for count in counts]
-        self.effort, self.here = effort, here
+        self.effort: arguments.Effort = effort
+        self.here = here
         self.allow_slower = allow_slower or not here
         arguments.check_task(task, model)
         self.runtime, self.runtimes = find_runtimes(model, engines, self.target, self.machine)

@@ -62,12 +62,9 @@ def _layers(made: Trainable, options: UnstructuredPrune) -> dict[str, nn.Module]
         raise UnsupportedError(
             f"{made.model.manifest.name} has no layer {unknown[0]!r} to skip: it has {', '.join(made.layers)}"
         )
-    found = {
-        node: made.module.get_submodule(name)
-        for node, name in made.layers.items()
-        if node not in options.skip
-    }
-    found = {node: layer for node, layer in found.items() if isinstance(layer, LAYERS)}
+    every = {name: made.module.get_submodule(layer) for name, layer in made.layers.items()}
+    wanted = {name: layer for name, layer in every.items() if name not in options.skip}
+    found: dict[str, nn.Module] = {n: layer for n, layer in wanted.items() if isinstance(layer, LAYERS)}
     fitting = {node: layer for node, layer in found.items() if _fits(_table(layer), options)}
     if not fitting:
         what = f"whose weights fit the pattern {options.pattern}" if found else "with weights"

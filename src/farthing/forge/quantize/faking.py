@@ -140,7 +140,7 @@ class Fakes:
 
     def over(self, found: Any) -> Any:
         """Calibrated ranges, replaced by the trained ones where there are any."""
-        kind = type(next(iter(found.values())))
+        kind: Any = type(next(iter(found.values())))
         data = dict(found.items())
         for fake, names in self._ranges:
             low, high = (np.asarray(end.detach().numpy(), np.float32) for end in fake.ends())

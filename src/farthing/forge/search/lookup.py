@@ -110,13 +110,8 @@ class Lookup:
         listener: Listener = ignore,
     ) -> None:
         self._deployment, self._machine, self._target = deployment, machine, target
-        self._cache, self._batch, self._entry, self._rule, self._listener = (
-            cache,
-            batch,
-            entry,
-            rule,
-            listener,
-        )
+        self._cache, self._batch, self._rule, self._listener = cache, batch, rule, listener
+        self._entry: Entry = entry
         self._options = options or EngineOptions()
         self._prices: dict[Piece, Price] = {}
 
