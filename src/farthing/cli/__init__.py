@@ -98,18 +98,22 @@ def _run(words: list[str]) -> int:
         print(f"farthing: {absent(error, 'forge')}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        _mute()
-        return 0
+        code = 0
+    _mute()
     return code
 
 
 def _mute() -> None:
-    """Nobody reads standard output any more: what is left of it goes nowhere, or Python's end would fail (code 120)."""
+    """What nobody reads any more goes nowhere, or Python's end would fail with code 120."""
     import contextlib
     import os
 
-    with contextlib.suppress(OSError, ValueError):  # it is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # it is no file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _about_the_cache(error: Exception) -> str:
