@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,28 @@ def test_several_processes_share_the_trials(tmp_path: Path) -> None:
     assert len(trained) == len(set(trained)) == toy.PLAN.trials
     assert first["trained"]
     assert second["trained"]
+
+
+def test_a_trial_that_another_process_ends_just_now_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = toy.explorer(tmp_path)
+    with ExitStack() as theirs:
+        taken = other._take(theirs)
+        assert taken is not None
+        trained: list[str] = []
+        mine = toy.explorer(tmp_path, replace(toy.PLAN, trials=2), seen=trained.append)
+        held = mine._hold
+
+        def ended(number: int, stack: ExitStack) -> bool:
+            if number == taken.number:  # between the look at the list and the look at the lock
+                other._try(taken)
+                theirs.close()
+            return held(number, stack)
+
+        monkeypatch.setattr(mine, "_hold", ended)
+        assert len(mine.run()) == 2
+    assert str(taken.architecture) not in trained
 
 
 def test_limits_that_nothing_keeps_are_named(tmp_path: Path) -> None:

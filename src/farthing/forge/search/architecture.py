@@ -66,7 +66,7 @@ class SearchArchitecture(TrainingPass, frozen=True, kw_only=True):
     trials: int = 12
     start: int = 6
     pool: int = 100
-    proxy: Literal["snip", "synflow", "naswot"] = "snip"
+    proxy: Literal["snip", "synflow", "naswot"] = "synflow"
     architecture: Architecture | None = None
 
     def __post_init__(self) -> None:

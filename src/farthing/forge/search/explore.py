@@ -29,7 +29,7 @@ ATTEMPTS = 300  # proposals that break a limit or were made before, in a row
 POLL_SECONDS = 0.5
 PATIENCE = 600.0  # seconds another process may take to choose a network and measure its blocks
 AfterEpoch = Callable[[int, "nn.Module"], None]
-Trainer = Callable[[Architecture, Path, AfterEpoch], None]
+Trainer = Callable[[Architecture, Path, AfterEpoch], object]
 """Trains an architecture, its state in a directory that outlives a kill, and calls after each epoch, from 1."""
 Choices = Callable[[Space, Callable[[Architecture], bool]], Sequence[dict[str, Any]]]
 """Of a space and what says whether a network keeps the limits: what is tried first, as choices of each trait."""
@@ -162,9 +162,8 @@ class Explorer:
             with files.lock(self._place / "turn.lock", f"the search in {self._place}", PATIENCE):
                 trials = self._study.trials()
                 running = [trial for trial in trials if not trial.done]
-                for trial in running:
-                    if self._hold(trial.number, held):  # its process is gone
-                        return _taken(trial)
+                if left := next((trial for trial in running if self._left(trial.number, held)), None):
+                    return _taken(left)
                 late = self._end is not None and self._clock() >= self._end
                 if len(trials) < self._plan.trials and not late:
                     taken = self._propose(held)
@@ -173,6 +172,15 @@ class Explorer:
                 elif not running:
                     return None
             time.sleep(POLL_SECONDS)  # others are at the last ones: they may be killed
+
+    def _left(self, number: int, held: ExitStack) -> bool:
+        """Whether the process that ran a trial is gone, and has not just ended it: then it is ours."""
+        if not self._hold(number, held):
+            return False
+        if self._study.trials()[number].done:
+            held.close()
+            return False
+        return True
 
     def _hold(self, number: int, held: ExitStack) -> bool:
         """Whether a trial is ours now; the kernel lets go of those of processes that are gone."""
@@ -227,7 +235,7 @@ class Explorer:
         except TrainingError as error:
             refusal, failed = str(error), True
         self._study.note(number, "refusal", refusal)
-        _, score = _last(self._notes(number), self._rungs)
+        _, score = _last(self._study.trials()[number].notes, self._rungs)
         if score is None or failed:
             score, short = 0.0, 1.0
         else:
@@ -250,9 +258,6 @@ class Explorer:
             raise _Halted(
                 f"given up after {epoch} epochs at {score:.4f}: others do better for the same price"
             )
-
-    def _notes(self, number: int) -> dict[str, Any]:
-        return next(trial.notes for trial in self._study.trials() if trial.number == number)
 
     def _say(self, text: str) -> None:
         done = len(self.tried())

@@ -139,9 +139,9 @@ class _Job:
     # Concluding -------------------------------------------------------------------------------------------------
 
     def found(self, outcome: Outcome, command: str, seconds: float) -> Found:
-        first, options = outcome.finalists[0], self.options
         from farthing.forge.search.whole import Whole
 
+        first, options = outcome.finalists[0], self.options
         whole = Whole(self.model, self.target, self.task, self.workshop, self.cache)
         baselines, raced = whole.raced(outcome, options.number)
         test, drop = whole.tested(outcome)

@@ -157,7 +157,7 @@ class _Search:
             plan,
             self.estimator,
             self._first,
-            self._train,
+            self._trained,
             validation.score,
             listener,
             hours=hours,
@@ -200,9 +200,6 @@ class _Search:
                 options.start,
                 options.schedule.seed,
             )
-
-    def _train(self, architecture: Architecture, state: Path, after: AfterEpoch) -> None:
-        self._trained(architecture, state, after)
 
     def _trained(self, architecture: Architecture, state: Path, after: AfterEpoch) -> nn.Module:
         """The network after its training; one that is done is there at once."""
