@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from msgspec.structs import replace
@@ -10,7 +11,7 @@ from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.quantize.halving import PAIR, halve
 from farthing.model import Model, Quantization, checked
-from farthing.recipe import PassSection
+from farthing.recipe import FLOATS, PassSection
 from farthing.target import Target
 from farthing.task import Task
 
@@ -27,6 +28,9 @@ class Float16(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("onnx",)
+    forms: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(FLOATS, "float16"), "int8": "mixed", "reduced": "reduced"
+    }  # fmt: skip
 
     keep: tuple[str, ...] = ()
 
