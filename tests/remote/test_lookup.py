@@ -13,7 +13,6 @@ from farthing.bench.remote import Board, Remote
 from farthing.forge.cache import Cache
 from farthing.forge.families import Architecture, Stage
 from farthing.forge.search.deployment import Deployment
-from farthing.forge.search.lookup import Lookup
 from farthing.recipe import Progress
 
 RULE = Rule(warmup=2, min_count=5, min_seconds=0.05)
@@ -22,6 +21,9 @@ SHAPE = (1, 8, 8)
 
 def test_blocks_are_timed_on_a_board_once(board: Board, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("torch")  # absent where the lowest versions are run
+    from farthing.forge.search.lookup import Lookup
+
     heard: list[Progress] = []
     deployment = Deployment(engine="onnxruntime", number="float32")
     blocks = Architecture(family="resnet", stages=(Stage(width=4, stride=2),)).blocks(SHAPE, 10)
