@@ -26,9 +26,13 @@ from farthing.engines.remote.retrying import BreakerRule, RetryRule
 from farthing.forge.distill import Student
 from farthing.forge.finetune import FineTune
 from farthing.forge.heads import Join, Joined
+from farthing.forge.quantize.blockwise import Blockwise
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
+from farthing.forge.quantize.gptq import Gptq
+from farthing.forge.quantize.smooth import Smooth
 from farthing.forge.quantize.static import StaticInt8
+from farthing.forge.quantize.tables import Tables
 from farthing.forge.sensitivity.result import Effect, Mixture, Operator, Sensitivity, Whole
 from farthing.forge.study.result import Layer, Rounded, Study, Width
 from farthing.forge.training.distillation import Distillation, Feature
@@ -169,6 +173,10 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/recipe.md", Step),
         ("reference/recipe.md", StaticInt8),
         ("reference/recipe.md", DynamicInt8),
+        ("reference/recipe.md", Gptq),
+        ("reference/recipe.md", Blockwise),
+        ("reference/recipe.md", Tables),
+        ("reference/recipe.md", Smooth),
         ("reference/recipe.md", Float16),
         ("reference/recipe.md", FineTune),
         ("reference/recipe.md", Student),

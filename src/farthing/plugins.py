@@ -28,6 +28,10 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "graph.fuse.v1": "farthing.forge.fuse:Fuse",
         "graph.compact.v1": "farthing.forge.fuse:Compact",
         "quantize.static.v1": "farthing.forge.quantize.static:StaticInt8",
+        "quantize.gptq.v1": "farthing.forge.quantize.gptq:Gptq",
+        "quantize.blockwise.v1": "farthing.forge.quantize.blockwise:Blockwise",
+        "quantize.tables.v1": "farthing.forge.quantize.tables:Tables",
+        "quantize.smooth.v1": "farthing.forge.quantize.smooth:Smooth",
         "quantize.dynamic.v1": "farthing.forge.quantize.dynamic:DynamicInt8",
         "quantize.float16.v1": "farthing.forge.quantize.float16:Float16",
         "quantize.equalize.v1": "farthing.forge.quantize.equalize:Equalize",
@@ -49,6 +53,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "shuttle": "farthing.tasks:shuttle",
         "imagenet-photos": "farthing.tasks:imagenet_photos",
         "faces": "farthing.tasks:faces",
+        "sentences": "farthing.tasks:sentences",
     },
     "metric": {
         "top1": "farthing.metrics:TOP1",

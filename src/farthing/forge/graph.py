@@ -156,6 +156,23 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from nodes(inner)
 
 
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Tensors that a node reads, and those that graphs inside it take from outside."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from _captured(inner)
+
+
+def _captured(inner: onnx.GraphProto) -> Iterator[str]:
+    own = {value.name for value in inner.input} | {tensor.name for tensor in inner.initializer}
+    own |= {sparse.values.name for sparse in inner.sparse_initializer}
+    for node in inner.node:
+        yield from (name for name in reads(node) if name not in own)
+        own.update(node.output)
+    yield from (value.name for value in inner.output if value.name not in own)
+
+
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
     root = path.resolve().parent
     outside = external(model)

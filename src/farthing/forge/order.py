@@ -21,13 +21,14 @@ WORDS = {
     "int8": "an int8 ONNX model",
     "mixed": "an ONNX model in int8 and float16",
     "dynamic": "a dynamic int8 ONNX model",
+    "blocks": "an ONNX model with weights in blocks",
     "reduced": "an ONNX model that was quantized before",
     "openvino": "an OpenVINO model",
     "openvino-int8": "an int8 OpenVINO model",
     "tflite": "a TFLite model",
 }
 """Forms of models as passes declare them in ``forms``, and what they are called."""
-NARROW = {"int8", "mixed", "dynamic", "reduced", "openvino-int8"}
+NARROW = {"int8", "mixed", "dynamic", "blocks", "reduced", "openvino-int8"}
 
 
 class _Link(NamedTuple):

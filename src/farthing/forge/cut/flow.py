@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import onnx
 
 from farthing.errors import ModelError, nearest
+from farthing.forge.graph import reads
 
 RANDOM = frozenset(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split()
@@ -46,7 +47,7 @@ class Flow:
         self.inputs = tuple(value.name for value in graph.input if value.name not in self.stored)
         self.outputs = tuple(value.name for value in graph.output)
         self.nodes = list(graph.node)
-        self.reads = [tuple(dict.fromkeys(_reads(node))) for node in self.nodes]
+        self.reads = [tuple(dict.fromkeys(reads(node))) for node in self.nodes]
         constant = set(self.stored)
         self._constants: dict[str, int] = {}  # tensor -> node, of those that need no inputs
         self.maker: dict[str, int] = {}
@@ -179,20 +180,3 @@ class Flow:
             elif name in self._constants:
                 waiting += self.reads[self._constants[name]]
         return frozenset(found)
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Tensors that a node reads, and those that graphs inside it take from outside."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            yield from _captured(inner)
-
-
-def _captured(graph: onnx.GraphProto) -> Iterator[str]:
-    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    own |= {sparse.values.name for sparse in graph.sparse_initializer}
-    for node in graph.node:
-        yield from (name for name in _reads(node) if name not in own)
-        own.update(node.output)
-    yield from (value.name for value in graph.output if value.name not in own)

@@ -31,10 +31,18 @@ BINS = 1024
 _ranges: weakref.WeakKeyDictionary[Split, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
 
 
-def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, samples: int) -> Any:
+def ranges(
+    model: Model,
+    task: Task,
+    calibrator: Calibrator,
+    percentile: float,
+    samples: int,
+    operators: tuple[str, ...] = (),
+) -> Any:
     """Ranges of all float tensors of a model over calibration samples, as ONNX Runtime's TensorsData.
 
     Args:
+        operators: types of the operators whose inputs and outputs are looked at; all if empty.
         calibrator: ``minmax``; ``percentile`` cuts the tails of a histogram; ``entropy`` chooses the cut of
             least Kullback-Leibler divergence (Migacz, GTC 2017); ``mse`` the one of least squared error.
         percentile: share kept by ``percentile``, per cent.
@@ -44,17 +52,17 @@ def ranges(model: Model, task: Task, calibrator: Calibrator, percentile: float, 
         TaskError: the task has no calibration data, or the model answers NaN to it.
     """
     known = _ranges.setdefault(task.split("calibration"), {})  # the same in every view of a task
-    key = (model.digest, task.form, calibrator, percentile, samples)
+    key = (model.digest, task.form, calibrator, percentile, samples, operators)
     if key not in known:
-        shared = (model.digest, task.form, calibrator in HISTOGRAMS or calibrator, samples)
+        shared = (model.digest, task.form, calibrator in HISTOGRAMS or calibrator, samples, operators)
         if shared not in known:
-            known[shared] = _observed(model, task, calibrator, samples)
+            known[shared] = _observed(model, task, calibrator, samples, operators)
         known[key] = _ranges_of(known[shared], calibrator, percentile)
         _check_finite(known[key], model)
     return known[key]
 
 
-def _observed(model: Model, task: Task, method: Calibrator, samples: int) -> Any:
+def _observed(model: Model, task: Task, method: Calibrator, samples: int, operators: tuple[str, ...]) -> Any:
     """One of ONNX Runtime's calibrators that has seen the calibration data."""
     runtime()
     calibrate = require("onnxruntime.quantization.calibrate", "forge")
@@ -68,7 +76,7 @@ def _observed(model: Model, task: Task, method: Calibrator, samples: int) -> Any
     with Scratch() as folder, quiet():
         given = _copied(model, folder)
         place = str(folder / "augmented.onnx")
-        calibrater = kinds[kind](given, symmetric=False, augmented_model_path=place)
+        calibrater = kinds[kind](given, operators or None, place, symmetric=False)
         calibrater.augment_graph()
         calibrater.create_inference_session()
         order = np.arange(min(samples, len(task.split("calibration"))))

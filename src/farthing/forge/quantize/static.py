@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
+from onnx import ModelProto
 
+from farthing.bench import Tick
 from farthing.engines.onnxruntime import runtime
 from farthing.errors import ConfigError, UnsupportedError, require
 from farthing.forge import graph
@@ -20,6 +22,7 @@ from farthing.target import Target
 from farthing.task import Task
 
 VNNI = "vnni"
+PRODUCTS = ("MatMul", "Gemm")
 
 
 class StaticInt8(PassSection, frozen=True, kw_only=True):
@@ -38,6 +41,8 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
         per_channel: a scale for each output channel of a weight.
         reduce_range: 7-bit weights.
         exclude: names of nodes that stay float.
+        products_only: quantize only what goes into matrix products with stored weights; what comes out of them, and all
+            else, stays float. For transformers, where a few outliers would take the range of all.
         correct_biases: see `farthing.forge.quantize.bias.correct_biases`.
     """
 
@@ -52,6 +57,7 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
     per_channel: bool = True
     reduce_range: bool | None = None
     exclude: tuple[str, ...] = ()
+    products_only: bool = False
     correct_biases: bool = False
 
     def __post_init__(self) -> None:
@@ -70,24 +76,30 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
 
     def __call__(self, model: Model, target: Target, task: Task) -> Model:
         """Raises UnsupportedError if nothing in the graph can be quantized, TaskError for unusable data."""
-        _check_opset(graph.load(model.file), model)
-        found = ranges(model, task, self.calibrator, self.percentile, self.samples)
-        return self.quantized(model, target, task, found)
+        return self.made(model, target, task)
 
-    def quantized(self, model: Model, target: Target, task: Task, found: Any) -> Model:
+    def made(self, model: Model, target: Target, task: Task, tick: Tick | None = None) -> Model:
+        """The same; ``tick`` is called with (done, total) layers where they are gone through one by one."""
+        _check_opset(graph.load(model.file), model)
+        operators = PRODUCTS if self.products_only else ()
+        found = ranges(model, task, self.calibrator, self.percentile, self.samples, operators)
+        return self.quantized(model, target, task, found, tick)
+
+    def quantized(
+        self, model: Model, target: Target, task: Task, found: Any, tick: Tick | None = None
+    ) -> Model:
         """The model with scales from ranges, in the form that `farthing.forge.quantize.calibrate.ranges` gives."""
         fixed = self.resolved(target)
         source = graph.load(model.file)
         quantized = _quantize(source, found, fixed)
-        if self.correct_biases:
-            correct_biases(source, quantized, _batches(model, task, self.samples))
         if not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in quantized.graph.node}:
             raise UnsupportedError(f"{model.manifest.name} has no operator that can be quantized to int8")
+        quantized = fixed.mended(source, quantized, model, task, tick)
         manifest = checked(
             model.manifest,
             quantization=Quantization(
                 scheme="static",
-                weights=fixed.weights,
+                weights=fixed.stored_weights,
                 activations=fixed.activations or "",
                 per_channel=fixed.per_channel,
                 reduce_range=bool(fixed.reduce_range),
@@ -97,6 +109,40 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
             requires=tuple(dict.fromkeys([*model.manifest.requires, *_requires(fixed, target)])),
         )
         return Model.create(manifest, {"model.onnx": graph.save_bytes(quantized)})
+
+    def products(self, source: ModelProto) -> list[str]:
+        """Names of the matrix products with stored weights.
+
+        Raises:
+            UnsupportedError: there are none.
+        """
+        stored = {tensor.name for tensor in source.graph.initializer}
+        found = [
+            n.name for n in source.graph.node if n.op_type in PRODUCTS and stored.intersection(n.input[:2])
+        ]
+        if not found:
+            raise UnsupportedError(
+                "the model has no matrix product with stored weights: leave products_only out"
+            )
+        return found
+
+    @property
+    def stored_weights(self) -> str:
+        """Type of the weights in the file, for the manifest."""
+        return self.weights
+
+    def mended(
+        self, source: ModelProto, quantized: ModelProto, model: Model, task: Task, tick: Tick | None
+    ) -> ModelProto:
+        """What rounding did, put right as far as it can be.
+
+        Args:
+            source: the float graph, every node with a name of its own; quantized: the same with Q/DQ pairs.
+            model: the float model.
+        """
+        if self.correct_biases:
+            correct_biases(source, quantized, _batches(model, task, self.samples))
+        return quantized
 
 
 def _batches(model: Model, task: Task, samples: int) -> Iterator[dict[str, Any]]:
@@ -140,10 +186,14 @@ def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
             types[options.weights],
             types[options.activations or "uint8"],
             found,
-            [],
+            options.products(source) if options.products_only else [],
             list(options.exclude),
             quantizable(),
-            {"ActivationSymmetric": False, "WeightSymmetric": options.weights == "int8"},
+            {
+                "ActivationSymmetric": False,
+                "WeightSymmetric": options.weights == "int8",
+                "OpTypesToExcludeOutputQuantization": [*PRODUCTS] if options.products_only else [],
+            },
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
