@@ -121,4 +121,4 @@ def test_targets_shows_one_with_its_sources(capsys: pytest.CaptureFixture[str]) 
     assert main(["targets", "this"]) == 0
     assert "instruction sets" in capsys.readouterr().out
     assert main(["targets", "coral"]) == 2
-    assert "did you mean 'coral-dev-board'" in capsys.readouterr().err
+    assert "did you mean 'coral-edge-tpu'" in capsys.readouterr().err

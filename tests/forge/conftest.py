@@ -150,6 +150,22 @@ def scaled(cnn_net: nn.Module, make_model: MakeModel) -> Model:
 
 
 @pytest.fixture(scope="session")
+def stubborn(scaled: Model, make_model: MakeModel) -> Model:
+    """The scaled CNN with a second reader of what lies between the two convolutions, which counts for nothing.
+
+    So its channels cannot be evened out: only operators in float are left.
+    """
+    proto = onnx.load(scaled.file)
+    relu = next(node.output[0] for node in proto.graph.node if node.op_type == "Relu")
+    proto.graph.node[-1].output[0] = "answer"
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((8 * 8 * 16, 10), np.float32), "zero"))
+    proto.graph.node.append(helper.make_node("Flatten", [relu], ["flat"]))
+    proto.graph.node.append(helper.make_node("MatMul", ["flat", "zero"], ["nothing"]))
+    proto.graph.node.append(helper.make_node("Add", ["answer", "nothing"], ["logits"]))
+    return make_model(proto)
+
+
+@pytest.fixture(scope="session")
 def slowed(cnn: Model, make_model: MakeModel) -> Model:
     """The CNN with sixty products added that count for nothing."""
     proto = onnx.load(cnn.file)

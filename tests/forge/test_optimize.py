@@ -594,11 +594,24 @@ def test_a_winner_that_is_not_what_was_scored_does_not_win(
 # Giving operators back --------------------------------------------------------------------------------------------
 
 
+def test_channels_of_unlike_ranges_are_evened_out_before_anything_goes_back_to_float(
+    search: Any, scaled: Model
+) -> None:
+    """The tensor between two convolutions spans 4^15: plain int8 fails, and so does rounding with more care."""
+    result = search(scaled, budget="size_mb<=0.058", allow_slower=True)
+    assert named(result, "int8 minmax").verdict.startswith("rejected: -")
+    assert named(result, "int8 minmax, rounding compensated").verdict.startswith("rejected: -")
+    winner = result.candidates[result.summary.winner]
+    assert winner.name == "int8 minmax, equalized, rounding compensated"
+    assert result.met, result.summary.sentence
+    assert not any("operator" in candidate.name for candidate in result.candidates)
+
+
 def test_where_8_bits_do_not_suffice_the_worst_operators_go_back_to_float(
-    search: Any, scaled: Model, digits_task: Task
+    search: Any, stubborn: Model, digits_task: Task
 ) -> None:
     """The tensor between two convolutions spans 4^15: plain int8 fails, and two operators in float mend it."""
-    result = search(scaled, budget="size_mb<=0.058", allow_slower=True)
+    result = search(stubborn, budget="size_mb<=0.058", allow_slower=True)
     for calibrator in ("minmax", "percentile"):
         candidate = named(result, f"int8 {calibrator}")
         assert candidate.verdict.startswith("rejected: -")
@@ -614,17 +627,17 @@ def test_where_8_bits_do_not_suffice_the_worst_operators_go_back_to_float(
     tried = [c for c in result.candidates if "float" in c.name and c.name != "float16"]
     assert 1 <= len(tried) <= 1 + math.ceil(math.log2(4))
     heard: list[Progress] = []
-    assert search(scaled, budget="size_mb<=0.058", allow_slower=True, listener=heard.append).met
+    assert search(stubborn, budget="size_mb<=0.058", allow_slower=True, listener=heard.append).met
     assert not [event for event in heard if event.text.startswith("ranking")], "the ranking is cached too"
 
 
 def test_a_large_validation_split_is_asked_only_for_what_bisection_on_few_samples_found(
-    search: Any, scaled: Model, digits: Any, digits_task: Task
+    search: Any, stubborn: Model, digits: Any, digits_task: Task
 ) -> None:
     x, y = digits
     splits = {**digits_task.splits, "validation": Split({"": x[1000:]}, y[1000:])}
     del splits["test"]
-    result = search(scaled, Task("more", splits, "top1"), budget="size_mb<=0.058", allow_slower=True)
+    result = search(stubborn, Task("more", splits, "top1"), budget="size_mb<=0.058", allow_slower=True)
     winner = result.candidates[result.summary.winner]
     assert winner.name.endswith("2 operators float")
     others = [
@@ -637,7 +650,7 @@ def test_a_large_validation_split_is_asked_only_for_what_bisection_on_few_sample
 
 
 def test_a_twin_of_a_failed_int8_does_not_stop_the_giving_back(
-    search: Any, scaled: Model, registry: None
+    search: Any, stubborn: Model, registry: None
 ) -> None:
     """Two ways to the same bad file: neither counts as an int8 that is good enough."""
     from farthing.recipe import PassSection
@@ -649,7 +662,7 @@ def test_a_twin_of_a_failed_int8_does_not_stop_the_giving_back(
             return StaticInt8()(model, target, task)
 
     plugins.register("pass", "mine.same.v1", Same)
-    result = search(scaled, allow_slower=True)
+    result = search(stubborn, allow_slower=True)
     assert any("operators float" in c.name for c in result.candidates)
 
 

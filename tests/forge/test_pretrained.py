@@ -11,9 +11,13 @@ from farthing import bench
 from farthing.assets import ASSETS, fetch
 from farthing.engines.base import open_engine
 from farthing.errors import AssetError
+from farthing.forge.apply import apply
+from farthing.forge.cache import Cache
+from farthing.forge.ladder import ladder
 from farthing.forge.nets import efficientnet_lite0 as build
 from farthing.forge.nets import parameters
 from farthing.forge.pretrained import centerface, efficientnet_lite0, minilm
+from farthing.target import Target
 from farthing.task import Task, find_task
 from farthing.tasks.gallery import COUNTED, IMAGENET
 
@@ -74,3 +78,17 @@ def test_minilm_knows_what_means_the_same(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.diag(alike), 1, atol=1e-5)
     assert alike[0, 1] > 0.7
     assert max(alike[0, 2], alike[1, 2]) < 0.1
+
+
+@pytest.mark.slow
+def test_minilm_shrinks_and_its_embeddings_stay(tmp_path: Path) -> None:
+    """The bar: 3.5x smaller at a mean cosine of 0.985; plain dynamic int8 gives 0.97."""
+    at_hand("minilm", "sentences")
+    task, target = find_task("sentences"), Target.find("this")
+    base, least = minilm(), {"int8 products, smoothed": 0.995, "int8 blocks": 0.995, "int4 blocks": 0.985}
+    for rung in ladder(base, ["onnxruntime"], target):
+        if rung.name in least:
+            made, _ = apply(rung.steps, base, target, task, Cache(tmp_path))
+            score, _ = bench.evaluate(made, task, "test", reference=base)
+            assert base.size_bytes / made.size_bytes > (5.5 if "int4" in rung.name else 3.5), rung.name
+            assert score.value > least[rung.name], rung.name

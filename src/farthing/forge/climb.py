@@ -13,7 +13,16 @@ from farthing.forge import heads
 from farthing.forge.apply import apply, read_by, versions
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.evaluate import Judge, Score, proxy
-from farthing.forge.ladder import STATIC, Rung, has_half, target_format, with_exclusions, with_half
+from farthing.forge.ladder import (
+    STATIC,
+    Rung,
+    compensated,
+    has_half,
+    rounded,
+    target_format,
+    with_exclusions,
+    with_half,
+)
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.runtime import Runtime
 from farthing.forge.sensitivity.losses import fewest, losses, ranked
@@ -128,13 +137,16 @@ class Climber:
         return [found for found in int8 if found]
 
     def _with_floats(self, int8: Sequence[Artefact], made: Sequence[Artefact]) -> list[Artefact]:
-        if any(not artefact.refusal for artefact in int8):
+        engine = int8[0].rung.engine
+        own = [artefact for artefact in made if artefact.rung.engine == engine and rounded(artefact.rung)]
+        if _good(own):
             return []
         found: list[Artefact] = []
         try:
             found += self._head(_best(int8), made)
-            if not any(not artefact.refusal for artefact in found):
-                best = _best([*int8, *(artefact for artefact in found if artefact.score)])
+            best = _best([*int8, *(artefact for artefact in found if artefact.score)])
+            found += self._compensated(best.rung, found, made)
+            if not _good(found):
                 found += self._bisect(best.rung, self._ranked(best), [*made, *found])
         except FarthingError as error:
             if self._clock.ends_all(error):
@@ -155,6 +167,15 @@ class Climber:
         self._say(self._outcome(artefact))
         return [artefact]
 
+    def _compensated(self, rung: Rung, found: Sequence[Artefact], made: Sequence[Artefact]) -> list[Artefact]:
+        """An int8 rung with its rounding compensated, then equalized as well, until something is good enough."""
+        tried: list[Artefact] = []
+        for dearer in compensated(rung):
+            if not _good([*found, *tried]):
+                tried.append(self._make(dearer, [*made, *found, *tried]))
+                self._say(self._outcome(tried[-1]))
+        return tried
+
     def _joins(self, best: Artefact) -> list[heads.Join]:
         floating, quantize, step = self._before(best)
         key = key_of("joins", floating.digest, step, read_by(STATIC, self._task), versions(STATIC))
@@ -168,7 +189,7 @@ class Climber:
 
     def _halved(self, found: Sequence[Artefact], made: Sequence[Artefact]) -> list[Artefact]:
         """The last artefact that was good enough with its float operators in float16, where the target has that."""
-        good = [artefact for artefact in found if not artefact.refusal]
+        good = [artefact for artefact in _good(found) if any(s.use == STATIC for s in artefact.steps)]
         if not good or not has_half(self._target) or target_format(good[-1].rung.engine) != "onnx":
             return []
         artefact = self._make(with_half(good[-1].rung), made)
@@ -268,6 +289,11 @@ def _same(one: Artefact, other: Artefact) -> bool:
     if one.model is None or other.model is None or one.runtime != other.runtime:
         return False
     return one.model.manifest.files == other.model.manifest.files
+
+
+def _good(made: Sequence[Artefact]) -> list[Artefact]:
+    """Those that nothing speaks against so far."""
+    return [artefact for artefact in made if not artefact.refusal]
 
 
 def _best(int8: Sequence[Artefact]) -> Artefact:

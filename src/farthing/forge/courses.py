@@ -11,7 +11,7 @@ from farthing.errors import FarthingError
 from farthing.forge.arguments import Effort
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.climb import Artefact, Climber
-from farthing.forge.ladder import FUSE, INTEGER, STATIC, Rung
+from farthing.forge.ladder import FUSE, INTEGERS, STATIC, Rung, rounded
 from farthing.forge.training.schedule import Schedule, has_bf16
 from farthing.model import Model
 from farthing.recipe import Listener, Progress, Step
@@ -22,7 +22,7 @@ QAT = "quantize.qat.v1"
 PRUNE = "prune.structured.v1"
 STUDENT = "distill.student.v1"
 SEARCH = "search.architecture.v1"
-TAILS = ("int8 minmax", "int8 mse, biases corrected")
+TAILS = ("int8 minmax", "int8 mse, biases corrected", "int4 weights")
 """Of the rungs that quantize, those that trained networks are tried on."""
 
 
@@ -122,7 +122,7 @@ class Courses:
 
     def _in_8_bits(self, name: str, steps: tuple[Step, ...], made: Sequence[Artefact]) -> list[Artefact]:
         """Training with the rounding, where all that quantization without training gave loses too much."""
-        own = [one for one in made if any(step.use == STATIC for step in one.rung.steps)]
+        own = [one for one in made if rounded(one.rung)]
         if not own or any(not one.refusal for one in own):
             return []
         if (schedule := self._schedule(0.5, lr=5e-4, bf16=False)) is None:
@@ -183,10 +183,9 @@ class Courses:
 
     def _tails(self) -> list[Rung]:
         """Of the ladder's rungs those that trained networks are tried on, float ones first."""
+        names = {f"{tail}{end}" for tail in TAILS for end in ("", *INTEGERS.values())}
         tails = [
-            rung
-            for rung in self._rungs
-            if rung.steps[:1] == (FUSE,) and (rung.exact or rung.name.removesuffix(INTEGER) in TAILS)
+            rung for rung in self._rungs if rung.steps[:1] == (FUSE,) and (rung.exact or rung.name in names)
         ]
         return sorted(tails, key=lambda rung: not rung.exact)
 

@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
+from onnx import ModelProto
+
 from farthing import plugins
 from farthing.errors import PluginError, UnsupportedError
 from farthing.forge import graph
 from farthing.forge.quantize.dynamic import pays
+from farthing.forge.quantize.gptq import four_bits
+from farthing.forge.quantize.tables import tables
 from farthing.model import Model
 from farthing.options import Precision
 from farthing.recipe import Step
@@ -17,21 +21,31 @@ from farthing.target import Target
 
 STATIC = "quantize.static.v1"
 FLOAT16 = "quantize.float16.v1"
+GPTQ = "quantize.gptq.v1"
+DYNAMIC = "quantize.dynamic.v1"
+BLOCKS = "quantize.blockwise.v1"
+TABLES = "quantize.tables.v1"
+SMOOTH = "quantize.smooth.v1"
+EQUALIZE = "quantize.equalize.v1"
 NNCF = "quantize.nncf.v1"
 OPENVINO = "export.openvino.v1"
 TFLITE = "export.tflite.v1"
 FUSE = Step(use="graph.fuse.v1")
 COMPACT = Step(use="graph.compact.v1")
 DYNAMIC_SHARE = 0.3
+LEAST_SMALL = 1 << 14  # weights from which on 4 bits are worth a try: they save half as many bytes
 BF16 = {"avx512_bf16", "amx_bf16"}
 HALF = {"asimdhp", "avx512_fp16", "zvfh"}
 INT8 = (
     "int8",
     "float32",
 )  # 8 bits inside, numbers at inputs and outputs and in operators that have no 8-bit form
-INTEGER = ", uint8 in and out"  # in the names of rungs without any float
+INTEGERS = {io: f", {io} in and out" for io in ("uint8", "int8")}  # in the names of rungs without any float
 CALIBRATORS = ("minmax", "percentile")  # entropy is an option only: it takes longest, and helped nowhere
-QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
+QUANTIZED = {
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"),
+    *("MatMulNBits", "GatherBlockQuantized"),
+}
 
 
 @dataclass(frozen=True)
@@ -120,24 +134,26 @@ def target_format(engine: str) -> str:
     raise UnsupportedError(f"engine {engine} runs {', '.join(sorted(formats))}: nothing makes that from ONNX")
 
 
-def _openvino(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
+def _openvino(engine: str, proto: ModelProto, plain: bool, target: Target) -> list[Rung]:
     export = Step(use=OPENVINO)
     if not plain:
         return [Rung("exported", engine, (FUSE, export), exact=True, dtypes=())]
     rungs = [Rung("float32", engine, (FUSE, export), exact=True)]
     if BF16 & {*target.isa}:
         rungs.append(Rung("bfloat16", engine, (FUSE, export), "bfloat16", dtypes=("bfloat16", "float32")))
-    rungs += [Rung(name, engine, (FUSE, step, export), dtypes=INT8) for name, step in _static()]
+    static = _of_transformer(proto)[:3] if attends(proto) else [(name, (step,)) for name, step in _static()]
+    rungs += [Rung(name, engine, (FUSE, *steps, export), dtypes=INT8) for name, steps in static]
     if find_spec("nncf"):
         rungs.append(Rung("int8 nncf", engine, (FUSE, Step(use=NNCF)), dtypes=INT8))
     return rungs
 
 
-def _tflite(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
-    """For a target without float the inputs and outputs are 8 bits as well."""
+def _tflite(engine: str, proto: ModelProto, plain: bool, target: Target) -> list[Rung]:
+    """For a target without float the inputs and outputs are 8 bits as well: uint8, unless it knows int8 alone."""
     integer = bool(target.dtypes) and "float32" not in target.dtypes
-    suffix, inside = (INTEGER, INT8[:1]) if integer else ("", INT8)
-    quantized = Step(use=TFLITE, options={"io": "uint8"} if integer else {})
+    io = "uint8" if "uint8" in target.dtypes else "int8"
+    suffix, inside = (INTEGERS[io], INT8[:1]) if integer else ("", INT8)
+    quantized = Step(use=TFLITE, options={"io": io} if integer else {})
     if not plain:
         return [
             Rung(f"exported{suffix}", engine, (FUSE, quantized), exact=True, dtypes=inside if integer else ())
@@ -156,17 +172,51 @@ def _tflite(engine: str, proto: object, plain: bool, target: Target) -> list[Run
     ]
 
 
-def _onnx(engine: str, proto: object, plain: bool, target: Target) -> list[Rung]:
+def _onnx(engine: str, proto: ModelProto, plain: bool, target: Target) -> list[Rung]:
     rungs = [Rung("fused", engine, (FUSE, COMPACT), exact=True, dtypes=("float32",) if plain else ())]
     if not plain:
         return rungs
-    static = [*_static(), ("int8 per tensor", int8("minmax", per_channel=False))]
-    rungs += [Rung(name, engine, (FUSE, step, COMPACT), dtypes=INT8) for name, step in static]
-    if pays(proto, DYNAMIC_SHARE):
-        dynamic = (FUSE, Step(use="quantize.dynamic.v1"), COMPACT)
-        rungs.append(Rung("int8 dynamic", engine, dynamic, dtypes=INT8))
+    made = _of_transformer(proto) if attends(proto) else _of_layers(proto)
+    rungs += [Rung(name, engine, (FUSE, *steps, COMPACT), dtypes=INT8) for name, steps in made]
     halved = (FUSE, Step(use=FLOAT16), COMPACT)
     return [*rungs, Rung("float16", engine, halved, dtypes=("float16",))]
+
+
+def _of_layers(proto: ModelProto) -> list[tuple[str, tuple[Step, ...]]]:
+    """What may pay on a network of convolutions and dense layers: name and steps."""
+    static = [*_static(), ("int8 per tensor", int8("minmax", per_channel=False))]
+    if four_bits(proto) >= LEAST_SMALL:
+        static.append(("int4 weights", Step(use=GPTQ, options={"bits": 4})))
+    if pays(proto, DYNAMIC_SHARE):
+        static.append(("int8 dynamic", Step(use=DYNAMIC)))
+    return [(name, (step,)) for name, step in static]
+
+
+def _of_transformer(proto: ModelProto) -> list[tuple[str, tuple[Step, ...]]]:
+    """What may pay on a network that attends, ONNX Runtime's own operators last; tables shrink with the weights."""
+    products = int8("minmax", products_only=True)
+    eight, four = (Step(use=TABLES, options={"bits": bits}) for bits in (8, 4))
+    made = [
+        ("int8 products", (products, eight)),
+        ("int8 products, smoothed", (Step(use=SMOOTH), products, eight)),
+        ("int8 dynamic", (Step(use=DYNAMIC, options={"per_channel": True}), eight)),
+        ("int8 blocks", (Step(use=BLOCKS, options={"bits": 8, "block": 128}), eight)),
+        ("int4 blocks", (Step(use=BLOCKS, options={"bits": 4, "block": 32, "symmetric": False}), four)),
+    ]
+    if not tables(proto):
+        made = [(name, steps[:-1]) for name, steps in made]
+    return [("int8 minmax", (int8("minmax"),)), *made]
+
+
+def attends(proto: ModelProto) -> bool:
+    """Whether two computed tensors are multiplied as matrices, as in attention."""
+    stored = {"", *(tensor.name for tensor in proto.graph.initializer)}
+    for node in proto.graph.node:
+        if stored.issuperset(graph.reads(node)):
+            stored.update(node.output)
+        elif node.op_type == "MatMul" and not stored.intersection(node.input):
+            return True
+    return False
 
 
 def _static() -> list[tuple[str, Step]]:
@@ -178,12 +228,17 @@ def _static() -> list[tuple[str, Step]]:
     return [*plain, *mended]
 
 
-_LADDERS: dict[str, Callable[[str, object, bool, Target], list[Rung]]] = {
+_LADDERS: dict[str, Callable[[str, ModelProto, bool, Target], list[Rung]]] = {
     "openvino": _openvino,
     "tflite": _tflite,
     "onnx": _onnx,
 }
 """By format, those with an exporter first: an engine that also reads ONNX gets files of its own."""
+
+
+def rounded(rung: Rung) -> bool:
+    """Whether a rung computes in 8 bits of scales that calibration data gave."""
+    return any(step.use in {STATIC, GPTQ} for step in rung.steps)
 
 
 def own_passes() -> list[str]:
@@ -219,3 +274,22 @@ def with_half(rung: Rung) -> Rung:
 def has_half(target: Target) -> bool:
     """Whether a target computes in float16: it says so, or its instruction set does."""
     return "float16" in target.dtypes or bool(HALF & {*target.isa})
+
+
+def compensated(rung: Rung) -> list[Rung]:
+    """A static int8 rung whose weights make up for one another's rounding; and the same after equalization."""
+    steps = tuple(
+        Step(use=GPTQ, options={k: v for k, v in step.options.items() if k != "correct_biases"})
+        if step.use == STATIC
+        else step
+        for step in rung.steps
+    )
+    name = rung.name.replace(", biases corrected", "")
+    return [
+        replace(rung, name=f"{name}, rounding compensated", steps=steps),
+        replace(
+            rung,
+            name=f"{name}, equalized, rounding compensated",
+            steps=(*steps[:1], Step(use=EQUALIZE), *steps[1:]),
+        ),
+    ]

@@ -87,8 +87,8 @@ def _largest(proto: ModelProto, names: Sequence[str], feeds: Iterable[dict[str, 
     for feed in feeds:
         seen = {**feed, **session.run(feed)}
         for name in names:
-            own = np.abs(seen[name].reshape(-1, seen[name].shape[-1])).max(0)
-            most[name] = np.maximum(most.get(name, own), own)
+            own: Array = np.abs(seen[name].reshape(-1, seen[name].shape[-1])).max(0)
+            most[name] = np.maximum(most[name], own) if name in most else own
     return most
 
 
