@@ -172,7 +172,9 @@ def test_a_model_that_was_quantized_before_is_told_from_a_float_one(
             check_order(steps("quantize.static.v1"), made, cache)
 
 
-def test_passes_that_say_nothing_may_stand_anywhere(net: Model, few: Task, tmp_path: Path) -> None:
+def test_passes_that_say_nothing_may_stand_anywhere(
+    net: Model, few: Task, tmp_path: Path, registry: None
+) -> None:
     def mine(model: Model, target: Target, task: Task) -> Model:
         return model
 
