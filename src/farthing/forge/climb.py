@@ -178,7 +178,7 @@ class Climber:
 
     def _joins(self, best: Artefact) -> list[heads.Join]:
         floating, quantize, step = self._before(best)
-        key = key_of("joins", floating.digest, step, read_by(STATIC, self._task), versions(STATIC))
+        key = key_of("heads", floating.digest, step, read_by(STATIC, self._task), versions(STATIC))
         return self._cache.value(key, list[heads.Join], lambda: heads.joins(floating, self._task, quantize))
 
     def _note_joins(self, joins: Sequence[heads.Join]) -> None:

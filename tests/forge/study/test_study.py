@@ -69,7 +69,11 @@ def test_every_method_is_measured_and_none_left_out(found: Study, cnn: Model) ->
     assert names[0] == "baseline"
     tried = {rung.name for rung in ladder(cnn, ["onnxruntime"], VNNI)}
     assert tried < set(names)
-    assert {"int8 mse", "int8 entropy", "int8 minmax, equalized"} <= set(names) - tried
+    others = {"int8 mse", "int8 entropy", "int8 minmax, equalized", "int8 minmax, rounding compensated"}
+    assert {*others, "int8 minmax, equalized, rounding compensated", "int4 blocks"} <= set(names) - tried
+    assert names.count("int4 weights") == 1
+    sizes = {candidate.name: candidate.figures.size_mb for candidate in found.methods}
+    assert (sizes["int4 weights"] or 1) < (sizes["int8 minmax, rounding compensated"] or 0)
     for candidate in found.methods[1:]:
         if "the same file" in candidate.verdict:
             assert candidate.figures.latency_ms is None

@@ -17,7 +17,7 @@ INSIDE = "`farthing sensitivity` shows what that costs, and which operators shou
 
 
 def of_heads(model: Model, task: Task) -> Iterator[Finding]:
-    """A warning for each Concat under which int8 would lose a tensor, by the ranges of a few calibration samples.
+    """A warning for each operator under which int8 would lose a range, by the ranges of a few calibration samples.
 
     A model that cannot be looked at has findings of its own.
     """

@@ -54,7 +54,7 @@ class Analysis:
         self.notes: list[str] = []
 
     def joins(self) -> tuple[heads.Join, ...]:
-        """Concats under which int8 would lose a tensor."""
+        """Operators under which int8 would lose a range."""
         return tuple(heads.joins(self._model, self._place.task, StaticInt8()))
 
     def lose(self, precisions: Sequence[str]) -> None:

@@ -8,20 +8,42 @@ from pathlib import Path
 
 from farthing.config import read
 from farthing.errors import ConfigError, ModelError
-from farthing.forge.ladder import Rung, int8, ladder
+from farthing.forge import graph
+from farthing.forge.ladder import (
+    BLOCKS,
+    COMPACT,
+    EQUALIZE,
+    FUSE,
+    GPTQ,
+    INT8,
+    Rung,
+    int8,
+    ladder,
+    target_format,
+)
+from farthing.forge.quantize.blockwise import Blockwise
 from farthing.model import Model
 from farthing.recipe import Recipe, Step
 from farthing.target import Target
 
-EQUALIZE = Step(use="quantize.equalize.v1")
 MINMAX = "int8 minmax"
+_EQUALIZED = Step(use=EQUALIZE)
+_COMPENSATED = Step(use=GPTQ, options={"calibrator": "minmax"})
 UNTRIED: Mapping[str, tuple[Step, ...]] = {
     "int8 mse": (int8("mse"),),
     "int8 entropy": (int8("entropy"),),
-    "int8 minmax, equalized": (EQUALIZE, int8("minmax")),
-    "int8 minmax, equalized, biases corrected": (EQUALIZE, int8("minmax", correct_biases=True)),
+    "int8 minmax, equalized": (_EQUALIZED, int8("minmax")),
+    "int8 minmax, equalized, biases corrected": (_EQUALIZED, int8("minmax", correct_biases=True)),
+    "int8 minmax, rounding compensated": (_COMPENSATED,),
+    "int8 minmax, equalized, rounding compensated": (_EQUALIZED, _COMPENSATED),
+    "int4 weights": (Step(use=GPTQ, options={"bits": 4}),),
 }
-"""Static int8 in ways that a search leaves out: the steps that take the place of its own."""
+"""Static int8 in ways that a search leaves out, or tries last: the steps that take the place of its own."""
+UNTRIED_BLOCKS: Mapping[str, Mapping[str, object]] = {
+    "int8 blocks": {"bits": 8, "block": 128},
+    "int4 blocks": {"bits": 4, "block": 32, "symmetric": False},
+}
+"""Weights of matrix products in blocks, which a search tries on transformers alone."""
 
 
 def post_training(model: Model, engines: Sequence[str], target: Target) -> list[Rung]:
@@ -30,7 +52,10 @@ def post_training(model: Model, engines: Sequence[str], target: Target) -> list[
     Raises:
         UnsupportedError: no float ONNX model, or an engine that nothing can be made for.
     """
-    return [other for rung in ladder(model, engines, target) for other in (rung, *_others(rung))]
+    tried = ladder(model, engines, target)
+    others = [other for rung in tried for other in _others(rung)] + _in_blocks(model, engines)
+    known = {(rung.engine, rung.name) for rung in tried}
+    return [*tried, *(other for other in others if (other.engine, other.name) not in known)]
 
 
 def _others(rung: Rung) -> list[Rung]:
@@ -41,6 +66,18 @@ def _others(rung: Rung) -> list[Rung]:
     return [
         replace(rung, name=rung.name.replace(MINMAX, name, 1), steps=(*before, *steps, *after))
         for name, steps in UNTRIED.items()
+    ]
+
+
+def _in_blocks(model: Model, engines: Sequence[str]) -> list[Rung]:
+    """For engines that run ONNX files, if there are matrix products with weights of their own."""
+    if next(Blockwise().layers(graph.load(model.file)), None) is None:
+        return []
+    return [
+        Rung(name, engine, (FUSE, Step(use=BLOCKS, options=dict(options)), COMPACT), dtypes=INT8)
+        for engine in engines
+        if target_format(engine) == "onnx"
+        for name, options in UNTRIED_BLOCKS.items()
     ]
 
 
