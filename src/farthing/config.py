@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import tomllib
@@ -233,14 +234,19 @@ def changed(section: SectionT, **fields: Any) -> SectionT:
 def stated(section: object) -> Any:
     """A section as plain data without what is left at its default: a field that comes later changes no digest."""
     if isinstance(section, msgspec.Struct):
-        fields = msgspec.structs.fields(section)
-        values = {one.encode_name: (getattr(section, one.name), one) for one in fields}
+        values = {one.encode_name: (getattr(section, one.name), one) for one in _fields(type(section))}
         return {name: stated(value) for name, (value, one) in values.items() if value != _default(one)}
     if isinstance(section, dict):
         return {key: stated(value) for key, value in section.items()}
     if isinstance(section, list | tuple):
         return [stated(value) for value in section]
     return plain(section)
+
+
+@functools.cache
+def _fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a kind of section: msgspec evaluates their annotations anew each time it is asked."""
+    return msgspec.structs.fields(kind)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:

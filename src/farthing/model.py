@@ -7,6 +7,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -315,7 +316,7 @@ class Model:
         files.write_directory(path, fill)
         return cls(path, checked(manifest, files=hashes), keep)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over what the manifest states, through its hashes over every file, and which file comes first."""
         return files.digest(canonical(stated(self.manifest)) + next(iter(self.manifest.files), "").encode())

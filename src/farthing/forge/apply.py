@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import inspect
 import os
 import tempfile
@@ -300,11 +301,17 @@ def versions(use: str) -> dict[str, str]:
     """Versions of Farthing and of the libraries that decide a pass's result."""
     found = {"farthing": farthing.__version__}
     for name in getattr(plugins.get("pass", use), "libraries", ()):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
+        found[name] = _installed(name)
     return found
+
+
+@functools.cache
+def _installed(name: str) -> str:
+    """The version of a package; looking it up reads and parses a file."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 def versions_of(steps: Sequence[Step]) -> dict[str, str]:

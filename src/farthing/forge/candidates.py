@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+import farthing
 from farthing.bench import Rule
 from farthing.errors import EngineError, MeasurementError
+from farthing.forge.cache import Cache, key_of
 from farthing.forge.climb import Artefact
 from farthing.forge.inspect import inspect
 from farthing.forge.timing import Clock, Lap, Variant
@@ -64,6 +66,7 @@ class Listing:
         here: whether the target is this machine, so that what is measured here counts for the budget.
         energy_rule: how long to measure energy, if the budget limits it.
         where: the machine that measures, in words: ``on this machine``.
+        cache: keeps how many operators a model has.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Listing:
         here: bool,
         energy_rule: Rule,
         where: str = "on this machine",
+        cache: Cache | None = None,
     ) -> None:
         self._budget = budget
         self._clock = clock
@@ -81,6 +85,7 @@ class Listing:
         self._here = here
         self._energy_rule = energy_rule
         self.where = where
+        self._cache = cache
         self._nodes: dict[str, int | None] = {}
         self.candidates: list[Candidate] = []
         self.notes: list[str] = []
@@ -140,9 +145,14 @@ class Listing:
         listener(Progress(stage="candidate", text=text, candidate=candidate))
 
     def _node_count(self, model: Model) -> int | None:
-        """Operators in a model's graph, read from its file once."""
+        """Operators in a model's graph, read from its file once; None where its format does not tell."""
+
+        def look() -> int:
+            return inspect(model, run=False).nodes
+
         if model.digest not in self._nodes:
-            self._nodes[model.digest] = inspect(model, run=False).nodes or None
+            key = key_of("nodes", model.digest, farthing.__version__)
+            self._nodes[model.digest] = (self._cache.value(key, int, look) if self._cache else look()) or None
         return self._nodes[model.digest]
 
     def _figures(self, artefact: Artefact, lap: Lap | None, offline: Lap | None, finalist: bool) -> Figures:

@@ -217,14 +217,14 @@ class Courses:
 
     def _paced(self) -> float:
         """Seconds of an epoch, from a few steps of training, measured once."""
-        from farthing.forge.training.pace import pace
-
         self._listener(Progress(stage="passes", text="timing an epoch of training"))
         train = self._task.split("train").digest
         key = key_of("pace", self._model.digest, train, self._task.metric.name, self._target, has_bf16())
         schedule = Schedule(augment="affine" if self._augment() == "affine" else "none")
 
         def look() -> Pace:
+            from farthing.forge.training.pace import pace  # a search that is repeated needs no PyTorch
+
             return Pace(seconds=pace(self._model, self._task.only({"train", "calibration"}), schedule))
 
         return self._cache.value(key, Pace, look).seconds

@@ -198,7 +198,9 @@ class _Search:
         return self._conclude(artefact, candidate, test, command, time.perf_counter() - start)
 
     def _listing(self) -> Listing:
-        return Listing(self.budget, self.clock, self.allow_slower, self.here, rounds.FINAL, self.where)
+        return Listing(
+            self.budget, self.clock, self.allow_slower, self.here, rounds.FINAL, self.where, self.cache
+        )
 
     def _trained(self, base: Artefact, made: Sequence[Artefact], rungs: Sequence[Rung]) -> list[Artefact]:
         """What training gave, if the effort allows for it and the budget asks for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -17,6 +18,7 @@ STEADY = 0.9
 BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
+@functools.cache
 def has_bf16() -> bool:
     """Whether this machine's processor multiplies bfloat16."""
     return bool(BF16 & {*Target.detect().isa})
