@@ -115,11 +115,10 @@ OLDEST = 7  # that ONNX Runtime promises to run whole; of older ones it runs som
 
 def _refuse_old(data: bytes, version: str, said: str) -> None:
     """Say what to do about a model that ONNX Runtime does not load, and that is older than what it promises to run."""
-    model = onnx.load_model_from_string(data)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in OFFICIAL[:2]), 1)
-    if opset < OLDEST:
+    found = opset(onnx.load_model_from_string(data))
+    if found < OLDEST:
         raise UnsupportedError(
-            f"the model has opset {opset}, of which ONNX Runtime {version} runs a part only ({said}): export it with "
+            f"the model has opset {found}, of which ONNX Runtime {version} runs a part only ({said}): export it with "
             f"opset {OLDEST} or above (17 is usual), or try onnx.version_converter.convert_version on it"
         )
 
@@ -145,6 +144,11 @@ def _check_operators(model: onnx.ModelProto, where: str) -> None:
                 f"{where}: operator {operator} (node {node.name or list(node.output)!r}) is unknown in opset "
                 f"{versions.get(node.domain, 'none')}: export the model without it"
             )
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators in a model; 1, the oldest, where it names none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in OFFICIAL[:2]), default=1)
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

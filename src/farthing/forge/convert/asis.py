@@ -44,8 +44,7 @@ def take(
 ) -> tuple[Model, str, tuple[str, ...]]:
     """Take an ONNX file over. Returns the model, how it was checked, and what was assumed."""
     model = graph.load(path)
-    versions = [entry.version for entry in model.opset_import if entry.domain in graph.OFFICIAL[:2]]
-    opset = max(versions, default=1)
+    opset = graph.opset(model)
     if level not in {None, opset}:
         raise UnsupportedError(
             f"{path} has opset {opset} and is taken as it is: leave the opset out, or export the model with {level}"

@@ -72,7 +72,7 @@ def make(
     unused = [name for name in source.names if name not in {spec.name for spec in inputs}]
     if unused:
         assumptions += (f"inputs left out because no output depends on them: {', '.join(unused)}",)
-    opset = max(entry.version for entry in trial.model.opset_import if entry.domain == "")
+    opset = graph.opset(trial.model)
     lineage = f"convert.{source.kind}.v1 torch {torch.__version__.partition('+')[0]} opset {opset}"
     manifest = manifest_of(options.name, inputs, outputs, lineage, owner)
     checked = (

@@ -122,7 +122,7 @@ def _onnx(model: Model) -> Iterator[Finding]:
         mend = "export it again where it was made, with opset 17, and check it with onnx.checker"
         yield problem("model", "opset", str(error), mend)
         return
-    opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
+    opset = graph.opset(proto)
     if opset < PER_CHANNEL_OPSET:
         words = f"{opset}: int8 with a scale a channel needs {PER_CHANNEL_OPSET}"
         yield warning(

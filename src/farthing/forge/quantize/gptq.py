@@ -129,7 +129,7 @@ def rounding_feeds(model: Model, task: Task, samples: int) -> list[dict[str, Any
 def _packed(quantized: ModelProto, names: set[str], where: str) -> ModelProto:
     """Weights stored in 4 bits, and cast to 8 before they are read: runtimes do that once, when they load the model."""
     try:
-        packed = version_converter.convert_version(quantized, max(OPSET, _opset(quantized)))
+        packed = version_converter.convert_version(quantized, max(OPSET, graph.opset(quantized)))
     except graph.failures() as error:
         raise UnsupportedError(
             f"{where} cannot be brought to opset {OPSET}, which numbers of 4 bits need: {error}"
@@ -145,7 +145,3 @@ def _packed(quantized: ModelProto, names: set[str], where: str) -> ModelProto:
     del packed.graph.node[:]
     packed.graph.node.extend(nodes)
     return packed
-
-
-def _opset(proto: ModelProto) -> int:
-    return int(next(entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}))

@@ -159,7 +159,7 @@ def _requires(fixed: StaticInt8, target: Target) -> tuple[str, ...]:
 
 
 def _check_opset(source: Any, model: Model) -> None:
-    opset = next((entry.version for entry in source.opset_import if entry.domain in {"", "ai.onnx"}), 1)
+    opset = graph.opset(source)
     if opset < OPSET:
         raise UnsupportedError(
             f"{model.manifest.name} has opset {opset}, int8 needs {OPSET}: fuse it first, or export it with a newer one"

@@ -43,7 +43,7 @@ def read(proto: onnx.ModelProto, specs: Sequence[TensorSpec]) -> Net:
     Raises:
         UnsupportedError: an old opset, parts of the graph inside others, or shapes that cannot be followed.
     """
-    opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
+    opset = graph.opset(proto)
     if opset < OLDEST:
         raise UnsupportedError(
             f"opset {opset} is too old to write as TFLite: fuse the model first, or export it with {OLDEST} or newer"

@@ -165,7 +165,7 @@ def build(
     Raises:
         UnsupportedError: an operator has no trainable form.
     """
-    opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
+    opset = graph.opset(proto)
     if opset < OLDEST:
         raise UnsupportedError(f"opset {opset} is too old to train: export the model with {OLDEST} or newer")
     if proto.functions:
