@@ -225,9 +225,8 @@ class _Flow:
         self._maker = {name: node for node in self._nodes for name in node.output}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self._nodes:
-            for part in graph.nodes(onnx.GraphProto(node=[node])):
-                for name in part.input:
-                    self._readers.setdefault(name, []).append(node)
+            for name in graph.reads(node):
+                self._readers.setdefault(name, []).append(node)
 
     def head(self, join: onnx.NodeProto) -> list[str]:
         """The operators around a join that only decode, in the order of the graph."""

@@ -160,12 +160,11 @@ class Following:
 
     def _unknown(self, node: onnx.NodeProto) -> None:
         """Whatever it does with its channels: they stay, also those that graphs inside it take from outside."""
-        for part in graph.nodes(onnx.GraphProto(node=[node])):
-            for name in part.input:
-                if name in self.axes:
-                    self._keep(*self.axes[name])
-                if name in self.stored:
-                    self._keep(*self.stored[name])
+        for name in graph.reads(node):
+            if name in self.axes:
+                self._keep(*self.axes[name])
+            if name in self.stored:
+                self._keep(*self.stored[name])
 
     def _same(self, node: onnx.NodeProto) -> None:
         for name in node.input[1:]:

@@ -74,7 +74,7 @@ class _Halving:
             for node in self._graph.node
             for made in (self._halved(node) if node.name in chosen else [node])
         ]
-        used = {name for node in nodes for part in _inside(node) for name in part.input}
+        used = {name for node in nodes for name in graph.reads(node)}
         used |= {value.name for value in self._graph.output}
         kept = [node for node in nodes if used.intersection(node.output)]
         stored = [tensor for tensor in self._stored.values() if tensor.name in used]
@@ -122,7 +122,3 @@ class _Halving:
 
 def _half(name: str) -> str:
     return f"{name}/float16"
-
-
-def _inside(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    return graph.nodes(onnx.GraphProto(node=[node]))

@@ -49,7 +49,7 @@ class Source:
         self.outputs = {value.name: value for value in proto.graph.output}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in proto.graph.node:
-            for name in uses(node):
+            for name in set(graph.reads(node)):
                 self._readers.setdefault(name, []).append(node)
 
     def own(self, name: str) -> str:
@@ -64,7 +64,7 @@ class Source:
         """An operator and all that depend on it, in order."""
         found, reached = [self.nodes[name]], {*self.nodes[name].output}
         for node in self.proto.graph.node:
-            if node.name != name and reached.intersection(uses(node)):
+            if node.name != name and reached.intersection(graph.reads(node)):
                 found.append(node)
                 reached.update(node.output)
         return found
@@ -108,7 +108,7 @@ class Source:
         outputs: Sequence[onnx.ValueInfoProto],
         stored: Mapping[str, onnx.TensorProto],
     ) -> onnx.ModelProto:
-        used = {tensor for node in nodes for tensor in uses(node)}
+        used = {tensor for node in nodes for tensor in graph.reads(node)}
         kept = [tensor for name, tensor in stored.items() if name in used]
         made = helper.make_graph(nodes, self.proto.graph.name or "graph", inputs, outputs, kept)
         model = onnx.ModelProto(ir_version=self.proto.ir_version, graph=made)
@@ -124,20 +124,10 @@ def copied(node: onnx.NodeProto) -> onnx.NodeProto:
     return fresh
 
 
-def uses(node: onnx.NodeProto) -> set[str]:
-    """Names that a node reads, those that graphs inside it take from outside included."""
-    inner = [*(item.g for item in node.attribute), *(part for item in node.attribute for part in item.graphs)]
-    return {
-        name for part in (node, *(n for g in inner for n in graph.nodes(g))) for name in part.input if name
-    }
-
-
 def _needs(nodes: Sequence[onnx.NodeProto], stored: Mapping[str, onnx.TensorProto]) -> list[str]:
     """Names that nodes read and neither make nor find among the stored tensors."""
-    own = {
-        name for node in nodes for part in graph.nodes(onnx.GraphProto(node=[node])) for name in part.output
-    }
-    return sorted({name for node in nodes for name in uses(node)} - own - set(stored))
+    made = {name for node in nodes for name in node.output}
+    return sorted({name for node in nodes for name in graph.reads(node)} - made - set(stored))
 
 
 def _value(name: str, array: NDArray[Any]) -> onnx.ValueInfoProto:

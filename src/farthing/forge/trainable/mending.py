@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, fx
 
 from farthing.errors import UnsupportedError
+from farthing.forge import graph
 from farthing.forge.trainable.builder import Size
 from farthing.forge.trainable.operators import shapes
 from farthing.forge.trainable.operators.recurrent import KINDS
@@ -184,6 +185,6 @@ def drop_dead(proto: onnx.ModelProto) -> None:
     for node in reversed(proto.graph.node):
         if needed & set(node.output):
             kept.append(node)
-            needed |= set(node.input)
+            needed.update(graph.reads(node))
     del proto.graph.node[:]
     proto.graph.node.extend(reversed(kept))

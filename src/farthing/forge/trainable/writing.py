@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,19 +129,9 @@ def _set_sizes(node: onnx.NodeProto, layer: nn.Module) -> None:
 
 def drop_unused(proto: onnx.GraphProto) -> None:
     """Take out initializers that nothing reads, and their declarations as inputs, in place."""
-    used = {name for node in graph.nodes(proto) for name in node.input} | {
-        value.name for value in proto.output
-    }
-    used |= set(_read_inside(proto))
+    used = {name for node in proto.node for name in graph.reads(node)}
+    used |= {value.name for value in proto.output}
     spare = {tensor.name for tensor in proto.initializer} - used
     for places in (proto.initializer, proto.input):
         for number in reversed([number for number, each in enumerate(places) if each.name in spare]):
             del places[number]
-
-
-def _read_inside(proto: onnx.GraphProto) -> Iterator[str]:
-    """Names that graphs inside others give as their outputs."""
-    for node in graph.nodes(proto):
-        for attribute_ in node.attribute:
-            for inner in (*attribute_.graphs, *([attribute_.g] if attribute_.HasField("g") else [])):
-                yield from (value.name for value in inner.output)
