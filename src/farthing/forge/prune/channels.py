@@ -15,7 +15,7 @@ from farthing.forge import graph
 from farthing.forge.prune.labels import STAYS, Axes, Following, Labels
 from farthing.forge.prune.structured import Importance
 from farthing.forge.trainable import trying
-from farthing.forge.trainable.stored import free_name, is_constant
+from farthing.forge.trainable.stored import free_name, tensor_names, tensors
 from farthing.forge.trainable.writing import drop_unused
 from farthing.model import Model
 
@@ -71,7 +71,7 @@ class Channels:
         _unshare(self._proto)
         self._feeds = trying.trials(model.manifest, None)[1]
         self._following = Following(self._proto, self._feeds)
-        self._tensors = {tensor.name: tensor for tensor in _stored(self._proto)}
+        self._tensors = tensors(self._proto)
         root = self._following.root
         self._gives = {name: root(labels) for name, labels in self._following.gives.items()}
         self._axes = {
@@ -203,9 +203,7 @@ class Channels:
 
     def _reshape(self, proto: onnx.ModelProto, removed: Labels) -> None:
         """State the new sizes where a shape is stated."""
-        taken = {name for node in proto.graph.node for name in (*node.input, *node.output)} | set(
-            self._tensors
-        )
+        taken = tensor_names(proto)
         for node in proto.graph.node:
             if node.op_type != "Reshape":
                 continue
@@ -249,7 +247,7 @@ def _unshare(proto: onnx.ModelProto) -> None:
     """
     _inline(proto)
     vectors = {tensor.name: tensor for tensor in proto.graph.initializer if len(tensor.dims) == 1}
-    taken = {name for node in proto.graph.node for name in (*node.input, *node.output)} | set(vectors)
+    taken = tensor_names(proto)
     seen: set[str] = set()
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
@@ -311,30 +309,18 @@ def _summed(numbers: Array, labels: Labels, places: Mapping[int, int], whole: bo
     return sums**2 if whole else sums
 
 
-def _stored(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Initializers, and what Constant nodes give, named by it."""
-    found = list(proto.graph.initializer)
-    for node in proto.graph.node:
-        if is_constant(node):
-            for item in node.attribute:
-                if item.name == "value":
-                    item.t.name = node.output[0]
-                    found.append(item.t)
-    return found
-
-
 def _cut(proto: onnx.ModelProto, axes: Mapping[str, Axes], removed: Labels) -> None:
     """Take the places of removed labels out of every stored tensor, and out of what is declared of it."""
     declared = {value.name: value for value in proto.graph.input}
-    for tensor in _stored(proto):
+    for name, tensor in tensors(proto).items():
         array = numpy_helper.to_array(tensor)
         before = array.shape
-        for axis, labels in enumerate(axes.get(tensor.name, ())):
+        for axis, labels in enumerate(axes.get(name, ())):
             if labels is not None and len(labels) == array.shape[axis]:
                 array = np.compress(~np.isin(labels, removed), array, axis)
         if array.shape != before:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
-            if tensor.name in declared:
-                dims = declared[tensor.name].type.tensor_type.shape.dim
+            if name in declared:
+                dims = declared[name].type.tensor_type.shape.dim
                 for dim, size in zip(dims, array.shape, strict=True):
                     dim.dim_value = size

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from farthing.forge import graph
-from farthing.forge.trainable.stored import is_constant
+from farthing.forge.trainable.stored import is_constant, tensors
 
 Array = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -57,7 +57,7 @@ class Following:
     """
 
     def __init__(self, proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
-        self._weights = dict(_shapes_of_stored(proto))
+        self._weights = {name: tuple(tensor.dims) for name, tensor in tensors(proto).items()}
         nodes = [node for node in proto.graph.node if not is_constant(node)]
         names = [name for node in nodes for name in node.output if name and name not in feeds]
         given = {value.name for value in proto.graph.output}
@@ -406,16 +406,6 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[
             else:
                 return
         yield left, right
-
-
-def _shapes_of_stored(proto: onnx.ModelProto) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for tensor in proto.graph.initializer:
-        yield tensor.name, tuple(tensor.dims)
-    for node in proto.graph.node:
-        if is_constant(node):
-            for item in node.attribute:
-                if item.name == "value":
-                    yield node.output[0], tuple(item.t.dims)
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -15,7 +15,7 @@ from farthing.forge import graph
 from farthing.forge.trainable.builder import Size
 from farthing.forge.trainable.operators import shapes
 from farthing.forge.trainable.operators.recurrent import KINDS
-from farthing.forge.trainable.stored import free_name, stored
+from farthing.forge.trainable.stored import free_name, stored, tensor_names
 from farthing.forge.trainable.trying import recorded
 
 
@@ -72,7 +72,7 @@ class _Mender:
         self._traced = traced
         self._stateless = stateless
         self._constants = stored(proto)
-        self._taken = {name for node in proto.graph.node for name in (*node.input, *node.output)}
+        self._taken = tensor_names(proto)
         self._restated = False
 
     def mend(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
-from farthing.forge.trainable.stored import free_name, is_constant
+from farthing.forge.trainable import stored
 
 Place = tuple[str, int]
 """A node, by its name, and the number of one of its inputs."""
@@ -25,10 +25,10 @@ def part(proto: onnx.ModelProto) -> dict[Place, str]:
     Returns:
         What each node read before, where it reads a copy now.
     """
-    tensors = _stored(proto)
+    tensors = stored.tensors(proto)
     sources = _aliases(proto, tensors)
     layers = _layers(proto, tensors, sources)
-    taken = {name for node in proto.graph.node for name in (*node.input, *node.output)} | set(tensors)
+    taken = stored.tensor_names(proto)
     owners: dict[str, Layer] = {}
     copies: dict[tuple[str, Layer], str] = {}
     moved: dict[Place, str] = {}
@@ -40,7 +40,7 @@ def part(proto: onnx.ModelProto) -> dict[Place, str]:
             if owners.setdefault(source, layer) != layer:
                 moved[node.name, place] = name
                 if (source, layer) not in copies:
-                    copies[source, layer] = free_name(f"{source}_{node.name}", taken)
+                    copies[source, layer] = stored.free_name(f"{source}_{node.name}", taken)
                     proto.graph.initializer.add().CopyFrom(tensors[source])
                     proto.graph.initializer[-1].name = copies[source, layer]
                 node.input[place] = copies[source, layer]
@@ -65,22 +65,13 @@ def _layers(
 
 def join(proto: onnx.ModelProto, moved: Mapping[Place, str]) -> None:
     """Let nodes read again what they read before `part`, in place, where that is still what their copies hold."""
-    tensors = _stored(proto)
+    tensors = stored.tensors(proto)
     sources = _aliases(proto, tensors)
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
             before = moved.get((node.name, place), name)
             if before != name and _same(tensors[name], tensors[sources.get(before, before)]):
                 node.input[place] = before
-
-
-def _stored(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Stored tensors by name: initializers, and the tensors that Constant nodes state."""
-    found = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        if is_constant(node) and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
-    return found
 
 
 def _aliases(proto: onnx.ModelProto, tensors: Mapping[str, onnx.TensorProto]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Stored tensors of an ONNX graph in torch's form."""
+"""Stored tensors of an ONNX graph, as they lie and in torch's form; names that are free in it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from farthing.errors import UnsupportedError
 def is_constant(node: onnx.NodeProto) -> bool:
     """Whether a node only states a tensor."""
     return node.op_type == "Constant" and node.domain in {"", "ai.onnx"}
+
+
+def tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Stored tensors by name, open to change: initializers, and the tensors that Constant nodes state."""
+    found = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in filter(is_constant, proto.graph.node):
+        if node.attribute[0].name == "value":
+            found[node.output[0]] = node.attribute[0].t
+    return found
 
 
 def stored(proto: onnx.ModelProto) -> dict[str, Tensor]:
@@ -58,6 +67,12 @@ def tensor_of(proto: onnx.TensorProto) -> Tensor:
         raise UnsupportedError(
             f"constant {proto.name!r} is of type {array.dtype.name}, which torch cannot hold"
         ) from error
+
+
+def tensor_names(proto: onnx.ModelProto) -> set[str]:
+    """The names of all tensors of a graph."""
+    made = {name for node in proto.graph.node for name in (*node.input, *node.output)}
+    return made | {tensor.name for tensor in proto.graph.initializer}
 
 
 def free_name(wanted: str, taken: set[str]) -> str:

@@ -15,7 +15,7 @@ from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.trainable import norms
 from farthing.forge.trainable.binding import Binding
-from farthing.forge.trainable.stored import free_name, is_constant, tensor_of
+from farthing.forge.trainable.stored import free_name, is_constant, tensor_names, tensor_of, tensors
 from farthing.forge.trainable.weights import attribute
 
 
@@ -63,14 +63,12 @@ class _Store:
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.reshaped = False
-        self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-        self._declared = {value.name: value for value in proto.graph.input if value.name in self._tensors}
         for node in filter(is_constant, proto.graph.node):
             if node.attribute[0].name == "value_floats":
                 plain = numpy_helper.from_array(np.asarray(node.attribute[0].floats, np.float32))
                 node.attribute[0].CopyFrom(helper.make_attribute("value", plain))
-            if node.attribute[0].name == "value":
-                self._tensors[node.output[0]] = node.attribute[0].t
+        self._tensors = tensors(proto)
+        self._declared = {value.name: value for value in proto.graph.input if value.name in self._tensors}
         self._written: dict[str, Tensor] = {}
 
     def put(self, binding: Binding, parts: Sequence[Tensor]) -> None:
@@ -105,9 +103,7 @@ class _Store:
 def _add_biases(proto: onnx.ModelProto, folded: Mapping[str, Tensor], layers: Mapping[str, str]) -> None:
     """Give layers that had none the bias that a folded norm needs."""
     nodes = {layers[node.name]: node for node in proto.graph.node if node.name in layers}
-    taken = {tensor.name for tensor in proto.graph.initializer} | {
-        n for node in proto.graph.node for n in node.output
-    }
+    taken = tensor_names(proto)
     for place, bias in folded.items():
         node = nodes[place.rpartition(".")[0]]
         name = free_name(f"{node.input[1]}_bias", taken)
