@@ -12,6 +12,7 @@ from farthing.errors import UnsupportedError
 from farthing.forge.prune.pruning import calm
 from farthing.forge.prune.unstructured import UnstructuredPrune
 from farthing.forge.trainable import Trainable, trainable
+from farthing.forge.trainable.norms import BACK
 from farthing.forge.training.lesson import lesson
 from farthing.forge.training.loop import Hook, Moment, train
 from farthing.forge.training.losses import understood
@@ -23,7 +24,6 @@ from farthing.task import Task
 LOOKS = 50
 TINY = 1e-30
 """Weights nearer to zero than this are: kernels take denormal numbers ten times as long."""
-BACK = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *BACK)
 
 

@@ -16,10 +16,12 @@ from torch.nn.utils import parametrize
 from farthing.bench import feeds
 from farthing.errors import UnsupportedError
 from farthing.forge import graph
+from farthing.forge.quantize import compensate
 from farthing.forge.quantize.calibrate import ranges
 from farthing.forge.quantize.qat import QuantizationAware
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.trainable import Trainable, trainable
+from farthing.forge.trainable.norms import BACK
 from farthing.forge.training.lesson import lesson
 from farthing.forge.training.loop import Hook, Moment, train
 from farthing.forge.training.losses import understood
@@ -34,7 +36,6 @@ Kind = Literal["learned", "observed", "fixed"]
 FEW = 4
 MOMENTUM = 0.05  # of observed ranges: how far a batch moves them
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
-BACK = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def static(options: QuantizationAware) -> StaticInt8:
@@ -216,9 +217,7 @@ class FakeWeight(nn.Module):
         super().__init__()
         self._axis = (1 if isinstance(layer, BACK) else 0) if per_channel else None
         self._symmetric = options.weights == "int8"
-        self._limits = (-127, 127) if self._symmetric else (0, 255)
-        if options.reduce_range:
-            self._limits = (-64, 64) if self._symmetric else (0, 127)
+        self._limits = compensate.LIMITS[options.weights, bool(options.reduce_range)]
 
     def forward(self, weight: Tensor) -> Tensor:
         others = tuple(axis for axis in range(weight.ndim) if axis != self._axis)

@@ -22,7 +22,7 @@ from farthing.forge.cache import key_of
 from farthing.forge.training import checkpoint
 from farthing.forge.training.losses import Hitting, Loss
 from farthing.forge.training.samples import Samples
-from farthing.forge.training.schedule import Schedule, has_bf16
+from farthing.forge.training.schedule import Schedule
 from farthing.forge.workshop import Workshop
 from farthing.recipe import Progress
 
@@ -134,7 +134,7 @@ def train(
         TaskError: labels that the loss cannot use; samples that cannot be augmented so.
         StorageError: a checkpoint cannot be written.
     """
-    with _alone(schedule.threads):
+    with alone(schedule.threads):
         run = _Run(module, samples, loss, schedule, workshop or Workshop(), hooks, clock)
         run.resume()
         run.go()
@@ -142,8 +142,8 @@ def train(
 
 
 @contextlib.contextmanager
-def _alone(threads: int) -> Iterator[None]:
-    """Set torch's threads; they and its random state are as before afterwards."""
+def alone(threads: int) -> Iterator[None]:
+    """Set torch's threads for a ``with`` block; they and its random state are as before afterwards."""
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.set_num_threads(threads)
@@ -183,7 +183,7 @@ class _Run:
         self.learned = loss if isinstance(loss, nn.Module) else nn.Module()
         both = [*module.parameters(), *self.learned.parameters()]
         self.parameters = [parameter for parameter in both if parameter.requires_grad]
-        self.bf16 = has_bf16() if schedule.bf16 == "auto" else schedule.bf16
+        self.bf16 = schedule.in_bf16
         self.per_epoch = -(-len(samples) // schedule.batch)
         self.moment = Moment(
             module, _optimizer(self.parameters, schedule), self.per_epoch * schedule.epochs, schedule.epochs

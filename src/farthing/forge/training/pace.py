@@ -9,9 +9,10 @@ import torch
 
 from farthing.forge.trainable import trainable
 from farthing.forge.training.lesson import lesson
+from farthing.forge.training.loop import alone
 from farthing.forge.training.losses import understood
 from farthing.forge.training.samples import Samples
-from farthing.forge.training.schedule import Schedule, has_bf16
+from farthing.forge.training.schedule import Schedule
 from farthing.model import Model
 from farthing.task import Task
 
@@ -29,17 +30,12 @@ def pace(model: Model, task: Task, schedule: Schedule) -> float:
     made = trainable(model)
     picks = torch.arange(min(schedule.batch, len(samples)))
     seconds = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(schedule.threads)
-    try:
-        with lesson(made, samples, schedule, [model]) as (module, loss):
-            for _ in range(STEPS):
-                began = time.perf_counter()
-                batch = samples.batch(picks, schedule.augment, torch.Generator().manual_seed(0))
-                with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
-                    outputs = module(*batch.inputs)
-                torch.autograd.backward(loss([part.float() for part in outputs], batch))
-                seconds.append(time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(before)
+    with alone(schedule.threads), lesson(made, samples, schedule, [model]) as (module, loss):
+        for _ in range(STEPS):
+            began = time.perf_counter()
+            batch = samples.batch(picks, schedule.augment, torch.Generator().manual_seed(0))
+            with torch.autocast("cpu", torch.bfloat16, enabled=schedule.in_bf16):
+                outputs = module(*batch.inputs)
+            torch.autograd.backward(loss([part.float() for part in outputs], batch))
+            seconds.append(time.perf_counter() - began)
     return float(np.median(seconds[1:])) * len(samples) / len(picks)

@@ -13,7 +13,7 @@ from farthing import files
 from farthing.config import Section
 from farthing.errors import ConfigError, ModelError
 from farthing.forge.training.distillation import Distillation
-from farthing.forge.training.schedule import Schedule, has_bf16
+from farthing.forge.training.schedule import Schedule
 from farthing.forge.workshop import Workshop
 from farthing.model import Model, checked
 from farthing.recipe import PassSection
@@ -53,9 +53,10 @@ class TrainingPass(PassSection, frozen=True, kw_only=True):
         """
         if self.distillation.features and not self._named:
             raise ConfigError("`features` are learned from a teacher: name one in `teacher`")
-        bf16 = has_bf16() if self.schedule.bf16 == "auto" else self.schedule.bf16
         digests = self.teacher_digests or tuple(digest_of(name) for name in self._named if name != SELF)
-        return replace(self, schedule=replace(self.schedule, bf16=bf16), teacher_digests=digests)
+        return replace(
+            self, schedule=replace(self.schedule, bf16=self.schedule.in_bf16), teacher_digests=digests
+        )
 
     def within(self, workshop: Workshop) -> Callable[[Model, Target, Task], Model]:
         """The same pass with progress, and with checkpoints that outlive a kill."""

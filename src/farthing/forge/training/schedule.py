@@ -80,6 +80,11 @@ class Schedule(Section, frozen=True, kw_only=True):
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"warmup is a share of the steps from 0 to 1, not {self.warmup}")
 
+    @property
+    def in_bf16(self) -> bool:
+        """Whether it computes in bfloat16, ``auto`` settled for this machine."""
+        return has_bf16() if self.bf16 == "auto" else self.bf16
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, which counts from 0."""
         rising, place = self._place(step, steps)
