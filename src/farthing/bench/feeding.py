@@ -148,6 +148,12 @@ def sample_feeds(
     return [random_feeds(manifest.data_inputs, size, np.random.default_rng(0))]
 
 
+def first_feeds(task: Task, split: SplitName, manifest: Manifest, count: int = 1) -> dict[str, Array]:
+    """The first samples of a split as one feed: as many as a fixed batch asks for, else at most ``count``."""
+    data = task.split(split)
+    return feeds(task, data, manifest, padded_to_batch(np.arange(min(count, len(data))), manifest))
+
+
 def random_feeds(specs: Sequence[TensorSpec], batch: int, generator: np.random.Generator) -> dict[str, Array]:
     """Random numbers for inputs where no data is at hand; an axis 0 of open size is the batch.
 

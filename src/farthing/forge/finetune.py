@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from farthing.forge.training.passes import TrainingPass
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
@@ -11,7 +9,6 @@ from farthing.target import Target
 from farthing.task import Task
 
 FEW = 4
-MEASURED = 512
 
 
 class FineTune(TrainingPass, frozen=True, kw_only=True):
@@ -26,7 +23,7 @@ class FineTune(TrainingPass, frozen=True, kw_only=True):
 
     def work(self, model: Model, target: Target, task: Task, workshop: Workshop) -> Model:
         """Raises TaskError without training data, UnsupportedError for operators that cannot be trained."""
-        from farthing.bench import feeds, padded_to_batch
+        from farthing.bench import first_feeds
         from farthing.forge.trainable import trainable
         from farthing.forge.training.lesson import lesson
         from farthing.forge.training.loop import train
@@ -34,11 +31,9 @@ class FineTune(TrainingPass, frozen=True, kw_only=True):
         from farthing.forge.training.samples import Samples
 
         samples = Samples(task, understood(model))
-        picks = padded_to_batch(np.arange(min(FEW, len(samples))), model.manifest)
-        few = feeds(task, samples.split, model.manifest, picks)
-        student = trainable(model, few)
+        student = trainable(model, first_feeds(task, "train", model.manifest, FEW))
         if self.norms:
-            student.insert_norms(batch.inputs for batch in samples.batches(most=MEASURED))
+            student.insert_norms(batch.inputs for batch in samples.spread())
         teachers = self.teaching(model, workshop)
         with lesson(student, samples, self.schedule, teachers, self.distillation, workshop.listener) as (
             module,

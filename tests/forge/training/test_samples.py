@@ -75,7 +75,18 @@ def test_all_in_order() -> None:
     parts = [batch.inputs[0] for batch in samples.batches(4)]
     assert [len(part) for part in parts] == [4, 4, 2]
     np.testing.assert_array_equal(torch.cat(parts).numpy(), x)
-    assert sum(len(batch) for batch in samples.batches(4, most=5)) == 5
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(3, [3]), (300, [150, 150]), (2000, [250, 250, 250, 250])])
+def test_some_are_from_all_over_the_split(count: int, sizes: list[int]) -> None:
+    """Data are often sorted by class: the first samples may all be of one."""
+    samples = Samples.of_arrays(np.arange(1000, dtype=np.float32)[:, None], np.repeat(np.arange(4), 250))
+    parts = list(samples.spread(count))
+    assert [len(part) for part in parts] == sizes
+    picks = torch.cat([part.picks for part in parts])
+    assert (picks[0], picks[-1]) == (0, 999)
+    assert torch.all(picks.diff() > 0)
+    assert picks.diff().max() <= -(-999 // (min(count, 1000) - 1))
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing.bench import batch_size, outputs
+from farthing.bench import batch_size, first_feeds, outputs
 from farthing.bundle import Bundle, Exits
 from farthing.engines.base import open_engine
 from farthing.errors import UnsupportedError
 from farthing.forge import graph, macs
 from farthing.forge.cut import cut
 from farthing.forge.cut.flow import Flow
-from farthing.forge.exits.places import some
 from farthing.forge.exits.thresholds import Held, chosen
 from farthing.forge.exits.training import ExitTraining
 from farthing.forge.training.losses import answers_of, understood
@@ -65,7 +64,7 @@ def parted(
         StorageError: the bundle cannot be written.
     """
     split = task.split("validation")
-    few = some(model, task, "validation")
+    few = first_feeds(task, "validation", model.manifest)
     costs = costs_of(model, few)
     exits = Exits(
         measure=options.measure, thresholds=options.thresholds, scores=answers_of(understood(model))

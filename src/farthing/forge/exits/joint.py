@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from farthing.bench import first_feeds
 from farthing.forge.exits.branching import branched
-from farthing.forge.exits.places import some
 from farthing.forge.exits.training import ExitTraining
-from farthing.forge.prune.pruning import calm
 from farthing.forge.trainable import trainable
 from farthing.forge.training.lesson import lesson
 from farthing.forge.training.loop import train
@@ -34,14 +33,14 @@ FEW = 4
 
 def trained(options: ExitTraining, model: Model, task: Task, workshop: Workshop) -> Model:
     """The model with exits at the places of the options, trained on; see `ExitTraining`."""
-    few = some(model, task, "train", FEW)
+    few = first_feeds(task, "train", model.manifest, FEW)
     extended = branched(options, model, few)
     samples = Samples(task, understood(extended))
     text = f"training {model.manifest.name} with exits behind {', '.join(options.places)}"
     workshop.listener(Progress(stage="train", text=text))
     student = trainable(extended, few)
     if options.norms:
-        calm(student, samples)
+        student.insert_norms(batch.inputs for batch in samples.spread())
     teachers = options.teaching(model, workshop)
     with lesson(student, samples, options.schedule, teachers, options.distillation, workshop.listener) as (
         module,

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 import onnx
 
-from farthing.bench import feeds, padded_to_batch
+from farthing.bench import first_feeds
 from farthing.errors import ModelError, TaskError, UnsupportedError, nearest
 from farthing.forge import graph, macs
 from farthing.forge.cut.flow import Flow
 from farthing.forge.cut.observe import Tensor, observe
 from farthing.forge.exits.training import ExitTraining
 from farthing.model import Model, TensorSpec
-from farthing.task import CLASS_METRICS, SplitName, Task
+from farthing.task import CLASS_METRICS, Task
 
 LATEST = 0.9  # share of the work behind which an exit saves next to nothing
 
@@ -73,20 +72,13 @@ def planned(options: ExitTraining, model: Model, task: Task) -> tuple[str, ...]:
         TaskError: no training data, or a task that does not tell classes apart.
     """
     check_classifier(model, task)
-    network = _Network(model, some(model, task, "train"))
+    network = _Network(model, first_feeds(task, "train", model.manifest))
     if options.places:
         for name in options.places:
             network.check(name)
         network.flow.ancestors([[name] for name in options.places])
         return options.places
     return network.plan(options.count)
-
-
-def some(model: Model, task: Task, split: SplitName, count: int = 1) -> dict[str, graph.Array]:
-    """The first samples of a split, as many as a fixed batch asks for, or at most so many."""
-    data = task.split(split)
-    picks = padded_to_batch(np.arange(min(count, len(data))), model.manifest)
-    return feeds(task, data, model.manifest, picks)
 
 
 class _Network:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from farthing.bench.feeding import batch_size
 from farthing.errors import UnsupportedError
 from farthing.forge.prune import narrowing
 from farthing.forge.prune.channels import Channels, Coupling
@@ -19,14 +18,13 @@ from farthing.forge.trainable import Trainable, trainable
 from farthing.forge.training.lesson import lesson
 from farthing.forge.training.loop import train
 from farthing.forge.training.losses import loss_of, understood
-from farthing.forge.training.samples import CHUNK, Batch, Samples
+from farthing.forge.training.samples import Samples
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.recipe import Progress
 from farthing.task import Task
 
 Array = NDArray[Any]
-MEASURED = 512  # training samples that statistics of batch normalization are measured on
 GRADIENTS = 1024  # training samples that gradients are taken from
 
 
@@ -133,26 +131,12 @@ def _ranked(
     return widths
 
 
-def _spread(samples: Samples, count: int) -> Iterator[Batch]:
-    """Some samples from all over the split: data are often sorted by class."""
-    picks = torch.linspace(0, len(samples) - 1, min(count, len(samples))).round().long()
-    size = batch_size(samples.manifest, CHUNK)
-    for part in torch.split(picks, size):
-        if len(part) == size or len(picks) < size:
-            yield samples.batch(part)
-
-
-def calm(made: Trainable, samples: Samples) -> None:
-    """Put batch normalization where the file has none, measured on some training samples."""
-    made.insert_norms(batch.inputs for batch in _spread(samples, MEASURED))
-
-
 def _insert_norms(made: Trainable, before: Trainable, left: Mapping[str, Array], samples: Samples) -> None:
     """Batch normalization for a network that lost channels, that gives those that are left the mean and spread that
     they had before: what the others gave them is missing.
     """
-    calm(before, samples)
-    calm(made, samples)
+    for each in (before, made):
+        each.insert_norms(batch.inputs for batch in samples.spread())
     for node, layer in made.layers.items():
         if layer in made.norms and layer in before.norms and node in left:
             new: Any = made.module.get_submodule(made.norms[layer])
@@ -167,7 +151,7 @@ def _gradients(made: Trainable, task: Task) -> dict[str, Array]:
     """The gradients of the loss over some training samples, by the names of the stored tensors."""
     samples = Samples(task, understood(made.model))
     loss = loss_of(task, samples.manifest)
-    for batch in _spread(samples, GRADIENTS):
+    for batch in samples.spread(GRADIENTS):
         torch.autograd.backward(loss(made.module(*batch.inputs), batch))
     return made.gradients()
 

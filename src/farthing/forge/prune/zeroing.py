@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from farthing.errors import UnsupportedError
-from farthing.forge.prune.pruning import calm
 from farthing.forge.prune.unstructured import UnstructuredPrune
 from farthing.forge.trainable import Trainable, trainable
 from farthing.forge.trainable.norms import BACK
@@ -38,7 +37,7 @@ def zeroed(options: UnstructuredPrune, model: Model, task: Task, workshop: Works
     made = trainable(model)
     layers = _layers(made, options)
     if options.norms:
-        calm(made, samples)
+        made.insert_norms(batch.inputs for batch in samples.spread())
     masks = Masks(options, layers)
     with lesson(
         made,

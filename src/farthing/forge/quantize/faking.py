@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from farthing.bench import feeds
+from farthing.bench import first_feeds
 from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.quantize import compensate
@@ -64,7 +64,7 @@ def trained(
     fixed = static(options).resolved(target)
     begun = fixed(model, target, task)
     samples = Samples(task, understood(model))
-    made = trainable(model, feeds(task, samples.split, model.manifest, np.arange(min(FEW, len(samples)))))
+    made = trainable(model, first_feeds(task, "train", model.manifest, FEW))
     fakes = Fakes(made, graph.load(begun.file), fixed, options.ranges)
     with lesson(
         made,

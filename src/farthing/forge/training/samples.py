@@ -21,6 +21,7 @@ from farthing.task import Split, Task
 Array = NDArray[Any]
 MEMORY = 1 << 29
 CHUNK = 256
+MEASURED = 512  # samples that statistics are measured on, such as those of batch normalization
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,19 @@ class Samples:
         )
         return Batch(tuple(placed), labels, picks, plain=augment == "none")
 
-    def batches(self, size: int = CHUNK, most: int | None = None) -> Iterator[Batch]:
-        """All samples in their order, ``size`` at a time, or the first ``most`` of them."""
-        every = torch.arange(min(len(self), most or len(self)))
-        for picks in torch.split(every, size):
+    def batches(self, size: int = CHUNK) -> Iterator[Batch]:
+        """All samples in their order, ``size`` at a time."""
+        for picks in torch.split(torch.arange(len(self)), size):
             yield self.batch(picks)
+
+    def spread(self, count: int = MEASURED) -> Iterator[Batch]:
+        """``count`` samples, or all if there are fewer, from all over the split: data are often sorted by class.
+
+        They come in batches of one size, but for one sample.
+        """
+        picks = torch.linspace(0, len(self) - 1, min(count, len(self)), dtype=torch.float64).round().long()
+        for part in torch.tensor_split(picks, -(-len(picks) // CHUNK)):
+            yield self.batch(part)
 
     def _prepared(self, picks: Array) -> tuple[Tensor, ...]:
         """Samples along the first axis of each input."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from farthing.bench.feeding import batch_size, feeds, fitting_batch, outputs_by_sample
+from farthing.bench.feeding import batch_size, feeds, fitting_batch, outputs_by_sample, padded_to_batch
 from farthing.engines.base import open_engine
 from farthing.errors import TaskError, UnsupportedError
 from farthing.forge import graph
@@ -157,8 +157,7 @@ class Teacher:
         size = self._chunk(count)
         for start in range(0, count, size):
             some = np.arange(start, min(start + size, count))
-            fixed = any(spec.fixed_batch for spec in self.manifest.data_inputs)
-            padded = np.resize(some, size) if fixed else some
+            padded = padded_to_batch(some, self.manifest)
             answer = self._run(fed(padded))
             found = outputs_by_sample(answer, self.manifest.outputs, len(padded))
             found |= {name: _inner(name, answer[name], len(padded)) for name in self._features}
