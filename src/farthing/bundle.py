@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from farthing import files
-from farthing.config import Section
+from farthing.config import Section, to_json
 from farthing.errors import ConfigError, ModelError, nearest
 from farthing.model import (
     BUNDLE,
@@ -17,7 +17,6 @@ from farthing.model import (
     is_plain,
     read_section,
     refuse_foreign,
-    written,
 )
 
 Role = Literal["parts", "exits", "variants", "head_tail"]
@@ -125,7 +124,7 @@ class Bundle:
         def fill(fresh: Path) -> None:
             for key, model in models.items():
                 model.save(fresh / key)
-            (fresh / BUNDLE).write_bytes(written(manifest))
+            (fresh / BUNDLE).write_bytes(to_json(manifest))
 
         files.write_directory(path, fill)
         return cls(path, manifest, {key: Model.open(path / key) for key in models})

@@ -220,6 +220,11 @@ def to_yaml(section: object) -> str:
     return yaml.dump(plain(section), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def to_json(section: object) -> bytes:
+    """A section as indented JSON with a line break at its end, keys in their declared order."""
+    return msgspec.json.format(msgspec.json.encode(plain(section))) + b"\n"
+
+
 def canonical(section: object) -> bytes:
     """A section as canonical JSON (sorted keys, no spaces, 5 for 5.0): what digests are taken over."""
     return msgspec.json.encode(_numbers(plain(section)), order="sorted")

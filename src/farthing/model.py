@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from farthing import files
-from farthing.config import Section, SectionT, canonical, convert, parse, plain, stated
+from farthing.config import Section, SectionT, canonical, convert, parse, stated, to_json
 from farthing.errors import ConfigError, ModelError, StorageError, nearest
 from farthing.scratch import Scratch
 
@@ -311,7 +311,7 @@ class Model:
                 if hashes[name] != expected.get(name, hashes[name]):
                     raise ModelError(f"{name} changed while it was copied: copy the model again")
             complete = checked(manifest, files=hashes)
-            (fresh / MANIFEST).write_bytes(written(complete))
+            (fresh / MANIFEST).write_bytes(to_json(complete))
 
         files.write_directory(path, fill)
         return cls(path, checked(manifest, files=hashes), keep)
@@ -416,11 +416,6 @@ def as_model(given: object) -> Model:
 def checked(manifest: Manifest, **changes: object) -> Manifest:
     """A copy of a manifest with some fields replaced, its rules checked again."""
     return msgspec.structs.replace(manifest, **changes)
-
-
-def written(manifest: Section) -> bytes:
-    """A manifest as its file has it."""
-    return msgspec.json.format(msgspec.json.encode(plain(manifest))) + b"\n"
 
 
 def read_manifest(directory: Path) -> Manifest:

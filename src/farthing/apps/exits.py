@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing import bench, files
-from farthing.config import Section, convert, plain
+from farthing.config import Section, convert, to_json
 from farthing.device.serving.parts.exits import EarlyExit, open_exits
 from farthing.engines.base import Engine, Tensors, open_engine
 from farthing.errors import TaskError
-from farthing.forge.apply import apply
+from farthing.forge.apply import apply, stored
 from farthing.forge.cache import Cache
 from farthing.forge.exits.cutting import Parted, costs_of, in_order, parted
 from farthing.forge.exits.places import check_classifier
@@ -132,14 +132,12 @@ def early_exits(
     """
     check_classifier(model, task)
     _check_splits(task)
-    step = Step(use=NAME, options=_stored(options or ExitTraining()))
+    step = Step(use=NAME, options=stored(options or ExitTraining()))
     made, (step,) = apply([step], model, Target.find("this"), task, cache, Workshop(listener=listener))
     listener(Progress(stage="exits", text="choosing thresholds on validation, and cutting"))
     trained = convert(step.options, ExitTraining, NAME)
     parts = parted(made, trained, task, out, engine=engine, settings=settings)
-    step = Step(
-        use=NAME, options=_stored(msgspec.structs.replace(trained, thresholds=parts.exits.thresholds))
-    )
+    step = Step(use=NAME, options=stored(msgspec.structs.replace(trained, thresholds=parts.exits.thresholds)))
     listener(Progress(stage="exits", text="measuring the parts"))
     with ExitStack() as stack:
         whole, last = (stack.enter_context(open_engine(one, engine, settings)) for one in (model, made))
@@ -147,7 +145,7 @@ def early_exits(
         found = _Measuring(
             model, made, task, whole, last, service, parts, settings or EngineOptions()
         ).report(step, trained.places)
-    files.write(out / REPORT, msgspec.json.format(msgspec.json.encode(plain(found))) + b"\n")
+    files.write(out / REPORT, to_json(found))
     return found
 
 
@@ -158,11 +156,6 @@ def _check_splits(task: Task) -> None:
             raise TaskError(
                 f"the {name} split of task {task.name} has no labels: exits are trained and judged by them"
             )
-
-
-def _stored(options: ExitTraining) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain(options)))
-    return found
 
 
 class _AsEngine:

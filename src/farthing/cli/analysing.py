@@ -244,12 +244,11 @@ def _judged(accuracy: Interval | None, drop: Interval | None) -> tuple[str, str]
 
 def _write(found: FoundT, parsed: argparse.Namespace, render: Callable[[FoundT], str]) -> None:
     """Write a result as JSON and as a page, where that was asked for."""
-    import msgspec
-
     from farthing import files
+    from farthing.config import to_json
 
     if parsed.out:
-        files.write(parsed.out, msgspec.json.format(msgspec.json.encode(_plain(found))) + b"\n")
+        files.write(parsed.out, to_json(found))
     if parsed.html:
         files.write(parsed.html, render(found).encode())
 

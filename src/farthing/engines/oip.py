@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import unquote
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from farthing.config import convert, parse, plain
+from farthing.config import convert, parse, plain, to_json
 from farthing.engines.base import (
     FileTensor,
     Tensors,
@@ -275,7 +274,7 @@ def remote_model(
         )
     except ConfigError as error:
         raise ModelError(f"{url} describes no model that can be: {error}") from error
-    content: dict[str, bytes | Path] = {FILE: msgspec.json.format(msgspec.json.encode(plain(remote)))}
+    content: dict[str, bytes | Path] = {FILE: to_json(remote)}
     return Model.create(manifest, content | ({CERTIFICATE: ca} if ca else {}), path)
 
 

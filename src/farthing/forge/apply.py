@@ -52,14 +52,14 @@ def build(step: Step, target: Target) -> tuple[Pass, Step]:
     if isinstance(part, type) and issubclass(part, Section):
         made: Any = convert(step.options, part, step.use)
         made = made.resolved(target) if hasattr(made, "resolved") else made
-        return made, Step(use=step.use, options=_stored(made))
+        return made, Step(use=step.use, options=stored(made))
     if not isinstance(part, type):
         _check_options(part, step)
         return (lambda model, target, task: part(model, target, task, **step.options)), step
     raise PluginError(f"{step.use}: a pass is a function, or a class made from farthing.recipe.PassSection")
 
 
-def _stored(made: Section) -> dict[str, Any]:
+def stored(made: Section) -> dict[str, Any]:
     """A pass's options as a recipe file gives them back: lists, not tuples."""
     options: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain(made)))
     return options
@@ -184,7 +184,7 @@ def _planned(
     def look(state: Path | None = None) -> dict[str, Any]:
         place = dataclasses.replace(workshop, state=state)
         found: Any = guarded(lambda *given: plan(*given, place), model, target, task, step)
-        return _stored(found)
+        return stored(found)
 
     if about and workshop.cache is not None:
         key = key_of("plan", model.digest, step, *about, workshop.machine.target)

@@ -12,7 +12,7 @@ import msgspec
 
 import farthing
 from farthing import files
-from farthing.config import Section, plain, read, to_yaml
+from farthing.config import Section, read, to_json, to_yaml
 from farthing.errors import ConfigError, ModelError, StorageError, UnsupportedError
 from farthing.forge.report import render
 from farthing.forge.script import standalone
@@ -78,8 +78,8 @@ def write(winner: Model, recipe: Recipe, summary: Summary, directory: Path) -> R
 
     def fill(fresh: Path) -> None:
         _fill(winner, recipe, fresh)
-        (fresh / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(plain(summary))) + b"\n")
-        (fresh / REPORT).write_text(render(summary, recipe))
+        (fresh / RESULT).write_bytes(to_json(summary))
+        (fresh / REPORT).write_text(render(summary, recipe), "utf-8")
 
     files.write_directory(directory, fill)
     return Result(Model.open(directory / MODEL), recipe, summary, directory)
@@ -98,10 +98,10 @@ def write_made(model: Model, recipe: Recipe, directory: Path) -> Model:
 def _fill(model: Model, recipe: Recipe, fresh: Path) -> None:
     model.save(fresh / MODEL)
     try:
-        (fresh / MODEL / SCRIPT).write_text(standalone(model.manifest, recipe.options))
+        (fresh / MODEL / SCRIPT).write_text(standalone(model.manifest, recipe.options), "utf-8")
     except UnsupportedError as error:
-        (fresh / MODEL / SCRIPT).write_text(f"raise SystemExit({str(error)!r})\n")
-    (fresh / RECIPE).write_text(to_yaml(recipe))
+        (fresh / MODEL / SCRIPT).write_text(f"raise SystemExit({str(error)!r})\n", "utf-8")
+    (fresh / RECIPE).write_text(to_yaml(recipe), "utf-8")
 
 
 def read_summary(place: Path) -> Summary:

@@ -10,9 +10,10 @@ import msgspec
 
 from farthing import files
 from farthing.bundle import Bundle
+from farthing.config import to_json
 from farthing.device.update.layout import CURRENT, MARKER, PREVIOUS, cost
 from farthing.errors import ModelError
-from farthing.model import BUNDLE, MANIFEST, Model, is_plain, read_manifest, written
+from farthing.model import BUNDLE, MANIFEST, Model, is_plain, read_manifest
 
 Item = Model | Bundle
 """What has a name and a version, and can be served."""
@@ -92,7 +93,7 @@ def _named(item: Item, name: str, version: str) -> Item:
     if manifest == item.manifest:
         return item
     place = item.path / (BUNDLE if isinstance(item, Bundle) else MANIFEST)
-    place.write_bytes(written(manifest))
+    place.write_bytes(to_json(manifest))
     return opened(item.path)
 
 

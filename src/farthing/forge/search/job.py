@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from farthing import files
 from farthing.assets import default_cache
 from farthing.bench.machine import Here, Machine
-from farthing.config import plain, to_yaml
-from farthing.forge.apply import versions
+from farthing.config import plain, to_json, to_yaml
+from farthing.forge.apply import versions, versions_of
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.output import MODEL, RECIPE, REPORT, claimed
 from farthing.forge.search.architecture import SearchArchitecture
@@ -196,10 +196,10 @@ class _Job:
         def fill(fresh: Path) -> None:
             chosen.deployed.save(fresh / MODEL)
             chosen.trained.save(fresh / TRAINED)
-            (fresh / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(plain(found))) + b"\n")
-            (fresh / REPORT).write_text(render(found))
+            (fresh / RESULT).write_bytes(to_json(found))
+            (fresh / REPORT).write_text(render(found), "utf-8")
             if self.model is not None:
-                (fresh / RECIPE).write_text(to_yaml(self._recipe(self.model, found, chosen)))
+                (fresh / RECIPE).write_text(to_yaml(self._recipe(self.model, found, chosen)), "utf-8")
 
         files.write_directory(directory, fill)
 
@@ -216,5 +216,5 @@ class _Job:
             budget=Budget(accuracy_drop=self.options.accuracy_drop),
             artefact=chosen.deployed.digest,
             accuracy=chosen.finalist.accuracy,
-            versions={name: version for step in steps for name, version in versions(step.use).items()},
+            versions=versions_of(steps),
         )
