@@ -87,9 +87,7 @@ def sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="model directory, zip, or model file, in float")
-    parser.add_argument(
-        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
-    )
+    options.add_task(parser)
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:

@@ -40,9 +40,7 @@ def apply_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing apply``."""
     parser.epilog = APPLY
     parser.add_argument("model", help="model directory, zip, or model file")
-    parser.add_argument(
-        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
-    )
+    options.add_task(parser)
     parser.add_argument(
         "--steps", required=True, type=Path, metavar="FILE", help="a YAML list of steps, or a recipe"
     )

@@ -44,9 +44,7 @@ example: farthing search work/task.yaml --teacher work/model --budget "accuracy_
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing search``."""
     parser.epilog = EPILOG
-    parser.add_argument(
-        "task", metavar="TASK", help="built-in name, task file, or module:function; with a train split"
-    )
+    parser.add_argument("task", metavar="TASK", help=f"{options.TASK}; with a train split")
     parser.add_argument(
         "--teacher",
         metavar="MODEL",

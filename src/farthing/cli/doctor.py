@@ -26,7 +26,7 @@ def doctor_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing doctor``."""
     parser.epilog = EPILOG
     parser.add_argument("model", nargs="?", help="model directory, zip, output of a search, or model file")
-    parser.add_argument("--task", metavar="T", help="built-in name, task file, or module:function")
+    options.add_task(parser, required=False)
     parser.add_argument(
         "--target",
         default="this",

@@ -25,9 +25,7 @@ def exits_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing exits``."""
     parser.epilog = EXITS
     parser.add_argument("model", help="model directory, zip, output of a search, or an ONNX file, in float")
-    parser.add_argument(
-        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
-    )
+    options.add_task(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="bundle directory to write")
     parser.add_argument("--drop", type=float, default=0.005, metavar="X",
                         help="what the metric may lose on validation (default: %(default)s)")  # fmt: skip

@@ -20,9 +20,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing evaluate``."""
     parser.epilog = "example: farthing evaluate best --task work/task.yaml --split test"
     parser.add_argument("model", help="model directory, zip, output of a search, or model file")
-    parser.add_argument(
-        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
-    )
+    options.add_task(parser)
     parser.add_argument(
         "--split",
         choices=["train", "calibration", "validation", "test"],

@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from farthing.task import Task
 
+TASK = "built-in name, task file, or module:function"
+
 
 def cache_directory() -> Path:
     """Where results and downloads are kept: ``$FARTHING_CACHE``, or ``~/.cache/farthing``."""
@@ -98,6 +100,11 @@ def mind_cores(threads: Sequence[int]) -> None:
     if most > cores:
         few = f"{cores} processor{'s' * (cores > 1)}"
         print(f"note: {most} threads on {few}: they take turns, which is slower than fewer", file=sys.stderr)
+
+
+def add_task(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """``--task``."""
+    parser.add_argument("--task", required=required, metavar="T", help=TASK)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

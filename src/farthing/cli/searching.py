@@ -52,9 +52,7 @@ def optimize_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``farthing optimize``."""
     parser.epilog = BUDGETS
     parser.add_argument("model", help="model directory, zip, or model file: the baseline")
-    parser.add_argument(
-        "--task", required=True, metavar="T", help="built-in name, task file, or module:function"
-    )
+    options.add_task(parser)
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="output directory: new, empty, or an earlier result"
     )
