@@ -9,8 +9,9 @@ from farthing.forge.search.explore import Tried
 from farthing.forge.search.found import Found
 from farthing.forge.search.words import prediction, rows, score
 from farthing.page.frame import plain_page
+from farthing.page.parts import listing, notes, pairs
 from farthing.page.scatter import Points, against
-from farthing.page.typeset import MISSING, Child, Html, duration, element, joined, noted, number, section
+from farthing.page.typeset import MISSING, Child, Html, duration, element, noted, number, section
 
 
 def render(found: Found) -> str:
@@ -24,18 +25,9 @@ def render(found: Found) -> str:
         _compared(found),
         _tested(found),
         _tried(found),
+        notes(found.notes),
         _conditions(found),
     )
-
-
-def _table(heads: Sequence[str], body: Sequence[Sequence[Child]]) -> Html:
-    head = element("tr", *(element("th", text, scope="col") for text in heads))
-    lines = [
-        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:]))
-        for row in body
-    ]
-    shown = element("table", element("thead", head), element("tbody", *lines), class_="listing")
-    return element("div", shown, class_="wide", tabindex=0, role="group")
 
 
 def _finalists(found: Found) -> Html:
@@ -44,13 +36,13 @@ def _finalists(found: Found) -> Html:
         f"deployed file on validation, in {found.engine if found.raced else 'ONNX Runtime'}. The first was chosen."
     )
     return section(
-        "finalists", "What no other beats", element("p", words, class_="quiet"), _table(*rows(found))
+        "finalists", "What no other beats", element("p", words, class_="quiet"), listing(*rows(found))
     )
 
 
 def _pictures(found: Found) -> Html:
     timed = any(one.estimate.latency_ms is not None for one in found.tried)
-    across = "predicted time, us" if timed else "multiply-accumulates"
+    across = "predicted time, µs" if timed else "multiply-accumulates"
     factor = 1000.0 if timed else 1.0
     percent = 100.0 if found.higher_is_better else -1.0
     upwards = f"{found.metric}, {'%' if found.higher_is_better else 'error'}, as trained"
@@ -104,7 +96,7 @@ def _compared(found: Found) -> Html:
         "Timed together, interleaved, one thread; factors are over the fastest float32 form of "
         f"{found.model_name or 'the same network'}. {prediction(found)}"
     )
-    return section("compared", "Timed whole", element("p", words, class_="quiet"), _table(heads, body))
+    return section("compared", "Timed whole", element("p", words, class_="quiet"), listing(heads, body))
 
 
 def _tested(found: Found) -> Html:
@@ -129,7 +121,7 @@ def _tried(found: Found) -> Html:
         for one in found.tried
     ]
     heads = ["network", "score as trained", "epochs", "predicted µs", "predicted kB", "MACs", ""]
-    return section("tried", "Trials", _table(heads, body))
+    return section("tried", "Trials", listing(heads, body))
 
 
 def _conditions(found: Found) -> Html:
@@ -148,6 +140,4 @@ def _conditions(found: Found) -> Html:
         ("When", f"{found.when}, {duration(found.seconds)}"),
         ("Again", found.command),
     ]
-    rows = [element("div", element("dt", name), element("dd", text)) for name, text in facts if text]
-    notes = [element("p", note) for note in found.notes]
-    return section("conditions", "Conditions", joined(notes), element("dl", *rows, class_="reasons"))
+    return section("conditions", "Conditions", pairs(facts))
