@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from farthing.config import Section
 from farthing.forge import graph
-from farthing.forge.quantize.calibrate import chunk, model_feeds, ranges
+from farthing.forge.quantize.calibrate import chunk, extremes, model_feeds, ranges
 from farthing.forge.quantize.static import StaticInt8, quantizable
 from farthing.model import Model
 from farthing.task import Task
@@ -87,8 +87,7 @@ def joins(model: Model, task: Task, quantize: StaticInt8) -> list[Join]:
     if not any(node.op_type in {"Concat", *SCALES} for node in proto.graph.node):
         return []
     found = ranges(model, task, quantize.calibrator, quantize.percentile, quantize.samples)
-    ends = ((name, data.range_value) for name, data in found.items())
-    known = {name: (float(np.min(low)), float(np.max(high))) for name, (low, high) in ends}
+    known = extremes(found)
     split = task.split("calibration")
     picks = np.arange(min(LOOKED_AT, quantize.samples, len(split)))[: chunk(model, task, LOOKED_AT)]
     feeds = model_feeds(model, task, picks)

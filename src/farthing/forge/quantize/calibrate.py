@@ -62,6 +62,12 @@ def ranges(
     return known[key]
 
 
+def extremes(found: Any) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest value of each tensor, of ranges as `ranges` gives them."""
+    known = ((name, data.range_value) for name, data in found.items())
+    return {name: (float(np.min(low)), float(np.max(high))) for name, (low, high) in known}
+
+
 def _observed(model: Model, task: Task, method: Calibrator, samples: int, operators: tuple[str, ...]) -> Any:
     """One of ONNX Runtime's calibrators that has seen the calibration data."""
     runtime()

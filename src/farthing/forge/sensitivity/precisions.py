@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from onnx import numpy_helper
-
 from farthing.config import Section, plain
 from farthing.forge import graph
 from farthing.forge.apply import apply, read_by, versions
@@ -16,7 +14,7 @@ from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.sensitivity.alone import Form, Source
 from farthing.forge.sensitivity.forms import Halved, RoundedWeights, Twins
-from farthing.forge.sensitivity.rounding import rounded_weights, weights_of
+from farthing.forge.sensitivity.rounding import round_weights
 from farthing.model import Model
 from farthing.recipe import Step
 from farthing.target import Target
@@ -73,12 +71,7 @@ def whole(model: Model, precision: Precision, place: Place) -> Model:
     if isinstance(precision, Float16):
         return place.made(model, Step(use=FLOAT16, options=plain(precision)))
     source = source_of(model)
-    for tensor, axes in {
-        p.tensor: p.axes for node in source.nodes.values() for p in weights_of(node, source)
-    }.items():
-        stored = source.stored[tensor]
-        rounded = rounded_weights(numpy_helper.to_array(stored), axes, precision.bits)
-        stored.CopyFrom(numpy_helper.from_array(rounded, tensor))
+    round_weights(source.nodes.values(), source, precision.bits)
     return Model.create(model.manifest, {"model.onnx": graph.save_bytes(source.proto)})
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 Array = NDArray[Any]
 MATRICES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"}
@@ -48,6 +49,18 @@ def weights_of(node: onnx.NodeProto, source: Stores) -> list[Place]:
         if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
             found.append(Place(tensor.name, place, _channels(node, place, len(tensor.dims))))
     return found
+
+
+def all_weights(nodes: Iterable[onnx.NodeProto], source: Stores) -> dict[str, tuple[int, ...]]:
+    """The float32 weights of all layers: name -> the axes along which each index has a scale of its own."""
+    return {place.tensor: place.axes for node in nodes for place in weights_of(node, source)}
+
+
+def round_weights(nodes: Iterable[onnx.NodeProto], source: Stores, bits: int) -> None:
+    """Round the weights of all layers in place; they stay float32. See `rounded_weights`."""
+    for name, axes in all_weights(nodes, source).items():
+        numbers = rounded_weights(numpy_helper.to_array(source.stored[name]), axes, bits)
+        source.stored[name].CopyFrom(numpy_helper.from_array(numbers, name))
 
 
 def _channels(node: onnx.NodeProto, place: int, rank: int) -> tuple[int, ...]:

@@ -13,12 +13,14 @@ from onnx import helper, numpy_helper
 
 from farthing.bench import Tick
 from farthing.forge import graph
-from farthing.forge.quantize.calibrate import ranges
+from farthing.forge.quantize.calibrate import extremes, ranges
 from farthing.forge.quantize.static import StaticInt8, quantizable
 from farthing.forge.sensitivity.alone import PASS_ON, Arrays, Source, sqnr
 from farthing.forge.sensitivity.forms import MOVES, rounding_to_half
 from farthing.forge.sensitivity.precisions import source_of
 from farthing.forge.sensitivity.rounding import (
+    all_weights,
+    round_weights,
     rounded_activations,
     rounded_weights,
     scales_of,
@@ -31,8 +33,6 @@ from farthing.task import Task
 
 Array = NDArray[Any]
 WIDTHS = (32, 16, 8, 4)
-
-
 Ends = tuple[float, float]
 """The smallest and the largest value of a tensor, 0 among them."""
 WHAT: tuple[What, ...] = ("weights", "activations", "both")
@@ -46,11 +46,7 @@ def observed(model: Model, task: Task) -> dict[str, Ends]:
     """
     static = StaticInt8()
     found = ranges(model, task, static.calibrator, static.percentile, static.samples)
-    ends = {name: data.range_value for name, data in found.items()}
-    return {
-        name: (min(0.0, float(np.min(low))), max(0.0, float(np.max(high))))
-        for name, (low, high) in ends.items()
-    }
+    return {name: (min(0.0, low), max(0.0, high)) for name, (low, high) in extremes(found).items()}
 
 
 class Widths:
@@ -119,22 +115,15 @@ class Widths:
         total = sum(graph.tensor_bytes(t, graph.elements(t)) for t in self._source.stored.values())
         if what == "activations":
             return total
-        places = {
-            p.tensor: p.axes for node in self._source.nodes.values() for p in weights_of(node, self._source)
-        }
-        arrays = [(self._array(name), axes) for name, axes in places.items()]
+        weights = all_weights(self._source.nodes.values(), self._source)
+        arrays = [(self._array(name), axes) for name, axes in weights.items()]
         return total + sum(weight_bytes(array, axes, bits) - array.nbytes for array, axes in arrays)
 
     def rounded(self, bits: int, what: What) -> Model:
         """The model with its weights or activations rounded, stored and computed as float32."""
         source = source_of(self._model)
         if what != "activations":
-            for place in {
-                p.tensor: p for node in source.nodes.values() for p in weights_of(node, source)
-            }.values():
-                tensor = source.stored[place.tensor]
-                numbers = rounded_weights(numpy_helper.to_array(tensor), place.axes, bits)
-                tensor.CopyFrom(numpy_helper.from_array(numbers, place.tensor))
+            round_weights(source.nodes.values(), source, bits)
         if what != "weights" and bits < 32:
             round_activations(source, self._ranges, bits)
         return Model.create(self._model.manifest, {"model.onnx": graph.save_bytes(source.proto)})

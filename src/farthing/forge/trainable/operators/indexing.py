@@ -42,7 +42,7 @@ def sliced(
     for start, end, axis, step in zip(first, last, axes, steps, strict=True):
         size = x.shape[axis]
         if step < 0:
-            picks = torch.arange(size)[slice(None)].tolist()[_clipped(start, size) : _stop(end, size) : step]
+            picks = range(size)[_clipped(start, size) : _stop(end, size) : step]
             x = x.index_select(axis, torch.tensor(picks, dtype=torch.int64))
             continue
         index = [slice(None)] * x.ndim
