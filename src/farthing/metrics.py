@@ -112,6 +112,10 @@ class Metric:
         low, high = sorted((sign * gap.low, sign * gap.high))
         return Interval(value=sign * gap.value, low=low, high=high)
 
+    def upwards(self, value: float) -> float:
+        """A value of the metric, its sign turned if less is better: of two results the larger is the better one."""
+        return value if self.higher_is_better else -value
+
     def _truth(self, labels: Array | None, reference: Outputs | None) -> Any:
         truth = labels if self.needs == "labels" else reference
         if truth is None:

@@ -14,10 +14,10 @@ from farthing.forge.training.lesson import lesson
 from farthing.forge.training.loop import train
 from farthing.forge.training.losses import (
     Answers,
-    Hitting,
     Loss,
     answers_of,
     divergence,
+    hitting,
     log_probabilities,
     loss_of,
     understood,
@@ -66,8 +66,7 @@ class Joint(nn.Module):
         super().__init__()
         self._whole, self._own, self._options = whole, own, options
         self._answers: Answers = answers
-        judge: object = whole
-        if isinstance(judge, Hitting):
+        if judge := hitting(whole):
             self.hits = judge.hits
 
     def forward(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:

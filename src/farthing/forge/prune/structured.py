@@ -23,8 +23,8 @@ class StructuredPrune(TrainingPass, frozen=True, kw_only=True):
     Which channels go together is found by following them through the graph (`farthing.forge.prune.labels`); which go
     first, by their importance. How wide each layer stays is decided
 
-    - by ``latency``, where it is given: layers are narrowed step by step, each time the one that loses the least
-      importance for the time it saves, measured on the machine (after NetAdapt, Yang et al. 2018,
+    - by ``latency``, where it is given: layers are narrowed step by step, each time those that lose the least
+      importance for the time they save, measured on the machine (after NetAdapt, Yang et al. 2018,
       https://arxiv.org/abs/1804.03230), until the network takes that share of its time;
     - else by ``ratio``, with all channels ranked together or in each layer.
 
@@ -32,7 +32,7 @@ class StructuredPrune(TrainingPass, frozen=True, kw_only=True):
 
     Attributes:
         ratio: share of the channels to take out, 0..1.
-        latency: share of the time for one batch to be left, 0..1; None goes by ``ratio``.
+        latency: share of the time for one sample to be left, 0..1; None goes by ``ratio``.
         engine: what runs the network when it is timed for ``latency``; empty takes the first that opens ONNX.
         importance: ``l1``, ``l2``, ``bn`` or ``taylor``, see `farthing.forge.prune.channels.Channels.importance`.
         ranking: ``global`` ranks the channels of all layers together, ``layer`` those of each for themselves.

@@ -135,7 +135,7 @@ class Judge:
         own = None if labels is None else labels[np.asarray(order)]
         metric = self._task.metric
         value = metric.score(found, own, self._reference[order]).value
-        return (value if metric.higher_is_better else -value), None
+        return metric.upwards(value), None
 
     def _answers(self, compiled: Any, picks: tuple[int, ...]) -> Outputs:
         names = [spec.name for spec in self._model.manifest.outputs if spec.role != "state"]

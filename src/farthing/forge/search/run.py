@@ -140,13 +140,16 @@ class _Search:
 
     def run(self, hours: float | None) -> Outcome:
         options, model = self.options, self.subject.model
-        judge = None if model is None else self._judge(model)
+        judge = least = None
+        if model is not None:
+            judge = self._judge(model)
+            least = self._least(judge, model)
         plan = Plan(
             space=Space.of(self.shape, options.families),
             limits=options.limits,
             trials=options.trials,
             epochs=options.schedule.epochs,
-            least=None if judge is None else self._least(judge),
+            least=least,
             seed=options.schedule.seed,
             startup=options.start,
         )
@@ -163,16 +166,16 @@ class _Search:
             hours=hours,
         )
         tried = explorer.run()
-        return Outcome(self._finalists(tried, plan.least, judge), tried, self.engine, self.runtime)
+        return Outcome(self._finalists(tried, least, judge), tried, self.engine, self.runtime)
 
     def _judge(self, model: Model) -> Judge:
         return Judge(self.task, model, Runtime.of(model, "", self.machine), self.machine, self.cache)
 
-    def _least(self, judge: Judge) -> float:
+    def _least(self, judge: Judge, model: Model) -> float:
         """The score that a network must reach to be of use."""
         self._say("scoring the model as given")
-        value = judge.score(self.subject.model, "validation").accuracy.value if self.subject.model else 0.0
-        return (value if self.task.metric.higher_is_better else -value) - self.options.accuracy_drop
+        value = judge.score(model, "validation").accuracy.value
+        return self.task.metric.upwards(value) - self.options.accuracy_drop
 
     # Trying -----------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ class Validation:
         found = {self._name: np.concatenate(parts)}
         split, metric = self._samples.split, self._task.metric
         value = metric.score(found, split.labels, self._reference, split.groups).value
-        return value if metric.higher_is_better else -value
+        return metric.upwards(value)
 
     def _answers(self, reference: Model | None) -> Outputs:
         if reference is None:

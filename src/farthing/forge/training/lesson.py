@@ -15,10 +15,10 @@ from farthing.forge.trainable import Trainable
 from farthing.forge.training.distillation import Distillation
 from farthing.forge.training.losses import (
     Answers,
-    Hitting,
     Loss,
     answers_of,
     divergence,
+    hitting,
     log_probabilities,
     loss_of,
 )
@@ -158,8 +158,7 @@ class Taught(nn.Module):
         self.transfers = nn.ModuleList(transfers)
         self._teachers, self._options, self._hard = teachers, options, hard
         self._classes: Answers | None = classes
-        judge: object = hard
-        if isinstance(judge, Hitting):
+        if judge := hitting(hard):
             self.hits = judge.hits
 
     def forward(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:

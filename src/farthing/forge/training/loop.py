@@ -20,7 +20,7 @@ from farthing.config import Section, plain
 from farthing.errors import TrainingError
 from farthing.forge.cache import key_of
 from farthing.forge.training import checkpoint
-from farthing.forge.training.losses import Hitting, Loss
+from farthing.forge.training.losses import Loss, hitting
 from farthing.forge.training.samples import Samples
 from farthing.forge.training.schedule import Schedule
 from farthing.forge.workshop import Workshop
@@ -179,7 +179,7 @@ class _Run:
     ) -> None:
         self.module, self.samples, self.loss, self.schedule = module, samples, loss, schedule
         self.workshop, self.hooks, self.clock = workshop, hooks, clock
-        self.judge = _judge(loss)
+        self.judge = hitting(loss)
         self.learned = loss if isinstance(loss, nn.Module) else nn.Module()
         both = [*module.parameters(), *self.learned.parameters()]
         self.parameters = [parameter for parameter in both if parameter.requires_grad]
@@ -347,10 +347,6 @@ def _duration(seconds: float) -> str:
         return f"{whole} s"
     minutes, hours = whole // 60 % 60, whole // 3600
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole % 60:02} s"
-
-
-def _judge(loss: object) -> Hitting | None:
-    return loss if isinstance(loss, Hitting) else None
 
 
 def _optimizer(parameters: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:

@@ -31,6 +31,11 @@ class Hitting(Protocol):
         ...
 
 
+def hitting(loss: object) -> Hitting | None:
+    """A loss that says which samples were answered right; None if it does not."""
+    return loss if isinstance(loss, Hitting) else None
+
+
 @runtime_checkable
 class Reference(Protocol):
     """What knows the outputs that a model should come near to, in its own outputs' order."""
