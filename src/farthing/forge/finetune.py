@@ -25,8 +25,6 @@ class FineTune(TrainingPass, frozen=True, kw_only=True):
         """Raises TaskError without training data, UnsupportedError for operators that cannot be trained."""
         from farthing.bench import first_feeds
         from farthing.forge.trainable import trainable
-        from farthing.forge.training.lesson import lesson
-        from farthing.forge.training.loop import train
         from farthing.forge.training.losses import understood
         from farthing.forge.training.samples import Samples
 
@@ -34,11 +32,5 @@ class FineTune(TrainingPass, frozen=True, kw_only=True):
         student = trainable(model, first_feeds(task, "train", model.manifest, FEW))
         if self.norms:
             student.insert_norms(batch.inputs for batch in samples.spread())
-        teachers = self.teaching(model, workshop)
-        with lesson(student, samples, self.schedule, teachers, self.distillation, workshop.listener) as (
-            module,
-            loss,
-        ):
-            train(module, samples, loss, self.schedule, workshop=workshop)
-        student.module.eval()
+        self.train(student, samples, model, workshop)
         return student.to_model()

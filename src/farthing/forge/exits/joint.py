@@ -48,7 +48,6 @@ def trained(options: ExitTraining, model: Model, task: Task, workshop: Workshop)
     ):
         loss = Joint(whole, loss_of(task, samples.manifest), options, answers_of(samples.manifest))
         train(module, samples, loss, options.schedule, workshop=workshop)
-    student.module.eval()
     return student.to_model()
 
 

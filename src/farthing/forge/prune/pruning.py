@@ -15,8 +15,6 @@ from farthing.forge.prune import narrowing
 from farthing.forge.prune.channels import Channels, Coupling
 from farthing.forge.prune.structured import StructuredPrune
 from farthing.forge.trainable import Trainable, trainable
-from farthing.forge.training.lesson import lesson
-from farthing.forge.training.loop import train
 from farthing.forge.training.losses import loss_of, understood
 from farthing.forge.training.samples import Samples
 from farthing.forge.workshop import Workshop
@@ -64,7 +62,7 @@ def prune(options: StructuredPrune, model: Model, task: Task, workshop: Workshop
             name: width + (before.get(name, width) - width) * (options.rounds - number) // options.rounds
             for name, width in options.widths.items()
         }
-        pruned = _round(options, pruned, options.teaching(model, workshop), task, widths, number, workshop)
+        pruned = _round(options, model, pruned, task, widths, number, workshop)
     if pruned.size_bytes >= model.size_bytes:
         raise UnsupportedError(
             f"pruning {model.manifest.name} gave {pruned.size_bytes} bytes, no fewer than its {model.size_bytes}"
@@ -74,14 +72,14 @@ def prune(options: StructuredPrune, model: Model, task: Task, workshop: Workshop
 
 def _round(
     options: StructuredPrune,
+    first: Model,
     model: Model,
-    teachers: list[Model],
     task: Task,
     widths: Mapping[str, int],
     number: int,
     workshop: Workshop,
 ) -> Model:
-    """Take channels out and train on."""
+    """Take channels out of what rounds before this one have left of the first model, and train on."""
     samples = Samples(task, understood(model))
     text = f"pruning {model.manifest.name}, {number} of {options.rounds}: {_words(widths)}"
     workshop.listener(Progress(stage="train", text=text))
@@ -93,9 +91,7 @@ def _round(
     schedule = options.schedule
     if number < options.rounds:
         schedule = replace(schedule, epochs=max(1, schedule.epochs // 4))
-    with lesson(made, samples, schedule, teachers, options.distillation, workshop.listener) as (module, loss):
-        train(module, samples, loss, schedule, workshop=workshop.part(f"round-{number}"))
-    made.module.eval()
+    replace(options, schedule=schedule).train(made, samples, first, workshop.part(f"round-{number}"))
     return made.to_model()
 
 

@@ -12,8 +12,7 @@ from farthing.errors import UnsupportedError
 from farthing.forge.prune.unstructured import UnstructuredPrune
 from farthing.forge.trainable import Trainable, trainable
 from farthing.forge.trainable.norms import BACK
-from farthing.forge.training.lesson import lesson
-from farthing.forge.training.loop import Hook, Moment, train
+from farthing.forge.training.loop import Hook, Moment
 from farthing.forge.training.losses import understood
 from farthing.forge.training.samples import Samples
 from farthing.forge.workshop import Workshop
@@ -39,16 +38,7 @@ def zeroed(options: UnstructuredPrune, model: Model, task: Task, workshop: Works
     if options.norms:
         made.insert_norms(batch.inputs for batch in samples.spread())
     masks = Masks(options, layers)
-    with lesson(
-        made,
-        samples,
-        options.schedule,
-        options.teaching(model, workshop),
-        options.distillation,
-        workshop.listener,
-    ) as (module, loss):
-        train(module, samples, loss, options.schedule, workshop=workshop, hooks=[masks])
-    made.module.eval()
+    options.train(made, samples, model, workshop, [masks])
     masks.apply()
     _flush(made.module)
     return made.to_model()

@@ -22,8 +22,7 @@ from farthing.forge.quantize.qat import QuantizationAware
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.trainable import Trainable, trainable
 from farthing.forge.trainable.norms import BACK
-from farthing.forge.training.lesson import lesson
-from farthing.forge.training.loop import Hook, Moment, train
+from farthing.forge.training.loop import Hook, Moment
 from farthing.forge.training.losses import understood
 from farthing.forge.training.samples import Samples
 from farthing.forge.workshop import Workshop
@@ -66,22 +65,7 @@ def trained(
     samples = Samples(task, understood(model))
     made = trainable(model, first_feeds(task, "train", model.manifest, FEW))
     fakes = Fakes(made, graph.load(begun.file), fixed, options.ranges)
-    with lesson(
-        made,
-        samples,
-        options.schedule,
-        options.teaching(model, workshop),
-        options.distillation,
-        workshop.listener,
-    ) as (module, loss):
-        train(
-            module,
-            samples,
-            loss,
-            options.schedule,
-            workshop=workshop,
-            hooks=[Freezing(fakes, options.freeze)],
-        )
+    options.train(made, samples, model, workshop, [Freezing(fakes, options.freeze)])
     found = fakes.over(ranges(model, task, fixed.calibrator, fixed.percentile, fixed.samples))
     fakes.end()
     return fixed.quantized(made.to_model(), target, task, found)

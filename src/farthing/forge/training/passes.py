@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec.structs import replace
 
@@ -19,6 +19,11 @@ from farthing.model import Model, checked
 from farthing.recipe import PassSection
 from farthing.target import Target
 from farthing.task import Task
+
+if TYPE_CHECKING:
+    from farthing.forge.trainable import Trainable
+    from farthing.forge.training.loop import Hook
+    from farthing.forge.training.samples import Samples
 
 SELF = "self"
 
@@ -81,6 +86,36 @@ class TrainingPass(PassSection, frozen=True, kw_only=True):
         digests = iter(self.teacher_digests)
         given = workshop.given or model
         return [given if name == SELF else opened(name, model, next(digests, "")) for name in self._named]
+
+    def train(
+        self,
+        student: Trainable,
+        samples: Samples,
+        model: Model,
+        workshop: Workshop,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        """Train a student as the schedule says, with the teachers there are; it is left in evaluation mode.
+
+        Args:
+            student: what is trained.
+            samples: what it is trained on.
+            model: as the pass got it: who teaches as ``self`` where no recipe began with another.
+            workshop: keeps checkpoints and hears of progress.
+            hooks: take part, in their order.
+
+        Raises:
+            FarthingError: as `farthing.forge.training.lesson.lesson` and `farthing.forge.training.loop.train`.
+        """
+        from farthing.forge.training.lesson import lesson
+        from farthing.forge.training.loop import train
+
+        teachers = self.teaching(model, workshop)
+        with lesson(student, samples, self.schedule, teachers, self.distillation, workshop.listener) as (
+            module,
+            loss,
+        ):
+            train(module, samples, loss, self.schedule, workshop=workshop, hooks=hooks)
 
     @property
     def _named(self) -> Sequence[str]:
