@@ -123,8 +123,8 @@ def test_it_is_tried_where_the_target_computes_in_float16(cnn: Model) -> None:
     assert "float16" in half.dtypes
 
 
-def test_a_search_for_such_a_target_tries_it(search: Any, scaled: Model) -> None:
-    result = search(scaled, target=HALF)
+def test_a_search_for_such_a_target_tries_it(search: Any, stubborn: Model) -> None:
+    result = search(stubborn, target=HALF)
     names = [candidate.name for candidate in result.candidates]
     [half] = [name for name in names if name.endswith("float16") and name != "float16"]
     assert half.removesuffix("16") in names
