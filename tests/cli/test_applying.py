@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_it_prints_what_each_step_did_and_writes_a_recipe_that_replays(
     assert "epoch 1/1" in said.err
     assert "x smaller" in said.out
     assert "top1: 0." in said.out
+    assert re.search(r"time: .* in onnxruntime -> .* in onnxruntime a sample, \d", said.out)
     made = Model.open(desk / "out")
     recipe = read(desk / "out" / "recipe.yaml", Recipe)
     assert recipe.artefact == made.digest
@@ -62,6 +64,9 @@ def test_it_prints_what_each_step_did_and_writes_a_recipe_that_replays(
     event = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert event["digest"] == made.digest
     assert [size["after"] for size in event["sizes"]] == ["model", *(step.use for step in recipe.steps)]
+    assert event["time"]["before"]["engine"] == event["time"]["after"]["engine"] == "onnxruntime"
+    assert event["time"]["speedup"]["low"] < event["time"]["speedup"]["high"]
+    assert event["files"]["after"]["zipped_bytes"] < event["files"]["before"]["zipped_bytes"]
     assert event["after"]["value"] == pytest.approx(event["before"]["value"] - event["drop"]["value"])
     replayed = [
         "optimize",
@@ -74,7 +79,25 @@ def test_it_prints_what_each_step_did_and_writes_a_recipe_that_replays(
         "third",
     ]
     assert main(replayed) == 0
-    assert "as recorded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "as recorded" in said
+    assert "as a zip" in said
+
+
+def test_zeros_are_counted_zipped_and_timed(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (desk / "sparse.yaml").write_text(
+        "- use: prune.unstructured.v1\n  options: {final: 0.9, schedule: {epochs: 1}}"
+    )
+    assert run("sparse.yaml", "sparse") == 0
+    said = capsys.readouterr().out
+    assert "90.0% of the weights are zero" in said
+    found = re.search(r"time: .*: (as fast|faster|slower|cannot be told apart)(.*)", said)
+    assert found
+    assert (found[2] == "") == (found[1] == "faster"), "no other engine is said to use zeros"
+    assert main(["inspect", "sparse"]) == 0
+    said = capsys.readouterr().out
+    assert "90.0% of the weights" in said
+    assert "as a zip" in said
 
 
 @pytest.mark.parametrize(

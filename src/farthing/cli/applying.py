@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farthing.cli import options, show
+from farthing.measure import compare
 
 if TYPE_CHECKING:
     from farthing.forge.handmade import Applied
+    from farthing.forge.inspect import Inspection
     from farthing.model import Model
     from farthing.task import Task
+
+MANY = 0.1
+"""The share of zeros that is spoken of: rounding makes some."""
 
 APPLY = """\
 FILE holds the steps in order, each a pass of `farthing plugins` with what of its options you want to set:
@@ -25,9 +30,10 @@ FILE holds the steps in order, each a pass of `farthing plugins` with what of it
 
 or it is a recipe.yaml, in which only `steps` must be there; `engine` says what is to run the result.
 
-Nothing is searched and nothing is refused for its accuracy: the metric is measured before and after, on the validation
-split, each file in its engine. An order that makes no sense is refused before anything runs. Interrupted or killed? Run
-the same command again: what was done is kept, and a training goes on from its last epoch.
+Nothing is searched and nothing is refused for its accuracy. Before and after, each file in its engine, size, bytes as a
+zip, the metric on the validation split and the time for a sample are measured. An order that makes no sense is refused
+before anything runs. Interrupted or killed? Run the same command again: what was done is kept, and a training goes on
+from its last epoch.
 
 The output directory holds model/ (with a stand-alone predict.py) and recipe.yaml, with every option filled in;
 `farthing optimize --recipe` makes the same from it again.
@@ -87,19 +93,35 @@ def apply(parsed: argparse.Namespace) -> int:
             listener=listener,
         )
         write_made(found.model, found.recipe, out)
-    print(_plain(found, out) if parsed.json else _shown(found, model, task, out))
+    inside = _looked(model), _looked(found.model)
+    print(_plain(found, inside, out) if parsed.json else _shown(found, inside, task, out))
     return 0
 
 
-def _plain(found: Applied, out: Path) -> str:
+def _looked(model: Model) -> Inspection:
+    from farthing.forge.inspect import inspect
+
+    return inspect(model, run=False)
+
+
+def _plain(found: Applied, inside: tuple[Inspection, Inspection], out: Path) -> str:
     names = ("model", *(step.use for step in found.recipe.steps))
     sizes = [{"after": name, "bytes": size} for name, size in zip(names, found.sizes, strict=True)]
-    scores = {"before": found.before.accuracy, "after": found.after.accuracy, "drop": found.after.drop}
     facts = {"event": "result", "directory": str(out), "digest": found.model.digest, "sizes": sizes}
-    return show.as_json({**facts, **scores, "samples": found.after.samples})
+    scores: dict[str, object] = {
+        "before": found.before.accuracy,
+        "after": found.after.accuracy,
+        "drop": found.after.drop,
+    }
+    zips = [{"zipped_bytes": one.zipped_bytes, "zeros": one.zeros} for one in inside]
+    scores |= {"samples": found.after.samples, "files": dict(zip(("before", "after"), zips, strict=True))}
+    if found.laps is not None:
+        first, last = found.laps
+        scores["time"] = {"before": first.measurement, "after": last.measurement, "speedup": last.speedup}
+    return show.as_json({**facts, **scores})
 
 
-def _shown(found: Applied, given: Model, task: Task, out: Path) -> str:
+def _shown(found: Applied, inside: tuple[Inspection, Inspection], task: Task, out: Path) -> str:
     """Sizes after each step, the metric before and after, and where things are."""
     names = ("as given", *(step.use for step in found.recipe.steps))
     rows = [[name, show.megabytes(size / 1e6)] for name, size in zip(names, found.sizes, strict=True)]
@@ -113,7 +135,8 @@ def _shown(found: Applied, given: Model, task: Task, out: Path) -> str:
         show.table(["step", "size"], rows, width=show.room()),
         "",
         f"size: {before} -> {after}, {smaller}",
-        f"zip:  {_zips(given, found.model)}",
+        f"zip:  {_zips(*inside)}",
+        f"time: {_times(found, inside[1].zeros or 0.0)}",
         f"{task.metric.name}: {first:.4f} -> {last:.4f}, {gone}, {samples}",
         "",
         f"Model:  {out / 'model'}",
@@ -122,11 +145,26 @@ def _shown(found: Applied, given: Model, task: Task, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _zips(given: Model, made: Model) -> str:
+def _zips(before: Inspection, after: Inspection) -> str:
     """What a zip makes of both, and the share of zeros among the weights."""
-    from farthing.forge.inspect import inspect
-
-    before, after = inspect(given, run=False), inspect(made, run=False)
     sizes = [show.megabytes((one.zipped_bytes or 0) / 1e6) for one in (before, after)]
-    zeros = "" if after.zeros is None else f", {after.zeros:.1%} of the weights are zero"
-    return " -> ".join(sizes) + zeros
+    return " -> ".join(sizes) + show.zeros(after.zeros)
+
+
+def _times(found: Applied, zeros: float) -> str:
+    """The time for a sample before and after, and whether zeros save any."""
+    if found.laps is None:
+        return f"not measured: the steps are for {found.recipe.target.name}, and this is another machine"
+    before, after = (lap.measurement for lap in found.laps)
+    ratio = found.laps[1].speedup
+    verdict = compare(ratio)
+    words = {"better": "faster", "worse": "slower", "same": "as fast", "cannot tell": "cannot be told apart"}
+    idle = (
+        f"; {after.engine} multiplies zeros like other numbers"
+        if zeros >= MANY and verdict != "better"
+        else ""
+    )
+    return (
+        f"{show.milliseconds(before.p50_ms)} in {before.engine} -> {show.milliseconds(after.p50_ms)} in {after.engine} "
+        f"a sample, {show.interval(ratio, unit='x')}: {words[verdict]}{idle}"
+    )

@@ -242,7 +242,7 @@ def inspect(parsed: argparse.Namespace) -> int:
         else show.megabytes(found.activation_peak_bytes / 1e6)
     )
     rows += [
-        ("size", show.megabytes(found.size_bytes / 1e6) + _zipped(found.zipped_bytes)),
+        ("size", show.sizes(found.size_bytes, found.zipped_bytes)),
         ("parameters", "unknown" if found.parameters is None else f"{found.parameters:,} ({stored})"),
         *([] if found.zeros is None else [("zeros", f"{found.zeros:.1%} of the weights")]),
         ("MACs", "unknown" if found.macs is None else f"{found.macs:,} a sample"),
@@ -261,10 +261,6 @@ def inspect(parsed: argparse.Namespace) -> int:
         sizes = [[part.name, part.operator, part.dtype, f"{part.bytes:,}"] for part in found.layers]
         print("\n" + show.table(["layer", "operator", "stored as", "bytes"], sizes, width=show.room()))
     return 0
-
-
-def _zipped(size: int | None) -> str:
-    return "" if size is None else f", {show.megabytes(size / 1e6)} as a zip"
 
 
 def _tensor(spec: TensorSpec) -> str:

@@ -152,6 +152,7 @@ def _replay(parsed: argparse.Namespace) -> int:
     from farthing.config import read
     from farthing.errors import ConfigError, StorageError
     from farthing.forge.cache import Cache
+    from farthing.forge.inspect import inspect
     from farthing.forge.replay import replay
     from farthing.recipe import Recipe
 
@@ -170,9 +171,16 @@ def _replay(parsed: argparse.Namespace) -> int:
     with show.progress(parsed.json) as listener:
         made = replay(recipe, model, task, Cache(options.cache_directory()), listener=listener)
     made.save(out / "model")
+    inside = inspect(made, run=False)
+    if parsed.json:
+        facts = {"event": "result", "directory": str(out), "digest": made.digest, "recorded": recipe.artefact}
+        sizes = {"bytes": inside.size_bytes, "zipped_bytes": inside.zipped_bytes, "zeros": inside.zeros}
+        print(show.as_json({**facts, **sizes}))
+        return 0
     same = ", as recorded" if made.digest == recipe.artefact else ""
     other = f", as accurate as {recipe.artefact[:12]}, which was recorded" if recipe.artefact else ""
     print(f"{out / 'model'}: {made.digest}{same or other}")
+    print(f"size: {show.sizes(inside.size_bytes, inside.zipped_bytes)}{show.zeros(inside.zeros)}")
     return 0
 
 

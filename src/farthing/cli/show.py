@@ -106,6 +106,16 @@ def megabytes(value: float | None) -> str:
     return f"{value * 1000:.1f} kB" if value < 1 else f"{value:.2f} MB"
 
 
+def sizes(whole: int, zipped: int | None) -> str:
+    """Bytes of a model's files, and of a zip of them if that is known."""
+    return megabytes(whole / 1e6) + ("" if zipped is None else f", {megabytes(zipped / 1e6)} as a zip")
+
+
+def zeros(share: float | None) -> str:
+    """The end of a sentence on weights that are zero; empty if their share is not known."""
+    return "" if share is None else f", {share:.1%} of the weights are zero"
+
+
 def interval(value: Interval | None, scale: float = 1.0, digits: int = 2, unit: str = "") -> str:
     """A value with its 95 % interval."""
     if value is None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from farthing import plugins
+from farthing.bench import Rule
 from farthing.bench.machine import Here, Machine
 from farthing.config import Section, convert, parse
 from farthing.errors import ConfigError
@@ -17,6 +18,7 @@ from farthing.forge.cache import Cache
 from farthing.forge.evaluate import Judge, Score
 from farthing.forge.replay import check_inputs
 from farthing.forge.runtime import Runtime
+from farthing.forge.timing import Clock, Lap, Variant
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.options import EngineOptions
@@ -25,6 +27,7 @@ from farthing.target import Budget, Target
 from farthing.task import Task
 
 EXAMPLE = "a list of steps, as in `- use: graph.fuse.v1`"
+RULE = Rule(warmup=5, min_count=100, min_seconds=1.5, max_seconds=30.0)
 
 
 class Steps(Section, frozen=True, kw_only=True):
@@ -76,6 +79,8 @@ class Applied(NamedTuple):
         recipe: how to make it again, every option filled in.
         sizes: bytes of the model as given, and after each step.
         before, after: the metric on the validation split, each from its file in the engine that runs it.
+        laps: both timed there, interleaved, one sample at a time, the model as given first; None where the steps are
+            for another device than the one they run on.
     """
 
     model: Model
@@ -83,6 +88,7 @@ class Applied(NamedTuple):
     sizes: tuple[int, ...]
     before: Score
     after: Score
+    laps: tuple[Lap, Lap] | None
 
 
 def apply_steps(
@@ -95,14 +101,14 @@ def apply_steps(
     machine: Machine | None = None,
     listener: Listener = ignore,
 ) -> Applied:
-    """Run steps through the cache, and score the model before and after on the validation split.
+    """Run steps through the cache; score the model before and after on the validation split, and time it.
 
     Interrupted or killed, the same call goes on where it was: in the middle of a training from its last epoch.
 
     Args:
         wanted: the steps, as `read_steps` reads them.
         target: what options are chosen for; that of the steps if None, or else the machine.
-        machine: where models are run; this one if None.
+        machine: where models are run and timed; this one if None.
         listener: hears of each step, and of each epoch of those that train.
 
     Raises:
@@ -117,7 +123,8 @@ def apply_steps(
     place = machine or Here()
     chosen = target or wanted.target or place.target
     check(wanted.steps, model, chosen, task, cache)
-    judge = Judge(task, model, Runtime.of(model, "", place), place, cache)
+    first = Runtime.of(model, "", place)
+    judge = Judge(task, model, first, place, cache)
     before = judge.score(model, "validation")
     made, steps, sizes = model, [], [model.size_bytes]
     for made, step in _told(
@@ -128,6 +135,10 @@ def apply_steps(
     runtime = replace(Runtime.of(made, wanted.engine, place), options=wanted.options)
     listener(Progress(stage="accuracy", text=f"scoring the result in {runtime.engine}"))
     after = judge.score(made, "validation", runtime=runtime)
+    laps = None
+    if chosen.is_machine(place.target):
+        base = first.threads(wanted.options.threads)
+        laps = _raced((model, base), (made, runtime), Clock(task, place, cache), listener)
     recipe = Recipe(
         model=model.digest,
         task=task.digest,
@@ -140,7 +151,24 @@ def apply_steps(
         accuracy=after.accuracy,
         versions={**versions_of(steps), runtime.engine: runtime.version},
     )
-    return Applied(made, recipe, tuple(sizes), before, after)
+    return Applied(made, recipe, tuple(sizes), before, after, laps)
+
+
+def _raced(
+    given: tuple[Model, Runtime], made: tuple[Model, Runtime], clock: Clock, listener: Listener
+) -> tuple[Lap, Lap]:
+    """Both models timed, interleaved, one sample at a time."""
+    text = "timing the result beside the model as given"
+    before, after = (
+        (Variant(model=model.digest, runtime=runtime), model) for model, runtime in (given, made)
+    )
+
+    def tick(done: int, total: int) -> None:
+        listener(Progress(stage="race", text=text, done=done, total=total))
+
+    tick(0, 0)
+    first, last = clock.race([before], [after], "single_stream", RULE, tick)
+    return first, last
 
 
 def _told(
