@@ -35,6 +35,10 @@ def part(proto: onnx.ModelProto) -> dict[Place, str]:
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
             source, layer = sources.get(name, name), layers[node.name]
+            if (
+                node.op_type == "BatchNormalization"
+            ):  # a fresh one has a shift like its mean, a scale like its variance
+                layer = (*layer, str(place))
             if node.op_type == "Identity" or _axes(tensors.get(source)) != 1:
                 continue
             if owners.setdefault(source, layer) != layer:
