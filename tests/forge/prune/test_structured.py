@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from msgspec.structs import replace
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from farthing.bench import Timed
+from farthing.bench.machine import Here
 from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, TaskError, UnsupportedError
 from farthing.forge import graph
@@ -21,6 +24,7 @@ from farthing.forge.fuse import Fuse
 from farthing.forge.prune.channels import Channels
 from farthing.forge.prune.structured import StructuredPrune
 from farthing.forge.training.schedule import Schedule
+from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.recipe import Step
 from farthing.target import Target
@@ -102,6 +106,89 @@ def test_taking_channels_out_computes_what_silencing_them_does(branching: Model)
     assert shapes["last.weight"] == [10, (16 + 5) * 16]
 
 
+class Means(nn.Module):
+    """Pooled by a mean that drops its axes; in front of it squeezed and excited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.gate, self.last = nn.Linear(24, 24), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[..., None, None]
+        found: Tensor = self.last(x.mean((2, 3)))
+        return found
+
+
+class Parts(nn.Module):
+    """Half of the channels go their own way, as in cross-stage partial networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.own = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.relu(self.first(x)).split(16, 1)
+        both = torch.cat([left, torch.relu(self.own(right))], 1)
+        found: Tensor = self.last(both.amax((2, 3)))
+        return found
+
+
+class Sizes(nn.Module):
+    """Sizes that are written down: of a picture that grows, and of rows that take places and samples together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.Conv2d(16, 16, 1)
+        self.dense, self.last = nn.Linear(16, 24), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.second(nn.functional.interpolate(x, (6, 6))))
+        rows = torch.relu(self.dense(x.permute(0, 2, 3, 1).reshape(-1, 16)))
+        found: Tensor = self.last(rows.reshape(-1, 36, 24).mean(1))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (Means, {"first": 16, "second": 24}),
+        (Parts, {"first": 32, "own": 16}),
+        (Sizes, {"first": 16, "second": 16, "dense": 24}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("batch", [None, 2])
+def test_what_lies_between_layers_loses_the_same_channels(
+    kind: type[nn.Module], names: dict[str, int], batch: int | None, make_model: Any
+) -> None:
+    """Half the channels of every layer go; the same as if all numbers that belong to them were zero."""
+    torch.manual_seed(1)
+    model = make_model(kind(), batch)
+    channels = Channels(model)
+    assert {name.split("/")[1]: one.width for name, one in channels.couplings.items()} == names
+    generator = np.random.default_rng(0)
+    scores = {name: generator.random(len(one.units)) for name, one in channels.couplings.items()}
+    smaller, _ = channels.without({name: one.width // 2 for name, one in channels.couplings.items()}, scores)
+    gone = np.concatenate(
+        [one.units[np.argsort(scores[n])[: len(one.units) // 2]] for n, one in channels.couplings.items()]
+    )
+    silent = graph.load(model.file)
+    for tensor in silent.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        for axis, labels in enumerate(channels._axes.get(tensor.name, [])):
+            if labels is not None:
+                array[(slice(None),) * axis + (np.isin(labels, gone),)] = 0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    x = {"image": generator.random((2, 1, 8, 8), np.float32)}
+    found, wanted = graph.run(graph.load(smaller.file), x), graph.run(silent, x)
+    np.testing.assert_allclose(found["logits"], wanted["logits"], atol=1e-5)
+    assert smaller.size_bytes < 0.7 * model.size_bytes
+
+
 def test_half_the_channels_go_and_the_digits_stay(plain: Model, digits_task: Task, tmp_path: Path) -> None:
     step = Step(
         use="prune.structured.v1",
@@ -123,10 +210,34 @@ def test_half_the_channels_go_and_the_digits_stay(plain: Model, digits_task: Tas
 @pytest.mark.parametrize("kind", ["l1", "bn", "taylor"])
 def test_every_importance_ranks_channels(cnn: Model, digits_task: Task, kind: Any) -> None:
     """Also in a file whose batch normalization is not folded."""
-    options = StructuredPrune(ratio=0.3, importance=kind, rounds=2, multiple=4, schedule=SHORT)
+    options = StructuredPrune(ratio=0.5, importance=kind, rounds=2, schedule=SHORT)
     pruned = options(cnn, THIS, digits_task)
     assert pruned.size_bytes < cnn.size_bytes
     assert accuracy(pruned, digits_task) > 0.85
+
+
+def test_gradients_that_cancel_out_over_the_data_count(plain: Model) -> None:
+    """Two batches that pull a weight to either side: it matters, though the sum of both says nothing."""
+    channels = Channels(plain)
+    tensors = {t.name: numpy_helper.to_array(t) for t in graph.load(plain.file).graph.initializer}
+    name, one = next(iter(channels.couplings.items()))
+    kernel = next(n.input[1] for n in graph.load(plain.file).graph.node if n.name == name)
+    pull = np.zeros_like(tensors[kernel])
+    pull[3] = 1.0
+    scores = channels.importance("taylor", [{kernel: pull}, {kernel: -pull}])[name]
+    assert scores.argmax() == 3
+    assert scores[3] > 0
+    assert np.count_nonzero(scores) == 1
+    assert len(scores) == len(one.units)
+
+
+def test_no_loss_of_its_own_leaves_no_gradient(plain: Model, digits_task: Task) -> None:
+    task = Task("digits", digits_task.splits, "agreement")
+    options = StructuredPrune(importance="taylor", teacher="self", schedule=SHORT)
+    with pytest.raises(
+        UnsupportedError, match=r"metric agreement compares with the model itself.*use importance l2"
+    ):
+        options(plain, THIS, task)
 
 
 def test_unimportant_channels_are_found(plain: Model, digits_task: Task) -> None:
@@ -164,6 +275,34 @@ def test_a_share_of_the_time_is_planned_by_measuring(plain: Model, digits_task: 
     assert (
         StructuredPrune(latency=0.7, widths=widths).planned(plain, THIS, digits_task, None).widths == widths
     )  # type: ignore[arg-type]
+
+
+class Elsewhere(Here):
+    """This machine, on which whatever is timed second takes a known share of the time of the first."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def race(self, entrants: Sequence[Any], rule: Any, tick: Any = None) -> list[Timed]:
+        seconds = [1.0, *[self.share for _ in entrants[1:]]]
+        return [Timed(calls=[one] * 30, rounds=[one] * 30, made=30) for one in seconds]
+
+
+def test_narrower_layers_that_take_longer_are_refused_with_the_figures(
+    plain: Model, digits_task: Task
+) -> None:
+    options, told = StructuredPrune(ratio=0.5), list[str]()
+    slower = Workshop(machine=Elsewhere(1.2))
+    with pytest.raises(
+        UnsupportedError, match=r"digits slower, 0\.8333 .*\(1e\+03 ms before, 1.2e\+03 ms with"
+    ):
+        options.planned(plain, THIS, digits_task, slower)
+    faster = Workshop(machine=Elsewhere(0.5), listener=lambda event: told.append(event.text))
+    assert options.planned(plain, THIS, digits_task, faster).widths
+    assert any("1e+03 ms before, 500 ms with narrower layers in onnxruntime" in text for text in told)
+    other = Target.find("raspberry-pi-5")
+    assert options.planned(plain, other, digits_task, slower).widths, "nothing is timed for another device"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from msgspec.structs import replace
 from onnx import numpy_helper
+from torch import Tensor, nn
 
 from farthing.engines.base import open_engine
 from farthing.errors import ConfigError, UnsupportedError
@@ -18,6 +20,7 @@ from farthing.forge.cache import Cache
 from farthing.forge.fuse import Fuse
 from farthing.forge.prune.unstructured import UnstructuredPrune
 from farthing.forge.training.schedule import Schedule
+from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.recipe import Step
 from farthing.target import Target
@@ -87,6 +90,33 @@ def test_two_of_four_neighbours_stay(plain: Model, digits_task: Task) -> None:
     assert seen == 3, "the first convolution has nine inputs and stays dense"
 
 
+def test_recurrent_layers_get_sparse_and_what_stays_dense_is_said(digits: tuple[Any, Any]) -> None:
+    from farthing.forge.convert import convert
+    from farthing.task import Split
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.last = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.last(self.read(x)[0][:, -1])
+            return found
+
+    x, y = digits
+    rows = x[:300, 0]
+    torch.manual_seed(0)
+    model = convert(Reader(), name="rows", example=rows[:2]).model
+    task = Task("rows", {"train": Split({"": rows}, y[:300])}, "top1")
+    told: list[str] = []
+    workshop = Workshop(listener=lambda event: told.append(event.text))
+    options = UnstructuredPrune(pattern="16x1", schedule=replace(SHORT, epochs=2))
+    sparse = options.within(workshop)(model, THIS, task)
+    shares = sorted(zeros({name: array}) for name, array in weights(sparse).items())
+    assert shares == pytest.approx([0.0, 0.0, 0.5, 0.5], abs=0.01), "biases and the last layer stay"
+    assert any(text.startswith("1 of 3 stay dense, their weights do not fit 16x1: ") for text in told)
+
+
 def test_blocks_go_together(plain: Model, digits_task: Task) -> None:
     sparse = UnstructuredPrune(pattern="8x1", final=0.5, schedule=SHORT)(plain, THIS, digits_task)
     array = next(a for a in weights(sparse).values() if a.shape[:2] == (32, 16))
@@ -94,6 +124,17 @@ def test_blocks_go_together(plain: Model, digits_task: Task) -> None:
     alive = (table != 0).reshape(4, 8, -1).any(1)
     assert alive.mean() == pytest.approx(0.5, abs=0.02)
     assert zeros({"": table}) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_training_of_one_step_prunes_too_and_one_that_is_too_short_is_refused(
+    plain: Model, digits_task: Task
+) -> None:
+    whole = Schedule(epochs=1, batch=2000, lr=1e-3, bf16=False)
+    sparse = UnstructuredPrune(schedule=whole)(plain, THIS, digits_task)
+    assert zeros(weights(sparse)) == pytest.approx(0.5, abs=0.01)
+    for options in ({"begin": 100}, {"end": 100}):
+        with pytest.raises(ConfigError, match=r"to 100, and the training has 64 in all \(0..63\): lower"):
+            UnstructuredPrune(schedule=SHORT, **options)(plain, THIS, digits_task)
 
 
 def test_skipped_nodes_stay_dense_and_unknown_ones_are_named(plain: Model, digits_task: Task) -> None:

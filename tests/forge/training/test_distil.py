@@ -199,6 +199,42 @@ def test_a_teacher_of_another_question(cnn: Model, samples: Samples) -> None:
         taught(net(4), samples, [cnn])
 
 
+def test_of_several_teachers_each_must_answer_the_same(cnn: Model, digits: Any, samples: Samples) -> None:
+    from farthing.forge.convert import convert
+
+    other = convert(net(4), name="other", example=digits[0][:2]).model
+    unlabelled = Task("digits", {"train": Split(samples.split.inputs)}, "agreement")
+    samples = Samples(unlabelled, samples.manifest)
+    with pytest.raises(TaskError, match=r"gives outputs of shape \[4\], the student \[10\]"):
+        taught(net(), samples, [cnn, other])
+
+
+def test_pixels_are_taught_alike_with_classes_first_or_last(digits: Any) -> None:
+    from farthing.forge.convert import convert
+
+    class Last(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.inner(x)
+            return found.movedim(1, 3)
+
+    x, _ = digits
+    task = Task("pixels", {"train": Split({"": x[:20]}, (x[:20, 0] > 0.5).astype(np.int64))}, "miou")
+    torch.manual_seed(0)
+    teacher, student = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(1, 3, 1)
+    losses = []
+    for ending in (nn.Sequential, Last):
+        model = convert(ending(teacher), name="t", example=x[:2]).model
+        pixels = Samples(task, model.manifest)
+        batch = pixels.batch(torch.arange(20))
+        with lesson(ending(student), pixels, Schedule(), [model], Distillation(hard=0.0)) as (module, loss):
+            losses.append(loss([module(*batch.inputs)], batch))
+    torch.testing.assert_close(losses[0], losses[1])
+
+
 def test_a_lesson_without_teachers_is_the_tasks_own_loss(samples: Samples) -> None:
     batch = samples.batch(PICKS)
     module = net()
@@ -252,6 +288,19 @@ def test_a_hint_is_reached_by_projecting() -> None:
         torch.autograd.backward(error)
         descent.step()
     assert measure(own, mixed).item() < 1e-4 < before
+
+
+@pytest.mark.parametrize("how", ["attention", "hint"])
+def test_channels_may_lie_last(how: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    own, other = torch.randn(4, 6, 5, generator=generator), torch.randn(4, 9, 5, generator=generator)
+    torch.manual_seed(0)
+    first = Transfer(Feature(student="a", how=how), own, other)
+    torch.manual_seed(0)
+    last = Transfer(Feature(student="a", how=how, axis=-1), own.movedim(1, 2), other.movedim(1, 2))
+    torch.testing.assert_close(last(own.movedim(1, 2), other.movedim(1, 2)), first(own, other))
+    with pytest.raises(TaskError, match="name other tensors"):
+        Transfer(Feature(student="a", how=how, axis=3), own, other)
 
 
 @pytest.mark.parametrize("how", ["attention", "hint"])
@@ -345,6 +394,7 @@ def test_features_of_what_is_no_onnx_file(cnn: Model, samples: Samples) -> None:
         ({"soft": -0.1}, "soft is a share"),
         ({"soft": 0.0, "hard": 0.0}, "nothing to learn"),
         ({"features": [{"student": "a", "weight": -1.0}]}, "weight of feature 'a'"),
+        ({"features": [{"student": "a", "axis": 0}]}, "axis of feature 'a' is that of the samples"),
         ({"features": [{"student": "a", "how": "hints"}]}, "did you mean 'hint'"),
     ],
     ids=str,

@@ -310,3 +310,9 @@ def test_unusable_labels(labels: Any) -> None:
 def test_no_samples() -> None:
     with pytest.raises(TaskError, match="empty"):
         Samples.of_arrays(np.zeros((0, 1, 8, 8), np.float32), np.zeros(0, int))
+
+
+def test_a_network_without_weights_is_refused() -> None:
+    samples = Samples.of_arrays(np.zeros((8, 3)), np.zeros(8, np.int64))
+    with pytest.raises(TrainingError, match="network has no weights that could be trained"):
+        train(nn.ReLU(), samples, CrossEntropy(), Schedule(epochs=1))

@@ -95,6 +95,21 @@ def test_another_trainings_checkpoint_is_left_alone(other: dict[str, Any], tmp_p
     assert run(tmp_path, **other)[1] == 2 * other.get("epochs", 3)
 
 
+def test_a_training_with_other_hooks_is_another(tmp_path: Path) -> None:
+    x = np.ones((8, 2), np.float32)
+    for hooks in ([], [Counter()], [Hook(), Counter()]):
+        torch.manual_seed(0)
+        train(
+            nn.Linear(2, 2),
+            Samples.of_arrays(x, np.zeros(8, np.int64)),
+            CrossEntropy(),
+            Schedule(epochs=1),
+            workshop=Workshop(state=tmp_path),
+            hooks=hooks,
+        )
+        assert all(hook.steps == 1 for hook in hooks if isinstance(hook, Counter))
+
+
 class Trap:
     """Code that would run if the checkpoint were unpickled."""
 

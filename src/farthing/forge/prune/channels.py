@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from farthing.errors import EngineError, ModelError, UnsupportedError
 from farthing.forge import graph
+from farthing.forge.prune import stated
 from farthing.forge.prune.labels import STAYS, Axes, Following, Labels
 from farthing.forge.prune.structured import Importance
 from farthing.forge.trainable import trying
@@ -84,7 +85,7 @@ class Channels:
         if not self.couplings:
             raise UnsupportedError(f"{model.manifest.name} has no layer whose channels could be taken out")
 
-    def importance(self, kind: Importance, gradients: Gradients | None = None) -> dict[str, Array]:
+    def importance(self, kind: Importance, gradients: Iterable[Gradients] = ()) -> dict[str, Array]:
         """How much each unit of each coupling matters: name -> float64 of the length of its ``units``, from 0.
 
         Args:
@@ -92,9 +93,10 @@ class Channels:
                 (Li et al. 2017, https://arxiv.org/abs/1608.08710), relative to their mean in each layer and coupling;
                 ``bn``, the scales of batch normalization, likewise (Liu et al. 2017,
                 https://arxiv.org/abs/1708.06519), and ``l2`` where a layer has none; ``taylor``, the square of weights
-                times gradients, by which the loss would change (Molchanov et al. 2019,
+                times gradients, by which the loss would change, averaged over batches (Molchanov et al. 2019,
                 https://arxiv.org/abs/1906.10771), relative to nothing.
-            gradients: for ``taylor``.
+            gradients: for ``taylor``, of one batch after another: over all data together those of a trained network
+                nearly cancel out.
 
         Raises:
             UnsupportedError: ``bn`` where no batch normalization is left in the file.
@@ -104,7 +106,10 @@ class Channels:
                 f"{self.model.manifest.name} has no batch normalization to rank channels by, or it is folded away: "
                 "use importance l2"
             )
-        found = {name: self._scores(one, kind, gradients or {}) for name, one in self.couplings.items()}
+        found: dict[str, Array] = {}
+        for each in gradients if kind == "taylor" else ({},):
+            for name, one in self.couplings.items():
+                found[name] = found.get(name, 0.0) + self._scores(one, kind, each)
         for name, scores in found.items():
             if not np.isfinite(scores).all():
                 raise UnsupportedError(
@@ -170,7 +175,7 @@ class Channels:
         for node in proto.graph.node:
             if node.op_type in {"Conv", "ConvTranspose"}:
                 self._regroup(node, removed)
-        self._reshape(proto, removed)
+        self._restate(proto, removed)
         proto.graph.ClearField("value_info")
         drop_unused(proto.graph)
         self._check(proto)
@@ -201,30 +206,25 @@ class Channels:
             ):
                 item.i = int((~np.isin(labels, removed)).sum()) * item.i // len(labels)
 
-    def _reshape(self, proto: onnx.ModelProto, removed: Labels) -> None:
-        """State the new sizes where a shape is stated."""
-        taken = tensor_names(proto)
-        for node in proto.graph.node:
-            if node.op_type != "Reshape":
-                continue
-            sizes = list(self._following.shapes[node.output[0]])
-            changed = False
-            for axis, labels in enumerate(self._following.axes.get(node.output[0], [])):
-                if labels is None:
-                    continue
-                left = int((~np.isin(self._following.root(labels), removed)).sum())
-                changed, sizes[axis] = changed or left != sizes[axis], left
-            if changed:
-                free = [axis for axis, size in enumerate(self._following.shapes[node.output[0]]) if size == 2]
-                if self._batch_leads(node) and free[:1] == [0]:
-                    sizes[0] = -1
-                name = free_name(f"{node.output[0]}_shape", taken)
-                proto.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
-                node.input[1] = name
-                del node.attribute[:]
+    def _restate(self, proto: onnx.ModelProto, removed: Labels) -> None:
+        """State the new sizes where sizes are stated."""
+        following = self._following
 
-    def _batch_leads(self, node: onnx.NodeProto) -> bool:
-        """Whether the first axis of a result is that of a free batch."""
+        def left(name: str) -> list[int | None]:
+            return [
+                None if labels is None else int((~np.isin(following.root(labels), removed)).sum())
+                for labels in following.axes[name]
+            ]
+
+        def computed(node: onnx.NodeProto) -> list[int]:
+            sizes = list(following.shapes[node.output[0]])
+            free = [axis for axis, size in enumerate(sizes) if size == 2]
+            return [-1, *sizes[1:]] if self._batch_leads() and free[:1] == [0] else sizes
+
+        stated.restate(proto, left, computed)
+
+    def _batch_leads(self) -> bool:
+        """Whether the model has a free batch, first."""
         specs = self.model.manifest.data_inputs
         return any(spec.batch_axis == 0 and spec.fixed_batch is None for spec in specs)
 

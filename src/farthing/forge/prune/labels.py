@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from farthing.forge import graph
+from farthing.forge.prune import stated
+from farthing.forge.prune.stated import attribute
 from farthing.forge.trainable.stored import is_constant, tensors
 
 Array = NDArray[Any]
@@ -58,13 +59,14 @@ class Following:
 
     def __init__(self, proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
         self._weights = {name: tuple(tensor.dims) for name, tensor in tensors(proto).items()}
+        self._numbers = stated.numbers(proto)
         nodes = [node for node in proto.graph.node if not is_constant(node)]
         names = [name for node in nodes for name in node.output if name and name not in feeds]
         given = {value.name for value in proto.graph.output}
         found = graph.run(
             proto, feeds, [name for name in dict.fromkeys(names) if name not in given], optimise=False
         )
-        self.shapes = {name: array.shape for name, array in {**feeds, **found}.items()}
+        self.shapes = self._weights | {name: array.shape for name, array in {**feeds, **found}.items()}
         self._parents = [STAYS]
         self.axes: dict[str, Axes] = {name: [None] * array.ndim for name, array in feeds.items()}
         self.stored: dict[str, Axes] = {name: [None] * len(shape) for name, shape in self._weights.items()}
@@ -135,6 +137,7 @@ class Following:
             "BatchNormalization": self._batch_norm,
             "InstanceNormalization": self._batch_norm,
             "Concat": self._concat,
+            "Split": self._split,
             "Transpose": self._transpose,
             "Pad": self._pad,
             "LSTM": self._recurrent,
@@ -181,18 +184,24 @@ class Following:
 
     def _over(self, node: onnx.NodeProto) -> None:
         """What is reduced, or compared with one another, stays; the other axes pass."""
-        before, shape, after = (
-            self._of(node.input[0]),
-            self.shapes[node.input[0]],
-            self.shapes[node.output[0]],
-        )
-        if node.op_type in OVER or len(after) != len(shape):
-            self._keep(*before)
-            self._give(node, [None] * len(after))
-            return
-        passes = [size == after[axis] for axis, size in enumerate(shape)]
-        self._keep(*(labels for labels, one in zip(before, passes, strict=True) if not one))
-        self._give(node, [labels if one else None for labels, one in zip(before, passes, strict=True)])
+        before, after = self._of(node.input[0]), self.shapes[node.output[0]]
+        over = self._reduced(node, len(before))
+        self._keep(*(before[axis] for axis in over))
+        left = [None if axis in over else labels for axis, labels in enumerate(before)]
+        if len(after) < len(before):
+            left = [labels for axis, labels in enumerate(left) if axis not in over]
+        self._give(node, left)
+
+    def _reduced(self, node: onnx.NodeProto, rank: int) -> set[int]:
+        """The axes that an operator goes over; all that it may, if they are not stated."""
+        axes = attribute(node, "axes", None)
+        if len(node.input) > 1 and node.input[1]:
+            axes = self._numbers.get(node.input[1])
+        elif axes is None and attribute(node, "noop_with_empty_axes", 0):
+            return set()
+        if node.op_type in OVER or not axes:
+            return set(range(rank))
+        return {axis % rank for axis in axes}
 
     def _together(self, node: onnx.NodeProto) -> None:
         """Places that meet belong to one channel; a stored vector has a number for each."""
@@ -225,7 +234,7 @@ class Following:
 
     def _conv(self, node: onnx.NodeProto) -> None:
         x, weight = self._of(node.input[0]), node.input[1]
-        groups, labels = _attribute(node, "group", 1), x[1]
+        groups, labels = attribute(node, "group", 1), x[1]
         if not self._is_stored(weight):
             self._unknown(node)
             return
@@ -255,7 +264,7 @@ class Following:
 
     def _conv_transpose(self, node: onnx.NodeProto) -> None:
         x, weight = self._of(node.input[0]), node.input[1]
-        groups = _attribute(node, "group", 1)
+        groups = attribute(node, "group", 1)
         if not self._is_stored(weight) or groups != 1:
             self._unknown(node)
             return
@@ -275,10 +284,10 @@ class Following:
 
     def _gemm(self, node: onnx.NodeProto) -> None:
         data, weight = node.input[:2]
-        if not self._is_stored(weight) or self._is_stored(data) or _attribute(node, "transA", 0):
+        if not self._is_stored(weight) or self._is_stored(data) or attribute(node, "transA", 0):
             self._unknown(node)
             return
-        x, back = self._of(data), _attribute(node, "transB", 0)
+        x, back = self._of(data), attribute(node, "transB", 0)
         given = self._fresh(self._weights[weight][0 if back else 1])
         self._label(weight, 1 if back else 0, x[1])
         self._label(weight, 0 if back else 1, given)
@@ -325,7 +334,7 @@ class Following:
 
     def _concat(self, node: onnx.NodeProto) -> None:
         shape = self.shapes[node.output[0]]
-        along = _attribute(node, "axis", 0) % len(shape)
+        along = attribute(node, "axis", 0) % len(shape)
         every = [
             (self.stored if self._is_stored(n) else self.axes).get(n) or [None] * len(shape)
             for n in node.input
@@ -346,9 +355,27 @@ class Following:
                 result.append(first)
         self._give(node, result)
 
+    def _split(self, node: onnx.NodeProto) -> None:
+        """Each part has its own channels; parts of equal size whose sizes are not stated lose as many each."""
+        x = self._of(node.input[0])
+        along = attribute(node, "axis", 0) % len(x)
+        labels = x[along]
+        alike = len({self.shapes[name][along] for name in node.output}) == 1
+        if labels is not None and not (len(node.input) > 1 and node.input[1] in self._numbers):
+            if alike and attribute(node, "split", None) is None:
+                self._even(labels, len(node.output))
+            else:
+                self._keep(labels)
+        place = 0
+        for name in node.output:
+            size = self.shapes[name][along]
+            part = None if labels is None else labels[place : place + size]
+            self.axes[name] = [part if axis == along else other for axis, other in enumerate(x)]
+            place += size
+
     def _transpose(self, node: onnx.NodeProto) -> None:
         x = self._of(node.input[0])
-        order = _attribute(node, "perm", list(range(len(x)))[::-1])
+        order = attribute(node, "perm", list(range(len(x)))[::-1])
         self._give(node, [x[axis] for axis in order])
 
     def _pad(self, node: onnx.NodeProto) -> None:
@@ -406,7 +433,3 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[
             else:
                 return
         yield left, right
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)

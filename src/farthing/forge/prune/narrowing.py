@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing import bench
-from farthing.bench import Rule
+from farthing.bench import Rule, Timed
 from farthing.errors import UnsupportedError
 from farthing.forge.prune.channels import Channels, Coupling
 from farthing.forge.workshop import Workshop
+from farthing.measure import Measurement
 from farthing.model import Model
 from farthing.options import EngineOptions
 from farthing.recipe import Progress
@@ -23,6 +24,7 @@ RULE = Rule(warmup=3, min_count=30, min_seconds=0.4, max_seconds=10.0)
 SLICES = 6  # steps in which the time is brought down
 PART = 4  # a layer is tried a quarter narrower
 LOOKS = 4 * SLICES  # after which it stops in any case
+SLOWER = 0.05  # a loss of less of the time is none that narrower layers are refused for
 NOISE = 0.002  # a saving of less of the whole is none
 
 
@@ -65,6 +67,37 @@ def narrowed(
         UnsupportedError: narrower layers save no time on this machine; the message has the figures.
     """
     return _Narrowing(channels, scores, floors, wanted, workshop).run()
+
+
+def check_time(
+    channels: Channels,
+    scores: Mapping[str, Array],
+    widths: Mapping[str, int],
+    engine: str,
+    workshop: Workshop,
+) -> None:
+    """Time a network beside itself with narrower layers, and refuse these if it is slower for them.
+
+    Raises:
+        UnsupportedError: it is; the message has the figures.
+    """
+    name = channels.model.manifest.name
+    both = [channels.model, channels.without(widths, scores)[0]]
+    (before, wide), (after, narrow) = _raced(both, engine, workshop)
+    gain = narrow.over(wide)
+    figures = f"{before.p50_ms:.3g} ms before, {after.p50_ms:.3g} ms with narrower layers in {after.engine}"
+    workshop.listener(Progress(stage="train", text=f"timed {name}, a sample: {figures}"))
+    if gain.high < 1 - SLOWER:
+        raise UnsupportedError(
+            f"narrower layers make {name} slower, {gain} times as fast as it was ({figures}): choose another ratio or "
+            "multiple, or prune by `latency`, which leaves layers that save no time as they are"
+        )
+
+
+def _raced(models: Sequence[Model], engine: str, workshop: Workshop) -> Sequence[tuple[Measurement, Timed]]:
+    """Models timed interleaved, one sample at a time."""
+    entrants = [(model, engine, EngineOptions()) for model in models]
+    return bench.race_models(entrants, "single_stream", None, 1, RULE, workshop.machine)
 
 
 def unit(one: Coupling, multiple: int) -> int:
@@ -142,9 +175,8 @@ class _Narrowing:
     def _times(self, every: Sequence[Mapping[str, int]]) -> list[float]:
         """Median seconds of a single sample for each choice of widths, timed interleaved."""
         models = [self._narrow(widths) for widths in every]
-        entrants = [(model, self.wanted.engine, EngineOptions()) for model in models]
-        timed = bench.race_models(entrants, "single_stream", None, 1, RULE, self.workshop.machine)
-        return [float(np.median(times.calls)) for _, times in timed]
+        raced = _raced(models, self.wanted.engine, self.workshop)
+        return [float(np.median(times.calls)) for _, times in raced]
 
     def _narrow(self, widths: Mapping[str, int]) -> Model:
         """The network with those widths, not trained: only its time is asked for."""

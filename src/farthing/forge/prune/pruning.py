@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,22 +15,26 @@ from farthing.forge.prune import narrowing
 from farthing.forge.prune.channels import Channels, Coupling
 from farthing.forge.prune.structured import StructuredPrune
 from farthing.forge.trainable import Trainable, trainable
+from farthing.forge.training.loop import alone
 from farthing.forge.training.losses import loss_of, understood
 from farthing.forge.training.samples import Samples
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.recipe import Progress
+from farthing.target import Target
 from farthing.task import Task
 
 Array = NDArray[Any]
-GRADIENTS = 1024  # training samples that gradients are taken from
+GRADIENTS, AT_ONCE = 1024, 64  # training samples that gradients are taken from, and of how many one is
 
 
-def plan(options: StructuredPrune, model: Model, task: Task, workshop: Workshop) -> dict[str, int]:
+def plan(
+    options: StructuredPrune, model: Model, target: Target, task: Task, workshop: Workshop
+) -> dict[str, int]:
     """The width of each coupling, see `StructuredPrune`.
 
     Raises:
-        UnsupportedError: a network that cannot be pruned, or not as far as asked for.
+        UnsupportedError: a network that cannot be pruned, or not as far as asked for, or that is slower for it.
     """
     channels = Channels(model)
     known, scores = channels.couplings, _scores(options, channels, task)
@@ -45,6 +49,8 @@ def plan(options: StructuredPrune, model: Model, task: Task, workshop: Workshop)
             f"{model.manifest.name} has no layer left to narrow: its layers keep multiples of {options.multiple} "
             f"and a share of {options.least:g} at least; ask for a larger ratio, or a smaller multiple"
         )
+    if options.latency is None and target.is_machine(workshop.machine.target):
+        narrowing.check_time(channels, scores, widths, options.engine, workshop)
     return widths
 
 
@@ -99,7 +105,9 @@ def _scores(options: StructuredPrune, channels: Channels, task: Task) -> dict[st
     """The importance of each channel."""
     if options.importance != "taylor":
         return channels.importance(options.importance)
-    return channels.importance("taylor", _gradients(trainable(channels.model), task))
+    return channels.importance(
+        "taylor", _gradients(trainable(channels.model), task, options.schedule.threads)
+    )
 
 
 def _floor(one: Coupling, options: StructuredPrune) -> int:
@@ -143,13 +151,20 @@ def _insert_norms(made: Trainable, before: Trainable, left: Mapping[str, Array],
                 new.bias.copy_(old.bias[picks])
 
 
-def _gradients(made: Trainable, task: Task) -> dict[str, Array]:
-    """The gradients of the loss over some training samples, by the names of the stored tensors."""
+def _gradients(made: Trainable, task: Task, threads: int) -> Iterator[dict[str, Array]]:
+    """The gradients of the loss over some training samples, batch by batch, by the names of the stored tensors."""
+    if task.metric.needs == "reference" and task.loss is None:
+        raise UnsupportedError(
+            f"importance taylor goes by the gradient of a loss, and metric {task.metric.name} compares with the model "
+            "itself, which leaves none: use importance l2, or give the task a loss of its own"
+        )
     samples = Samples(task, understood(made.model))
     loss = loss_of(task, samples.manifest)
-    for batch in samples.spread(GRADIENTS):
-        torch.autograd.backward(loss(made.module(*batch.inputs), batch))
-    return made.gradients()
+    for batch in samples.spread(GRADIENTS, AT_ONCE):
+        made.module.zero_grad()
+        with alone(threads):
+            torch.autograd.backward(loss(made.module(*batch.inputs), batch))
+        yield made.gradients()
 
 
 def _words(widths: Mapping[str, int]) -> str:

@@ -28,12 +28,13 @@ class StructuredPrune(TrainingPass, frozen=True, kw_only=True):
       https://arxiv.org/abs/1804.03230), until the network takes that share of its time;
     - else by ``ratio``, with all channels ranked together or in each layer.
 
-    Both are planned once: the widths stand in the recipe, and a replay measures nothing.
+    Both are planned once: the widths stand in the recipe, and a replay measures nothing. A network that measures slower
+    with its narrower layers is refused.
 
     Attributes:
         ratio: share of the channels to take out, 0..1.
         latency: share of the time for one sample to be left, 0..1; None goes by ``ratio``.
-        engine: what runs the network when it is timed for ``latency``; empty takes the first that opens ONNX.
+        engine: what runs the network when it is timed; empty takes the first that opens ONNX.
         importance: ``l1``, ``l2``, ``bn`` or ``taylor``, see `farthing.forge.prune.channels.Channels.importance`.
         ranking: ``global`` ranks the channels of all layers together, ``layer`` those of each for themselves.
         multiple: widths are rounded to multiples of this, which engines compute fastest.
@@ -72,7 +73,7 @@ class StructuredPrune(TrainingPass, frozen=True, kw_only=True):
         """The same with the widths filled in."""
         from farthing.forge.prune.pruning import plan
 
-        return self if self.widths else replace(self, widths=plan(self, model, task, workshop))
+        return self if self.widths else replace(self, widths=plan(self, model, target, task, workshop))
 
     def work(self, model: Model, target: Target, task: Task, workshop: Workshop) -> Model:
         """Raises UnsupportedError for a network that cannot be pruned, TaskError for data that do not serve."""

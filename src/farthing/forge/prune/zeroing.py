@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from farthing.errors import UnsupportedError
+from farthing.errors import ConfigError, UnsupportedError
 from farthing.forge.prune.unstructured import UnstructuredPrune
 from farthing.forge.trainable import Trainable, trainable
 from farthing.forge.trainable.norms import BACK
@@ -17,12 +17,50 @@ from farthing.forge.training.losses import understood
 from farthing.forge.training.samples import Samples
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
+from farthing.recipe import Progress
 from farthing.task import Task
 
 LOOKS = 50
 TINY = 1e-30
 """Weights nearer to zero than this are: kernels take denormal numbers ten times as long."""
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *BACK)
+SHOWN = 3
+
+
+class Weight(NamedTuple):
+    """Weights of a layer that may go.
+
+    Attributes:
+        layer: whose they are.
+        name: of its parameter.
+    """
+
+    layer: nn.Module
+    name: str = "weight"
+
+    @property
+    def tensor(self) -> Tensor:
+        """The parameter as it is now."""
+        found: Tensor = getattr(self.layer, self.name)
+        return found
+
+    @property
+    def table(self) -> Tensor:
+        """The same as a matrix, outputs by inputs; a view."""
+        weight = self.tensor
+        if isinstance(self.layer, BACK):
+            weight = weight.movedim(1, 0)
+        return weight.movedim(1, -1).flatten(1) if weight.ndim > 2 else weight
+
+    def unfolded(self, kept: Tensor) -> Tensor:
+        """Such a matrix as the weights lie."""
+        weight = self.tensor
+        if weight.ndim <= 2:
+            return kept
+        back = isinstance(self.layer, BACK)
+        shape = list(weight.movedim(1, 0).shape if back else weight.shape)
+        unfolded = kept.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+        return unfolded.movedim(0, 1) if back else unfolded
 
 
 def zeroed(options: UnstructuredPrune, model: Model, task: Task, workshop: Workshop) -> Model:
@@ -34,30 +72,39 @@ def zeroed(options: UnstructuredPrune, model: Model, task: Task, workshop: Works
     """
     samples = Samples(task, understood(model))
     made = trainable(model)
-    layers = _layers(made, options)
+    weights = _weights(made, options, workshop)
     if options.norms:
         made.insert_norms(batch.inputs for batch in samples.spread())
-    masks = Masks(options, layers)
+    masks = Masks(options, weights)
     options.train(made, samples, model, workshop, [masks])
     masks.apply()
     _flush(made.module)
     return made.to_model()
 
 
-def _layers(made: Trainable, options: UnstructuredPrune) -> dict[str, nn.Module]:
-    """Layers whose weights may go, by the names of their nodes."""
+def _weights(made: Trainable, options: UnstructuredPrune, workshop: Workshop) -> dict[str, Weight]:
+    """Weights that may go, by the names of their nodes."""
     unknown = [name for name in options.skip if name not in made.layers]
     if unknown:
         raise UnsupportedError(
             f"{made.model.manifest.name} has no layer {unknown[0]!r} to skip: it has {', '.join(made.layers)}"
         )
-    every = {name: made.module.get_submodule(layer) for name, layer in made.layers.items()}
-    wanted = {name: layer for name, layer in every.items() if name not in options.skip}
-    found: dict[str, nn.Module] = {n: layer for n, layer in wanted.items() if isinstance(layer, LAYERS)}
-    fitting = {node: layer for node, layer in found.items() if _fits(_table(layer), options)}
+    found: dict[str, Weight] = {}
+    for node, place in made.layers.items():
+        layer = made.module.get_submodule(place)
+        if node not in options.skip and isinstance(layer, LAYERS):
+            found[node] = Weight(layer)
+        elif node not in options.skip and isinstance(layer, nn.RNNBase):
+            names = [name for name, _ in layer.named_parameters() if name.startswith("weight")]
+            found |= {f"{node}.{name}": Weight(layer, name) for name in names}
+    fitting = {name: weight for name, weight in found.items() if _fits(weight.table, options)}
     if not fitting:
         what = f"whose weights fit the pattern {options.pattern}" if found else "with weights"
         raise UnsupportedError(f"{made.model.manifest.name} has no layer {what}: nothing can be pruned")
+    if dense := [name for name in found if name not in fitting]:
+        more = ", ..." if len(dense) > SHOWN else ""
+        text = f"{len(dense)} of {len(found)} stay dense, their weights do not fit {options.pattern}: "
+        workshop.listener(Progress(stage="train", text=text + ", ".join(dense[:SHOWN]) + more))
     return fitting
 
 
@@ -69,38 +116,37 @@ def _fits(table: Tensor, options: UnstructuredPrune) -> bool:
     return True
 
 
-def _table(layer: Any) -> Tensor:
-    """A layer's weights as a matrix, outputs by inputs; a view."""
-    weight: Tensor = layer.weight
-    if isinstance(layer, BACK):
-        weight = weight.movedim(1, 0)
-    return weight.movedim(1, -1).flatten(1) if weight.ndim > 2 else weight
-
-
 class Masks(Hook):
     """The share of zeros that a schedule asks for, kept at zero.
 
     Args:
         options: how many, when and which.
-        layers: whose weights.
+        weights: those that may go, by name.
     """
 
-    def __init__(self, options: UnstructuredPrune, layers: Mapping[str, nn.Module]) -> None:
-        self._options, self._layers = options, dict(layers)
+    def __init__(self, options: UnstructuredPrune, weights: Mapping[str, Weight]) -> None:
+        self._options, self._weights = options, dict(weights)
         self._masks: dict[str, Tensor] = {}
+
+    def start(self, moment: Moment) -> None:
+        """See whether the training is long enough."""
+        last = max(self._options.begin, self._options.end or 0)
+        if last >= moment.steps:
+            raise ConfigError(
+                f"weights are to go in steps {self._options.begin} to {last}, and the training has {moment.steps} in "
+                f"all (0..{moment.steps - 1}): lower `begin` and `end`, or train for more epochs"
+            )
 
     def before_step(self, moment: Moment) -> None:
         """Look at the weights anew, when it is time."""
-        options = self._options
-        end = (moment.steps * 3) // 4 if options.end is None else options.end
-        end = min(max(end, options.begin + 1), moment.steps - 1)
-        every = options.frequency or max(1, (end - options.begin) // LOOKS)
-        if moment.step == end or (
-            options.begin <= moment.step < end and (moment.step - options.begin) % every == 0
-        ):
-            progress = (moment.step - options.begin) / max(1, end - options.begin)
-            self._look(progress)
-            self.apply()
+        begin = self._options.begin
+        end = (moment.steps * 3) // 4 if self._options.end is None else self._options.end
+        end = min(max(end, begin + 1), moment.steps - 1)
+        every = self._options.frequency or max(1, (end - begin) // LOOKS)
+        if moment.step == end:
+            self._look(1.0)
+        elif begin <= moment.step < end and (moment.step - begin) % every == 0:
+            self._look((moment.step - begin) / (end - begin))
 
     def after_step(self, moment: Moment) -> None:
         """What is zero stays zero."""
@@ -116,18 +162,18 @@ class Masks(Hook):
     def apply(self) -> None:
         """Set what is masked to zero."""
         for name, mask in self._masks.items():
-            layer: Any = self._layers[name]
-            layer.weight.mul_(mask)
+            self._weights[name].tensor.mul_(mask)
 
     @torch.no_grad()
     def _look(self, progress: float) -> None:
         options = self._options
         rising = 1 - (1 - progress) ** options.power
         share = options.initial + (options.final - options.initial) * rising
-        scores = {name: _scores(_table(layer), options) for name, layer in self._layers.items()}
+        scores = {name: _scores(weight.table, options) for name, weight in self._weights.items()}
         for name, kept in _kept(scores, options, share, rising).items():
-            layer: Any = self._layers[name]
-            self._masks[name] = _as_weight(kept, layer).to(layer.weight.dtype)
+            weight = self._weights[name]
+            self._masks[name] = weight.unfolded(kept).to(weight.tensor.dtype)
+        self.apply()
 
 
 def _scores(table: Tensor, options: UnstructuredPrune) -> Tensor:
@@ -168,16 +214,6 @@ def _of_neighbours(table: Tensor, left: int, of: int, rising: float) -> Tensor:
     order = runs.argsort(dim=-1, stable=True)
     kept = torch.ones_like(runs, dtype=torch.bool).scatter(-1, order[..., :gone], False)
     return kept.reshape(table.shape)
-
-
-def _as_weight(kept: Tensor, layer: Any) -> Tensor:
-    """A matrix, outputs by inputs, as the layer's weights lie."""
-    weight: Tensor = layer.weight
-    if weight.ndim <= 2:
-        return kept
-    shape = list(weight.movedim(1, 0).shape if isinstance(layer, BACK) else weight.shape)
-    unfolded = kept.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
-    return unfolded.movedim(0, 1) if isinstance(layer, BACK) else unfolded
 
 
 @torch.no_grad()

@@ -20,15 +20,21 @@ class Feature(Section, frozen=True, kw_only=True):
             summed over channels, flattened and brought to length 1. ``hint``: the mean squared error after a learned
             1 x 1 projection of the student's channels to the teacher's (FitNets, Romero et al. 2015,
             https://arxiv.org/abs/1412.6550). Where places differ in number, the finer ones are averaged.
+        axis: along which channels lie in both, from the end if negative: -1 for transformers.
         weight: in the loss.
     """
 
     student: str
     teacher: str = ""
     how: Literal["attention", "hint"] = "attention"
+    axis: int = 1
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.axis == 0:
+            raise ConfigError(
+                f"axis of feature {self.student!r} is that of the samples: name that of the channels"
+            )
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"weight of feature {self.student!r} is from 0, not {self.weight}")
 

@@ -17,6 +17,7 @@ from farthing.forge.training.losses import (
     Answers,
     Loss,
     answers_of,
+    classes_second,
     divergence,
     hitting,
     log_probabilities,
@@ -109,13 +110,13 @@ def _taught(
     few = samples.batch(torch.arange(min(2, len(samples))))
     outputs = _tried(module, few)
     count = len(outputs) - len(options.features)
-    theirs = teachers[0].answers(few)
-    for own, other in zip(outputs[:count], theirs, strict=False):
-        if own.shape != other.shape and options.soft:
-            raise TaskError(
-                f"the teacher {teachers[0].manifest.name} gives outputs of shape {list(other.shape[1:])}, the student "
-                f"{list(own.shape[1:])}: they must answer the same question"
-            )
+    for teacher in teachers if options.soft else ():
+        for own, other in zip(outputs[:count], teacher.answers(few), strict=False):
+            if own.shape != other.shape:
+                raise TaskError(
+                    f"the teacher {teacher.manifest.name} gives outputs of shape {list(other.shape[1:])}, the student "
+                    f"{list(own.shape[1:])}: they must answer the same question"
+                )
     pairs = zip(options.features, outputs[count:], teachers[0].features(few), strict=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -182,11 +183,14 @@ class Taught(nn.Module):
         """Kullback-Leibler divergence at a temperature, times its square."""
         heat = self._options.temperature
         theirs = [
-            log_probabilities(teacher.answers(batch)[0], answers_of(teacher.manifest), heat)
+            log_probabilities(
+                classes_second(teacher.answers(batch)[0], batch.labels), answers_of(teacher.manifest), heat
+            )
             for teacher in self._teachers
         ]
         wanted = torch.stack(theirs).logsumexp(0) - math.log(len(theirs))
-        return divergence(log_probabilities(own[0], self._classes or "logits", heat), wanted) * heat**2
+        rows = classes_second(own[0], batch.labels)
+        return divergence(log_probabilities(rows, self._classes or "logits", heat), wanted) * heat**2
 
     def _of_values(self, own: Sequence[Tensor], batch: Batch) -> Tensor:
         answers = [teacher.answers(batch) for teacher in self._teachers]

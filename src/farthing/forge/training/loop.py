@@ -130,7 +130,7 @@ def train(
         clock: seconds, for the time left.
 
     Raises:
-        TrainingError: the loss or a weight is no longer a number.
+        TrainingError: the loss or a weight is no longer a number, or there are no weights.
         TaskError: labels that the loss cannot use; samples that cannot be augmented so.
         StorageError: a checkpoint cannot be written.
     """
@@ -183,6 +183,10 @@ class _Run:
         self.learned = loss if isinstance(loss, nn.Module) else nn.Module()
         both = [*module.parameters(), *self.learned.parameters()]
         self.parameters = [parameter for parameter in both if parameter.requires_grad]
+        if not self.parameters:
+            raise TrainingError(
+                f"{samples.manifest.name} has no weights that could be trained: leave the steps that train out"
+            )
         self.bf16 = schedule.in_bf16
         self.per_epoch = -(-len(samples) // schedule.batch)
         self.moment = Moment(
@@ -296,8 +300,9 @@ class _Run:
     def _key(self) -> str:
         """What decides the weights that come out, as far as this loop knows it."""
         weights = [checkpoint.digest_of(part.state_dict()) for part in (self.module, self.learned)]
+        parts = [type(part).__qualname__ for part in (self.loss, *self.hooks)]
         versions = [farthing.__version__, str(torch.__version__)]
-        return key_of(self.schedule, self.bf16, self.samples.digest, weights, versions)
+        return key_of(self.schedule, self.bf16, self.samples.digest, weights, parts, versions)
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one of this training."""

@@ -164,8 +164,7 @@ class CrossEntropy:
         rows, labels = outputs[0], _whole(batch.labels)
         rows = rows[:, None] if rows.ndim == 1 else rows
         rows = rows.flatten(1) if labels.ndim == 1 else rows
-        if rows.ndim == 4 and rows.shape[1:3] == labels.shape[1:] != rows.shape[2:]:
-            rows = rows.movedim(3, 1)
+        rows = classes_second(rows, labels)
         if rows.shape[:1] + rows.shape[2:] != labels.shape or (rows.ndim > 2 and rows.shape[1] < 2):
             raise TaskError(
                 f"the output has shape {list(outputs[0].shape)}, the labels {list(labels.shape)}: cross-entropy needs "
@@ -173,6 +172,12 @@ class CrossEntropy:
             )
         _check_range(labels, max(2, rows.shape[1]))
         return rows, labels
+
+
+def classes_second(rows: Tensor, labels: Tensor | None) -> Tensor:
+    """An output with its classes along axis 1; where pixels are labelled they may come last."""
+    last = labels is not None and rows.ndim == 4 and rows.shape[1:3] == labels.shape[1:] != rows.shape[2:]
+    return rows.movedim(3, 1) if last else rows
 
 
 def _void(classes: int) -> int:

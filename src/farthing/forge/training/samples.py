@@ -128,13 +128,13 @@ class Samples:
         for picks in torch.split(torch.arange(len(self)), size):
             yield self.batch(picks)
 
-    def spread(self, count: int = MEASURED) -> Iterator[Batch]:
+    def spread(self, count: int = MEASURED, size: int = CHUNK) -> Iterator[Batch]:
         """``count`` samples, or all if there are fewer, from all over the split: data are often sorted by class.
 
-        They come in batches of one size, but for one sample.
+        They come in batches of one size, ``size`` at most, but for one sample.
         """
         picks = torch.linspace(0, len(self) - 1, min(count, len(self)), dtype=torch.float64).round().long()
-        for part in torch.tensor_split(picks, -(-len(picks) // CHUNK)):
+        for part in torch.tensor_split(picks, -(-len(picks) // size)):
             yield self.batch(part)
 
     def _prepared(self, picks: Array) -> tuple[Tensor, ...]:

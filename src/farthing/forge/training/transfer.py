@@ -49,7 +49,7 @@ def _behind_norm(student: Trainable, made: fx.Node) -> fx.Node:
 
 
 class Transfer(nn.Module):
-    """How far a student's feature is from a teacher's, (n, channels, places ...) each.
+    """How far a student's feature is from a teacher's, each of samples along axis 0, and channels and places.
 
     Args:
         feature: what is compared, and how.
@@ -61,17 +61,22 @@ class Transfer(nn.Module):
 
     def __init__(self, feature: Feature, own: Tensor, other: Tensor) -> None:
         super().__init__()
-        self.how = feature.how
-        if own.ndim != other.ndim or own.ndim - 2 > max(POOLS) or (self.how == "attention" and own.ndim < 3):
-            wanted = "places to look at" if self.how == "attention" else "channels along the second axis"
+        self.how, self.axis = feature.how, feature.axis
+        few = own.ndim < (3 if self.how == "attention" else 2) or not -own.ndim < self.axis < own.ndim
+        if own.ndim != other.ndim or own.ndim - 2 > max(POOLS) or few:
+            wanted = "places to look at" if self.how == "attention" else f"channels along axis {self.axis}"
             raise TaskError(
                 f"feature {feature.student!r} has shape {list(own.shape)}, and the teacher's {list(other.shape)}: "
                 f"{self.how} needs {wanted} in both; name other tensors"
             )
-        self.projection = nn.Linear(own.shape[1], other.shape[1], bias=False) if self.how == "hint" else None
+        self.projection = (
+            nn.Linear(own.shape[self.axis], other.shape[self.axis], bias=False)
+            if self.how == "hint"
+            else None
+        )
 
     def forward(self, own: Tensor, other: Tensor) -> Tensor:
-        own, other = _as_coarse(own, other)
+        own, other = _as_coarse(*(part.movedim(self.axis, 1) for part in (own, other)))
         if self.projection is None:
             gap = _attention(own) - _attention(other)
             return gap.square().sum(1).mean() / 2
