@@ -218,6 +218,7 @@ class Progress(Section, frozen=True, kw_only=True):
         stage: what is under way, as in ``baseline``, ``passes``, ``accuracy``, ``race``, ``final``.
         text: one line for a person.
         done, total: how far the stage is; total 0 means unknown.
+        outcome: whether the text says what came of something, and not only what is under way.
         candidate: the candidate it is about, once its verdict is known.
     """
 
@@ -225,6 +226,7 @@ class Progress(Section, frozen=True, kw_only=True):
     text: str
     done: int = 0
     total: int = 0
+    outcome: bool = False
     candidate: Candidate | None = None
 
 

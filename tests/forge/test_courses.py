@@ -9,13 +9,17 @@ import pytest
 from onnx import helper, numpy_helper
 from torch import nn
 
+from farthing.config import convert
 from farthing.errors import ConfigError
 from farthing.forge import courses, graph
 from farthing.forge.cache import Cache
-from farthing.forge.courses import Plan
+from farthing.forge.courses import Courses, Plan
 from farthing.forge.replay import replay
+from farthing.forge.search.architecture import SearchArchitecture
+from farthing.forge.search.estimate import Limits
 from farthing.model import Model
-from farthing.recipe import Result
+from farthing.recipe import Result, Step, ignore
+from farthing.target import Budget, Target
 from farthing.task import Task
 
 Search = Callable[..., Result]
@@ -24,7 +28,7 @@ Search = Callable[..., Result]
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of three epochs."""
-    monkeypatch.setattr(courses, "PLANS", {"normal": Plan(60.0, (3, 3), 1, False)})
+    monkeypatch.setattr(courses, "PLANS", {"normal": Plan(60.0, (3, 3), 1, 0)})
 
 
 @pytest.mark.usefixtures("brief")
@@ -71,9 +75,77 @@ def test_nothing_is_trained_without_need(search: Search, cnn: Model, digits_task
 def test_too_slow_a_network_is_not_trained(
     search: Search, cnn: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courses, "PLANS", {"normal": Plan(1e-6, (3, 3), 1, False)})
+    monkeypatch.setattr(courses, "PLANS", {"normal": Plan(1e-6, (3, 3), 1, 0)})
     found = search(cnn, budget="accuracy_drop<=0.1", effort="normal")
     assert any("too long for this effort" in note for note in found.summary.notes)
+
+
+@pytest.mark.parametrize("pace", [0.1, 2.0, 10.0])
+def test_a_search_of_the_student_keeps_to_its_share_of_the_time(
+    cnn: Model, digits_task: Task, tmp_path: Path, pace: float
+) -> None:
+    budget = Budget(accuracy_drop=0.02, size_mb=0.05)
+    planned = Courses(
+        None,
+        cnn,
+        digits_task,
+        Target.detect(),
+        (),
+        "thorough",
+        Cache(tmp_path),
+        ignore,
+        budget,  # type: ignore[arg-type]
+    )
+    planned._pace, share = pace, planned._slot * courses.SEARCHED
+    step = planned._searched()
+    assert step is not None
+    options = convert(step.options, SearchArchitecture, step.use)
+    assert options.hours is not None
+    assert options.hours * 3600 + options.schedule.epochs * pace <= share + 2
+    assert options.trials * courses.TRAINED * options.schedule.epochs * pace <= share
+    assert planned._left == pytest.approx(3600 - share)
+    assert (options.accuracy_drop, options.limits) == (0.02, Limits(size_kb=50))
+
+
+def test_a_student_is_not_searched_in_less_time_than_that_takes(
+    cnn: Model, digits_task: Task, tmp_path: Path
+) -> None:
+    planned = Courses(
+        None,
+        cnn,
+        digits_task,
+        Target.detect(),
+        (),
+        "thorough",
+        Cache(tmp_path),
+        ignore,
+        Budget(),  # type: ignore[arg-type]
+    )
+    planned._pace = 60.0
+    assert planned._searched() is None
+    assert "12 networks would take longer than the 20 minutes" in planned.notes[0]
+    assert planned._left == 3600
+
+
+def test_what_takes_longer_than_was_thought_leaves_less_to_the_others(
+    cnn: Model, digits_task: Task, tmp_path: Path
+) -> None:
+    """On a machine that is busy, say; the same search once more plans the same, though nothing takes time any more."""
+    planned = []
+    for seconds in (20.0 + 5 * 50 * 4, 0.0):
+        ticks = iter([0.0, seconds])
+        one = Courses(
+            None, cnn, digits_task, Target.detect(), (), "thorough", Cache(tmp_path), ignore, Budget(),  # type: ignore[arg-type]
+            clock=lambda ticks=ticks: next(ticks, 0.0),
+        )  # fmt: skip
+        one._pace = 5.0
+        first = one._schedule(1.0)
+        assert first is not None
+        one._timed([], Step(use="train.finetune.v1", options={"schedule": {**first, "epochs": 50}}))
+        planned.append((first, one._schedule(1.0), one._left))
+    assert planned[0][0]["epochs"] == 60
+    assert planned[0][1]["epochs"] == 15, "four times as slow, a quarter of the epochs"
+    assert planned[1] == planned[0]
 
 
 def test_an_effort_that_is_none_is_refused(search: Search, cnn: Model) -> None:

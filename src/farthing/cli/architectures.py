@@ -86,7 +86,12 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trials", type=int, default=12, metavar="N", help="networks to train (default: %(default)s)"
     )
-    parser.add_argument("--hours", type=float, metavar="H", help="begin no further network after so many")
+    parser.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="end after so many, as soon as one network is trained to its end; the same command goes on from there",
+    )
     parser.add_argument(
         "--epochs",
         type=int,
@@ -133,7 +138,6 @@ def search(parsed: argparse.Namespace) -> int:
             options=wanted,
             machine=machine,
             cache=options.cache_directory(),
-            hours=parsed.hours,
             listener=listener,
             command=shlex.join(["farthing", *sys.argv[1:]]),
         )
@@ -156,6 +160,7 @@ def _options(parsed: argparse.Namespace) -> SearchArchitecture:
         "families": list(options.names(parsed.families)),
         "prefer": parsed.prefer,
         "trials": parsed.trials,
+        "hours": parsed.hours,
         "accuracy_drop": 0.01 if drop is None else drop,
         "limits": limits,
         "schedule": {

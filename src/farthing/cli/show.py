@@ -274,7 +274,7 @@ class _Pace:
 
 
 class _Live:
-    """Events on a live bar; verdicts of candidates scroll by above it."""
+    """Events on a live bar; what came of things scrolls by above it."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -286,9 +286,12 @@ class _Live:
         text = f"{event.stage}: {event.text}{self._pace.left(event)}"
         self._bar.update(self._task, description=text[:100], completed=event.done, total=total)
         if event.candidate is not None:
-            self._bar.console.print(
-                f"{event.candidate.number:>3} {event.text}", highlight=False, markup=False
-            )
+            self._stay(f"{event.candidate.number:>3} {event.text}")
+        elif event.outcome:
+            self._stay(event.text)
+
+    def _stay(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
 
 
 class _Lines:

@@ -107,7 +107,7 @@ class Climber:
         for number, rung in enumerate(rungs):
             self._say(rung.name, number, len(rungs))
             made.append(self._make(rung, made))
-            self._say(self._outcome(made[-1]), number + 1, len(rungs))
+            self._say(self._outcome(made[-1]), number + 1, len(rungs), outcome=True)
         return made
 
     def give_back(self, made: Sequence[Artefact]) -> list[Artefact]:
@@ -164,7 +164,7 @@ class Climber:
         if not names:
             return []
         artefact = self._make(with_exclusions(best.rung, names, "head"), made)
-        self._say(self._outcome(artefact))
+        self._say(self._outcome(artefact), outcome=True)
         return [artefact]
 
     def _compensated(self, rung: Rung, found: Sequence[Artefact], made: Sequence[Artefact]) -> list[Artefact]:
@@ -173,7 +173,7 @@ class Climber:
         for dearer in compensated(rung):
             if not _good([*found, *tried]):
                 tried.append(self._make(dearer, [*made, *found, *tried]))
-                self._say(self._outcome(tried[-1]))
+                self._say(self._outcome(tried[-1]), outcome=True)
         return tried
 
     def _joins(self, best: Artefact) -> list[heads.Join]:
@@ -193,7 +193,7 @@ class Climber:
         if not good or not has_half(self._target) or target_format(good[-1].rung.engine) != "onnx":
             return []
         artefact = self._make(with_half(good[-1].rung), made)
-        self._say(self._outcome(artefact))
+        self._say(self._outcome(artefact), outcome=True)
         return [artefact]
 
     def _make(self, rung: Rung, earlier: Sequence[Artefact], judged: Judged | None = None) -> Artefact:
@@ -260,7 +260,7 @@ class Climber:
         def enough(count: int, judged: Judged) -> bool:
             others = [artefact for number, artefact in tried.items() if number != count]
             tried[count] = self._make(with_exclusions(rung, worst[:count]), [*made, *others], judged)
-            self._say(self._outcome(tried[count]))
+            self._say(self._outcome(tried[count]), outcome=True)
             return not tried[count].refusal
 
         few, least = proxy(self._task), 0
@@ -280,8 +280,9 @@ class Climber:
             words = f"{metric.name} {points(sign * artefact.score.drop.value, metric)}"
         return f"{artefact.rung.name}: {words}"
 
-    def _say(self, text: str, done: int = 0, total: int = 0) -> None:
-        self._workshop.listener(Progress(stage="passes", text=text, done=done, total=total))
+    def _say(self, text: str, done: int = 0, total: int = 0, outcome: bool = False) -> None:
+        event = Progress(stage="passes", text=text, done=done, total=total, outcome=outcome)
+        self._workshop.listener(event)
 
 
 def _same(one: Artefact, other: Artefact) -> bool:

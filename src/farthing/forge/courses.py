@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from farthing.forge.ladder import FUSE, INTEGERS, STATIC, Rung, rounded
 from farthing.forge.training.schedule import Schedule, has_bf16
 from farthing.model import Model
 from farthing.recipe import Listener, Progress, Step
-from farthing.target import Target
+from farthing.target import Budget, Target
 from farthing.task import CLASS_METRICS, Task
 
 QAT = "quantize.qat.v1"
@@ -30,23 +31,26 @@ class Plan(NamedTuple):
     """How far an effort goes.
 
     Attributes:
-        seconds: that trainings may take in all, as estimated from one epoch.
+        seconds: that trainings may take in all: as estimated from a few steps, and as they did take.
         epochs: least and most of one training.
         prunings: ratios tried, at most.
-        searches: whether architectures are searched.
+        trials: networks that a search of the student's architecture trains; 0 searches none.
     """
 
     seconds: float
     epochs: tuple[int, int]
     prunings: int
-    searches: bool
+    trials: int
 
 
-PLANS = {"normal": Plan(300.0, (4, 24), 2, False), "thorough": Plan(3600.0, (8, 60), 5, True)}
+PLANS = {"normal": Plan(300.0, (4, 24), 2, 0), "thorough": Plan(3600.0, (8, 60), 5, 12)}
+SEARCHED = 4.0  # slots of the time that a search may take
+SCORING = 20.0  # seconds that making files of what was trained, and scoring them, may take beside
+TRAINED = 0.6  # of the epochs of all its networks those that are trained: most networks are given up before their end
 
 
 class Pace(Section, frozen=True, kw_only=True):
-    """Seconds that an epoch of training takes, its teacher included."""
+    """Seconds that something takes: an epoch of training, its teacher included, or a training."""
 
     seconds: float
 
@@ -60,8 +64,9 @@ class Courses:
         task: needs a ``train`` split.
         rungs: of the ladder: their engines and their ways to quantize.
         effort: how far to go.
-        cache: keeps how long an epoch takes, so that the same search plans the same again.
-        drop: what the metric may lose; a student's architecture is searched under it.
+        cache: keeps how long an epoch and each training took, so that the same search plans the same again.
+        budget: a student's architecture is searched under its limits on accuracy, size and time.
+        clock: seconds.
     """
 
     def __init__(
@@ -74,14 +79,16 @@ class Courses:
         effort: Effort,
         cache: Cache,
         listener: Listener,
-        drop: float | None = None,
+        budget: Budget,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._climber, self._model, self._task, self._target = climber, model, task, target
         self._rungs, self._cache, self._listener = rungs, cache, listener
         self._plan = PLANS[effort]
-        self._effort, self._drop = effort, drop
+        self._effort, self._budget = effort, budget
         self._left = self._plan.seconds
-        self._pace = 0.0
+        self._pace, self._slowdown = 0.0, 1.0
+        self._clock = clock
         self.notes: list[str] = []
 
     def run(self, made: Sequence[Artefact]) -> list[Artefact]:
@@ -134,7 +141,7 @@ class Courses:
                 rest = tuple(qat if step.use == STATIC else step for step in rung.steps[1:])
                 words = "int8 trained" if not name else f"{name}, int8 trained"
                 rungs.append(replace(rung, name=words, steps=(*steps, *rest)))
-        return self._climbed(rungs)
+        return self._timed(rungs, qat) if rungs else []
 
     def _pruned(self, made: Sequence[Artefact]) -> list[Artefact]:
         """Fewer channels, as few as the accuracy allows: each ratio lies between what was enough and what was not."""
@@ -162,14 +169,40 @@ class Courses:
         """A small network of another architecture, taught by the model; searched if the effort allows for it."""
         if self._task.metric.name not in CLASS_METRICS or len(self._model.manifest.inputs) != 1:
             return []
-        share, use, name = (
-            (2.0, SEARCH, "searched student") if self._plan.searches else (1.5, STUDENT, "student")
-        )
-        if (schedule := self._schedule(share, lr=5e-3)) is None:
+        if self._plan.trials and (search := self._searched()):
+            return self._course("searched student", (search, FUSE))
+        if (schedule := self._schedule(1.5, lr=5e-3)) is None:
             return []
-        limit = {"accuracy_drop": self._drop} if use == SEARCH and self._drop is not None else {}
-        step = Step(use=use, options={"teacher": "self", "schedule": schedule, **limit})
-        return self._course(name, (step, FUSE))
+        step = Step(use=STUDENT, options={"teacher": "self", "schedule": schedule})
+        return self._course("student", (step, FUSE))
+
+    def _searched(self) -> Step | None:
+        """A search that ends within its share of the time, the winner trained; None if that is too short."""
+        least, most = self._plan.epochs
+        seconds = min(self._left, self._slot * SEARCHED)
+        pace = self._pace * self._slowdown
+        epochs = min(most, int(seconds / pace / (self._plan.trials * TRAINED + 1)))
+        if epochs < least:
+            self.notes.append(
+                f"The student's architecture was not searched: {self._plan.trials} networks would take longer than the "
+                f"{seconds / 60:.0f} minutes that are left for it within --effort {self._effort}."
+            )
+            return None
+        self._left -= seconds
+        budget = self._budget
+        limits = {
+            "size_kb": None if budget.size_mb is None else 1000 * budget.size_mb,
+            "latency_ms": budget.latency_ms,
+        }
+        options: dict[str, Any] = {
+            "teacher": "self",
+            "schedule": self._epochs(epochs, lr=5e-3),
+            "trials": self._plan.trials,
+            "hours": round((seconds - epochs * pace) / 3600, 3),
+            "limits": {name: limit for name, limit in limits.items() if limit is not None},
+        }
+        drop = {} if budget.accuracy_drop is None else {"accuracy_drop": budget.accuracy_drop}
+        return Step(use=SEARCH, options={**options, **drop})
 
     def _course(self, name: str, steps: tuple[Step, ...]) -> list[Artefact]:
         """A training, then each engine's way to run what it gave in float and in 8 bits."""
@@ -178,7 +211,7 @@ class Courses:
             for rung in self._tails()
         ]
         rungs = [replace(rung, exact=False) for rung in rungs]
-        first = self._climbed(rungs[:1])
+        first = self._timed(rungs[:1], next(step for step in steps if step != FUSE))
         return first if first[0].model is None else [*first, *self._climbed(rungs[1:])]
 
     def _tails(self) -> list[Rung]:
@@ -192,14 +225,27 @@ class Courses:
     def _climbed(self, rungs: Sequence[Rung]) -> list[Artefact]:
         return self._climber.climb(rungs) if rungs else []
 
+    def _timed(self, rungs: Sequence[Rung], training: Step) -> list[Artefact]:
+        """Climb; if the training among their steps took longer than was thought, the next ones get fewer epochs."""
+        steps = [rung.steps for rung in rungs]
+        key = key_of("took", self._model.digest, steps, self._task.split("train").digest, self._target)
+        began = self._clock()
+        made = self._climbed(rungs)
+        took = self._cache.value(key, Pace, lambda: Pace(seconds=self._clock() - began)).seconds
+        if training.use != SEARCH:  # a search keeps to its time by itself
+            thought = training.options["schedule"]["epochs"] * self._pace * self._slowdown
+            self._left -= max(0.0, took - SCORING - thought)
+            self._slowdown *= max(1.0, (took - SCORING) / thought)
+        return made
+
     # Time -------------------------------------------------------------------------------------------------------
 
     def _schedule(self, share: float, **options: Any) -> dict[str, Any] | None:
-        """A schedule of as many epochs as a share of a quarter of the time allows for; None if no time is left."""
+        """A schedule of as many epochs as a share of a slot allows for; None if no time is left."""
         least, most = self._plan.epochs
-        slot = self._plan.seconds / (2 + 2 * self._plan.prunings) * share
-        epochs = max(least, min(int(most * share), int(slot / self._pace)))
-        cost = epochs * self._pace
+        pace = self._pace * self._slowdown
+        epochs = max(least, min(int(most * share), int(self._slot * share / pace)))
+        cost = epochs * pace
         if cost > self._left:
             if not any("no time" in note for note in self.notes):
                 self.notes.append(
@@ -208,6 +254,14 @@ class Courses:
                 )
             return None
         self._left -= cost
+        return self._epochs(epochs, **options)
+
+    @property
+    def _slot(self) -> float:
+        """Seconds: the time in as many parts as let every training have its share."""
+        return self._plan.seconds / (2 + 2 * self._plan.prunings)
+
+    def _epochs(self, epochs: int, **options: Any) -> dict[str, Any]:
         return {"epochs": epochs, "augment": self._augment(), **options}
 
     def _augment(self) -> str:

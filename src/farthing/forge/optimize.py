@@ -215,7 +215,7 @@ class _Search:
             self.effort,
             self.cache,
             self.listener,
-            self.budget.accuracy_drop,
+            self.budget,
         )
         found = courses.run(made)
         self.notes += courses.notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -144,10 +145,21 @@ def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     assert len(toy.explorer(tmp_path, replace(toy.PLAN, space=space)).run()) == 2
 
 
-def test_no_further_trial_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
-    seconds = iter(range(0, 10_000, 1000))
-    found = toy.explorer(tmp_path, clock=lambda: next(seconds), hours=1.0).run()
-    assert 0 < len(found) < toy.PLAN.trials
+def test_the_time_ends_a_search_within_a_training_and_the_next_one_goes_on(
+    tmp_path: Path, undisturbed: list[Tried]
+) -> None:
+    begun: list[str] = []
+    found = toy.explorer(tmp_path, seen=begun.append, clock=lambda: 2000.0 * len(begun), hours=1.0).run()
+    assert toy.words(found) == toy.words(undisturbed)[:1]
+    assert begun[1:] == [str(undisturbed[1].architecture)], "the second one was left as it was"
+    assert toy.words(toy.explorer(tmp_path, seen=begun.append).run()) == toy.words(undisturbed)
+    assert begun[2] == begun[1]
+
+
+def test_however_little_the_time_one_network_is_trained_to_its_end(tmp_path: Path) -> None:
+    seconds = itertools.count()
+    found = toy.explorer(tmp_path, clock=lambda: next(seconds), hours=1e-6).run()
+    assert [one.finished for one in found] == [True]
 
 
 def test_a_training_that_fails_is_a_trial_that_is_not_chosen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from msgspec.structs import replace
@@ -40,10 +41,12 @@ class SearchArchitecture(TrainingPass, frozen=True, kw_only=True):
             bytes, as befits microcontrollers.
         number: ``int8`` or ``float32``: what it computes with there.
         batch: samples a call, where time is measured.
-        limits: what the network may cost.
+        limits: what the network may cost; see `farthing.forge.search.bounds` for what holds where nothing is said.
         accuracy_drop: most that the metric may fall below the model's on validation.
         prefer: which of several that keep all this: the one with the most ``speed``, or with the most ``accuracy``.
         trials: how many networks are trained.
+        hours: after which the search ends, at the end of an epoch, as soon as one network is trained to its end; None
+            for no limit. What is found then depends on how fast the machine was.
         start: how many of them are chosen by `proxy` from ``pool`` random ones before results decide.
         pool: see ``start``.
         proxy: what judges untrained networks.
@@ -64,6 +67,7 @@ class SearchArchitecture(TrainingPass, frozen=True, kw_only=True):
     accuracy_drop: float = 0.01
     prefer: Literal["speed", "accuracy"] = "speed"
     trials: int = 12
+    hours: float | None = None
     start: int = 6
     pool: int = 100
     proxy: Literal["snip", "synflow", "naswot"] = "synflow"
@@ -73,6 +77,8 @@ class SearchArchitecture(TrainingPass, frozen=True, kw_only=True):
         for name in ("batch", "trials", "start", "pool"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is a whole number from 1, not {getattr(self, name)}")
+        if self.hours is not None and not 0 < self.hours < math.inf:
+            raise ConfigError(f"hours is a number above 0, not {self.hours}")
         if not 0 <= self.accuracy_drop < 1:
             raise ConfigError(
                 f"accuracy_drop is a share from 0 to 1 (one point is 0.01), not {self.accuracy_drop}"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 300  # proposals that break a limit or were made before, in a row
 POLL_SECONDS = 0.5
-PATIENCE = 600.0  # seconds another process may take to choose a network and measure its blocks
+PATIENCE = 3600.0  # seconds another process may take to choose a network and measure its blocks
 AfterEpoch = Callable[[int, "nn.Module"], None]
 Trainer = Callable[[Architecture, Path, AfterEpoch], object]
 """Trains an architecture, its state in a directory that outlives a kill, and calls after each epoch, from 1."""
@@ -93,6 +93,10 @@ class _Halted(Exception):
     """Ends a training that is not worth going on with."""
 
 
+class _Late(Exception):
+    """Leaves a training because the time is over."""
+
+
 class Explorer:
     """One process's part in a search.
 
@@ -102,7 +106,9 @@ class Explorer:
         trainer: trains a network.
         score: of a network on validation, more is better.
         listener: hears of each trial, stage ``search``.
-        clock: seconds; with ``hours`` it says when no further trial is begun.
+        clock: seconds.
+        hours: after which it ends, at the end of an epoch, as soon as one network is trained to its end. The network
+            that was being trained stays as it is: whoever searches there next takes it over.
     """
 
     def __init__(
@@ -158,20 +164,26 @@ class Explorer:
 
     def _take(self, held: ExitStack) -> _Taken | None:
         """The next network, held until ``held`` is closed; None if there are enough."""
-        while True:
+        while not self._over():
             with files.lock(self._place / "turn.lock", f"the search in {self._place}", PATIENCE):
                 trials = self._study.trials()
                 running = [trial for trial in trials if not trial.done]
                 if left := next((trial for trial in running if self._left(trial.number, held)), None):
                     return _taken(left)
-                late = self._end is not None and self._clock() >= self._end
-                if len(trials) < self._plan.trials and not late:
+                if len(trials) < self._plan.trials:
                     taken = self._propose(held)
                     if taken or not running:
                         return taken
                 elif not running:
                     return None
             time.sleep(POLL_SECONDS)  # others are at the last ones: they may be killed
+        return None
+
+    def _over(self) -> bool:
+        """Whether the time is over, and there is something to show for it."""
+        if self._end is None or self._clock() < self._end:
+            return False
+        return any(one.finished for one in self.tried())
 
     def _left(self, number: int, held: ExitStack) -> bool:
         """Whether the process that ran a trial is gone, and has not just ended it: then it is ours."""
@@ -196,6 +208,8 @@ class Explorer:
             self._study.begin_with(self._first(self._plan.space, self._keeps))
         known = {canonical(trial.notes["architecture"]) for trial in self._study.trials()}
         for attempt in range(ATTEMPTS):
+            if self._over():
+                return None
             proposal = self._study.propose(self._plan.space.draw, attempt)
             architecture: Architecture = proposal.made
             if canonical(architecture) in known or not self._keeps(architecture):
@@ -211,7 +225,7 @@ class Explorer:
             limits = [f"{name} {limit:g}" for name, limit in plain(self._plan.limits).items() if limit]
             raise ConfigError(
                 f"none of {ATTEMPTS} networks of the search space keeps the limits ({', '.join(limits)}): "
-                "allow for more"
+                "allow for more (those you did not give are the model's and the target's own)"
             )
         return None
 
@@ -232,6 +246,9 @@ class Explorer:
             )
         except _Halted as halt:
             refusal = str(halt)
+        except _Late:
+            self._say(f"trial {number}: left as it is, the time is over")
+            return
         except TrainingError as error:
             refusal, failed = str(error), True
         self._study.note(number, "refusal", refusal)
@@ -241,11 +258,13 @@ class Explorer:
         else:
             short = 0.0 if self._plan.least is None else max(0.0, self._plan.least - score)
         self._study.finish(number, (score, *taken.estimate.costs), short)
-        self._say(f"trial {number}: {refusal or f'{score:.4f} on validation'}")
+        self._say(f"trial {number}: {refusal or f'{score:.4f} on validation'}", outcome=True)
 
     def _judge(self, taken: _Taken, epoch: int, module: nn.Module) -> None:
         """At a rung: score the network, and stop its training if too many do better for the same price."""
         if epoch not in self._rungs:
+            if self._over():
+                raise _Late
             return
         score = self._score(module)
         self._study.note(taken.number, _rung(epoch), score)
@@ -259,9 +278,11 @@ class Explorer:
                 f"given up after {epoch} epochs at {score:.4f}: others do better for the same price"
             )
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, outcome: bool = False) -> None:
         done = len(self.tried())
-        self._listener(Progress(stage="search", text=text, done=done, total=self._plan.trials))
+        self._listener(
+            Progress(stage="search", text=text, done=done, total=self._plan.trials, outcome=outcome)
+        )
 
 
 def _rung(epoch: int) -> str:

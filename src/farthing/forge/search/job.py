@@ -48,7 +48,6 @@ def find(
     options: SearchArchitecture | None = None,
     machine: Machine | None = None,
     cache: Path | None = None,
-    hours: float | None = None,
     listener: Listener = ignore,
     command: str = "",
 ) -> Found | None:
@@ -67,7 +66,6 @@ def find(
         options: of the search.
         machine: where blocks and networks are timed; this one if None.
         cache: directory for results; ``~/.cache/farthing`` if None.
-        hours: after which no further network is begun.
         listener: hears of progress.
         command: how the caller can be repeated, for the report.
 
@@ -76,11 +74,11 @@ def find(
     """
     job = _Job(task, teacher, manifest, target, options, machine, cache, listener)
     if out is None:
-        job.run(hours)
+        job.run()
         return None
     with claimed(Path(out), OURS) as directory:
         start = time.perf_counter()
-        outcome = job.run(hours)
+        outcome = job.run()
         found = job.found(outcome, command, time.perf_counter() - start)
         job.write(found, outcome.finalists[0], directory)
     return found
@@ -119,7 +117,7 @@ class _Job:
 
     # Searching --------------------------------------------------------------------------------------------------
 
-    def run(self, hours: float | None) -> Outcome:
+    def run(self) -> Outcome:
         """The search, in a directory of the cache that whoever wants the same finds again."""
         from farthing.forge.search.run import search
 
@@ -128,12 +126,12 @@ class _Job:
         files.make_directory(place)
         with files.hold(place):
             workshop = Workshop(self.workshop.listener, place, self.machine, self.cache)
-            return search(self.options, self.subject, self.target, self.task, workshop, hours)
+            return search(self.options, self.subject, self.target, self.task, workshop)
 
     def _key(self) -> str:
-        """What decides the trials; how many of them are wanted does not."""
+        """What decides the trials; how many of them are wanted, and in what time, does not."""
         about = [self.task.digest, self.subject.manifest, self.model.digest if self.model else ""]
-        options = replace(self.options, trials=1)
+        options = replace(self.options, trials=1, hours=None)
         return key_of("architectures", options, *about, self.target, self.machine.target, versions(USE))
 
     # Concluding -------------------------------------------------------------------------------------------------

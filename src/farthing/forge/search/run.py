@@ -19,8 +19,9 @@ from farthing.forge.evaluate import Judge
 from farthing.forge.families import Architecture
 from farthing.forge.runtime import Runtime
 from farthing.forge.search.architecture import ARITHMETIC, SearchArchitecture
+from farthing.forge.search.bounds import MICROCONTROLLERS, bounded
 from farthing.forge.search.deployment import Deployment
-from farthing.forge.search.estimate import Estimator
+from farthing.forge.search.estimate import Estimator, Limits
 from farthing.forge.search.explore import AfterEpoch, Explorer, Plan, Tried
 from farthing.forge.search.finalists import Jury, Made, best_of, ranked
 from farthing.forge.search.lookup import Entry, Lookup
@@ -40,7 +41,6 @@ from farthing.target import Target
 from farthing.task import Task
 
 SUITED = ("litert", "onnxruntime", "openvino")  # fastest first, on small networks
-MICROCONTROLLERS = {"armv6-m", "armv7e-m", "armv8-m", "armv8.1-m", "xtensa"}
 PROXY_SAMPLES = 32
 
 
@@ -85,7 +85,6 @@ def search(
     target: Target,
     task: Task,
     workshop: Workshop,
-    hours: float | None = None,
 ) -> Outcome:
     """Search a network for a task.
 
@@ -96,7 +95,6 @@ def search(
         task: its train, validation and calibration splits are used.
         workshop: with a directory that outlives a kill the search goes on where it was; several processes that are
             given the same one share the work.
-        hours: after which no further network is begun.
 
     Raises:
         FarthingError: as `SearchArchitecture.planned`.
@@ -104,7 +102,7 @@ def search(
     with ExitStack() as stack:
         if workshop.state is None:
             workshop = replace(workshop, state=stack.enter_context(Scratch()))
-        return _Search(options, subject, target, task, workshop).run(hours)
+        return _Search(options, subject, target, task, workshop).run()
 
 
 class _Search:
@@ -118,7 +116,7 @@ class _Search:
         self.samples = Samples(task, subject.manifest)
         self.shape, self.outputs = standin.form(self.samples)
         self.engine = options.engine or suited(workshop, target)
-        name = SUITED[1] if self.engine == ARITHMETIC else self.engine
+        name = scored_in(workshop, target) if self.engine == ARITHMETIC else self.engine
         self.deployment = Deployment(engine=name, number=options.number)
         self.runtime = Runtime(engine=name, version=self.machine.version(name))
         self.estimator = Estimator(self.shape, self.outputs, self._lookup(), options.number == "float32")
@@ -138,7 +136,7 @@ class _Search:
             listener=listener,
         )
 
-    def run(self, hours: float | None) -> Outcome:
+    def run(self) -> Outcome:
         options, model = self.options, self.subject.model
         judge = least = None
         if model is not None:
@@ -146,7 +144,7 @@ class _Search:
             least = self._least(judge, model)
         plan = Plan(
             space=Space.of(self.shape, options.families),
-            limits=options.limits,
+            limits=self._limits(),
             trials=options.trials,
             epochs=options.schedule.epochs,
             least=least,
@@ -163,10 +161,20 @@ class _Search:
             self._trained,
             validation.score,
             listener,
-            hours=hours,
+            hours=options.hours,
         )
         tried = explorer.run()
         return Outcome(self._finalists(tried, least, judge), tried, self.engine, self.runtime)
+
+    def _limits(self) -> Limits:
+        """The limits, with those that nobody gave said."""
+        found = bounded(self.options.limits, self.subject.model, self.target, self.task)
+        for name, words in (("macs", "the model's own"), ("activation_kb", "the target's memory")):
+            if getattr(found, name) != getattr(self.options.limits, name):
+                self._say(
+                    f"no network may exceed {name} {getattr(found, name):,.0f}, {words}; limits set others"
+                )
+        return found
 
     def _judge(self, model: Model) -> Judge:
         return Judge(self.task, model, Runtime.of(model, "", self.machine), self.machine, self.cache)
@@ -272,15 +280,24 @@ def suited(workshop: Workshop, target: Target) -> str:
     if target.arch in MICROCONTROLLERS:
         return ARITHMETIC
     for name in SUITED:
-        if target.engines and name not in target.engines:
-            continue
-        try:
-            workshop.machine.version(name)
-        except NotInstalled:
-            continue
-        return name
+        if (not target.engines or name in target.engines) and _installed(workshop, name):
+            return name
     able = ", ".join(target.engines) or "none that is installed"
     raise TargetError(
         f"target {target.name} runs {able}: a search of networks is for {', '.join(SUITED)}, or name `engine: none` "
         "to count operations instead of measuring"
     )
+
+
+def scored_in(workshop: Workshop, target: Target) -> str:
+    """What scores networks whose time is not measured: for a microcontroller LiteRT, which runs the file it takes."""
+    tflite = target.arch in MICROCONTROLLERS and _installed(workshop, SUITED[0])
+    return SUITED[0] if tflite else SUITED[1]
+
+
+def _installed(workshop: Workshop, engine: str) -> bool:
+    try:
+        workshop.machine.version(engine)
+    except NotInstalled:
+        return False
+    return True
