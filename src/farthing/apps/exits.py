@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from farthing import bench, files
 from farthing.config import Section, convert, to_json
 from farthing.device.serving.parts.exits import EarlyExit, open_exits
+from farthing.device.serving.service import Ran
 from farthing.engines.base import Engine, Tensors, open_engine
 from farthing.errors import TaskError
 from farthing.forge.apply import apply, stored
 from farthing.forge.cache import Cache
 from farthing.forge.exits.cutting import Parted, costs_of, in_order, parted
-from farthing.forge.exits.places import check_classifier
+from farthing.forge.exits.places import check_classifier, some
 from farthing.forge.exits.training import NAME, ExitTraining
 from farthing.forge.workshop import Workshop
 from farthing.measure import Interval
@@ -31,7 +33,9 @@ from farthing.task import SplitName, Task
 
 Array = NDArray[Any]
 REPORT = "exits.json"
-TIMED = 128  # samples that are timed, one after another
+TIMED = 128  # samples that are timed
+BATCH = 32
+TOLD = 3  # rounds over them in which the service says how long its parts computed
 RULE = bench.Rule(warmup=2, min_count=20, min_seconds=2.0, max_seconds=30.0)
 
 
@@ -72,6 +76,26 @@ class Judged(Section, frozen=True, kw_only=True):
     macs: float
 
 
+class Times(Section, frozen=True, kw_only=True):
+    """How long samples take in the model as given and in the service: medians over rounds of the two, taken in turns.
+
+    Attributes:
+        batch: samples that are handed over at once; a round goes over 128 of them.
+        given_ms, exits_ms: mean time of one sample.
+        speedup: the ratio of the two, with its interval.
+        computing_ms: of ``exits_ms`` what the parts compute; in the rest samples are handed from part to part.
+        pays_from_ms: how long a sample would have to take in a model as given for exits to be as fast, if as many left
+            early and the parts computed the same share of it; None if the parts compute no less than the whole.
+    """
+
+    batch: int
+    given_ms: float
+    exits_ms: float
+    speedup: Interval
+    computing_ms: float
+    pays_from_ms: float | None
+
+
 class EarlyExits(Section, frozen=True, kw_only=True):
     """A classifier with exits, measured.
 
@@ -82,9 +106,7 @@ class EarlyExits(Section, frozen=True, kw_only=True):
         exits: in order.
         given_macs: multiply-accumulates of the model as given.
         judged: the validation split, which the thresholds were chosen on, and the test split if the task has one.
-        given_ms, cascade_ms: mean time of one validation sample, in the model as given and through the service: the
-            median over rounds, taken in turns, of the time for 128 of them, one after another.
-        speedup: the ratio of the two, with its interval.
+        times: of validation samples, one after another, and in batches if the model takes any.
     """
 
     model: str
@@ -95,9 +117,7 @@ class EarlyExits(Section, frozen=True, kw_only=True):
     exits: tuple[Exit, ...]
     given_macs: int
     judged: tuple[Judged, ...]
-    given_ms: float
-    cascade_ms: float
-    speedup: Interval
+    times: tuple[Times, ...]
 
 
 def early_exits(
@@ -132,21 +152,44 @@ def early_exits(
     """
     check_classifier(model, task)
     _check_splits(task)
-    step = Step(use=NAME, options=stored(options or ExitTraining()))
-    made, (step,) = apply([step], model, Target.find("this"), task, cache, Workshop(listener=listener))
+    wanted = options or ExitTraining()
+    made, (step,) = apply(
+        [_training(wanted)], model, Target.find("this"), task, cache, Workshop(listener=listener)
+    )
     listener(Progress(stage="exits", text="choosing thresholds on validation, and cutting"))
-    trained = convert(step.options, ExitTraining, NAME)
+    trained = _choosing(wanted, convert(step.options, ExitTraining, NAME))
     parts = parted(made, trained, task, out, engine=engine, settings=settings)
     step = Step(use=NAME, options=stored(msgspec.structs.replace(trained, thresholds=parts.exits.thresholds)))
     listener(Progress(stage="exits", text="measuring the parts"))
     with ExitStack() as stack:
         whole, last = (stack.enter_context(open_engine(one, engine, settings)) for one in (model, made))
-        service = stack.enter_context(open_exits(parts.bundle, engine=engine, options=settings))
-        found = _Measuring(
-            model, made, task, whole, last, service, parts, settings or EngineOptions()
-        ).report(step, trained.places)
+        heard: list[Ran] = []
+        service, told = (
+            stack.enter_context(open_exits(parts.bundle, engine=engine, options=settings, listener=listener))
+            for listener in (None, heard.append)
+        )
+        pace = _Pace(model, task, whole, service, _Told(told, heard))
+        found = _Measuring(model, made, task, whole, last, service, parts).report(
+            step, trained.places, pace, settings or EngineOptions()
+        )
     files.write(out / REPORT, to_json(found))
     return found
+
+
+def _training(options: ExitTraining) -> Step:
+    """The step that trains, without what thresholds are chosen by: other ones need no other training."""
+    return Step(use=NAME, options=stored(_choosing(ExitTraining(), options)))
+
+
+def _choosing(wanted: ExitTraining, training: ExitTraining) -> ExitTraining:
+    """The options of a training, with those of another by which thresholds are chosen."""
+    return msgspec.structs.replace(
+        training,
+        accuracy_drop=wanted.accuracy_drop,
+        certainty=wanted.certainty,
+        measure=wanted.measure,
+        thresholds=wanted.thresholds,
+    )
 
 
 def _check_splits(task: Task) -> None:
@@ -206,19 +249,68 @@ class _Cascade(_AsEngine):
         return dict(self._service.answer(feeds).outputs)
 
 
-class _OneByOne(_AsEngine):
-    """An engine that answers all of some samples, one after another, whatever it is fed.
+class _All(_AsEngine):
+    """An engine that answers all of some requests, one after another, whatever it is fed.
 
     Samples that leave early take less time than others, so it is the sum over them that is compared.
     """
 
-    def __init__(self, engine: Engine, samples: Sequence[Tensors]) -> None:
+    def __init__(self, engine: Engine, requests: Sequence[Tensors]) -> None:
         super().__init__(engine)
-        self._engine, self._samples = engine, samples
+        self._engine, self._requests = engine, requests
 
     def run(self, feeds: Tensors) -> dict[str, Array]:
         """The last answer."""
-        return [self._engine.run(sample) for sample in self._samples][-1]
+        return [self._engine.run(request) for request in self._requests][-1]
+
+
+class _Told(NamedTuple):
+    """A service, and what it tells of each request that it answered."""
+
+    service: EarlyExit
+    heard: list[Ran]
+
+    def computing(self, requests: Sequence[Tensors]) -> float:
+        """The share of the time for some requests in which the parts computed."""
+        shares = []
+        for _ in range(TOLD):
+            self.heard.clear()
+            began = time.perf_counter()
+            for request in requests:
+                self.service.answer(request)
+            shares.append(sum(ran.compute for ran in self.heard) / (time.perf_counter() - began))
+        return float(np.median(shares))
+
+
+class _Pace:
+    """Times the model as given beside the service."""
+
+    def __init__(self, model: Model, task: Task, given: Engine, service: EarlyExit, told: _Told) -> None:
+        self._model, self._task, self._given, self._told = model, task, given, told
+        self._cascade = _Cascade(service)
+
+    def times(self) -> tuple[Times, ...]:
+        """One sample at a time, and in batches if the model takes any."""
+        sizes = {bench.batch_size(self._model.manifest, size) for size in (1, BATCH)}
+        return tuple(self._timed(size) for size in sorted(sizes))
+
+    def _timed(self, batch: int) -> Times:
+        split, manifest = self._task.split("validation"), self._model.manifest
+        count = max(batch, min(TIMED, len(split)) // batch * batch)
+        picks = np.linspace(0, len(split) - 1, count).round().astype(np.int64).reshape(-1, batch)
+        fed = [bench.feeds(self._task, split, manifest, rows) for rows in picks]
+        turns = [(_All(engine, fed), fed[:1]) for engine in (self._given, self._cascade)]
+        whole, cascade = bench.race(turns, RULE)
+        given, exits = (float(np.median(one.calls)) * 1000 / count for one in (whole, cascade))
+        computing = exits * self._told.computing(fed)
+        return Times(
+            batch=batch,
+            given_ms=given,
+            exits_ms=exits,
+            speedup=cascade.over(whole),
+            computing_ms=computing,
+            pays_from_ms=(exits - computing) / (1 - computing / given) if computing < given else None,
+        )
 
 
 class _Measuring:
@@ -233,38 +325,27 @@ class _Measuring:
         last: Engine,
         service: EarlyExit,
         parts: Parted,
-        settings: EngineOptions,
     ) -> None:
-        self._settings = settings
         self._model, self._made, self._task, self._parts = model, made, task, parts
         self._given, self._last, self._service = given, last, service
         self._cascade = _Cascade(service)
 
-    def report(self, step: Step, places: Sequence[str]) -> EarlyExits:
+    def report(self, step: Step, places: Sequence[str], pace: _Pace, settings: EngineOptions) -> EarlyExits:
         """All that is measured."""
         splits: list[SplitName] = ["validation", "test"] if "test" in self._task.splits else ["validation"]
         judged = tuple(self._judged(name) for name in splits)
-        split = self._task.split("validation")
-        picks = np.linspace(0, len(split) - 1, min(TIMED, len(split))).round().astype(np.int64)
-        manifest = self._model.manifest
-        ones = [bench.padded_to_batch(pick, manifest) for pick in picks[:, None]]
-        fed = [bench.feeds(self._task, split, manifest, one) for one in ones]
-        turns = [(_OneByOne(engine, fed), fed[:1]) for engine in (self._given, self._cascade)]
-        whole, cascade = bench.race(turns, RULE)
         thresholds = [*self._parts.exits.thresholds, None]
         rows = zip(in_order(self._made), [*places, ""], thresholds, self._parts.costs, strict=True)
         return EarlyExits(
             model=self._model.manifest.name,
             task=self._task.name,
             metric=self._task.metric.name,
-            engine=f"{self._given.name} {self._given.version}, {self._settings}",
+            engine=f"{self._given.name} {self._given.version}, {settings}",
             step=step,
             exits=tuple(Exit(name=n, place=p, threshold=t, macs=m) for n, p, t, m in rows),
-            given_macs=costs_of(self._model, fed[0])[-1],
+            given_macs=costs_of(self._model, some(self._model, self._task, "validation"))[-1],
             judged=judged,
-            given_ms=float(np.median(whole.calls)) * 1000 / len(fed),
-            cascade_ms=float(np.median(cascade.calls)) * 1000 / len(fed),
-            speedup=cascade.over(whole),
+            times=pace.times(),
         )
 
     def _judged(self, name: SplitName) -> Judged:

@@ -10,12 +10,13 @@ from farthing.cli import options, show
 from farthing.config import plain
 
 if TYPE_CHECKING:
-    from farthing.apps.exits import EarlyExits
+    from farthing.apps.exits import EarlyExits, Times
 
 EXITS = """\
 A classifier in ONNX gets exits and is trained on with all of them; thresholds are chosen on validation: the cheapest
-that lose no more than --drop against the last exit. DIR is a bundle that `EarlyExit` serves; exits.json in it has what
-is said here and a step for recipes. Interrupted? Run the same command again.
+that, with a certainty of --certainty, lose no more than --drop against the last exit on other samples. DIR is a bundle
+that `EarlyExit` serves; exits.json in it has what is said here and a step for recipes. Another --drop, --certainty or
+--measure trains nothing again. Interrupted? Run the same command again.
 
 example: farthing exits work/model --task work/task.yaml --out exits --drop 0.005
 """
@@ -28,7 +29,10 @@ def exits_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_task(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="bundle directory to write")
     parser.add_argument("--drop", type=float, default=0.005, metavar="X",
-                        help="what the metric may lose on validation (default: %(default)s)")  # fmt: skip
+                        help="what the metric may lose against the last exit (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--certainty", type=float, default=0.9, metavar="P",
+                        help="with which it loses no more on other samples; 0.5 goes right to the edge on validation "
+                        "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--at", nargs="+", default=[], metavar="TENSOR",
                         help="put exits behind these tensors, in order (default: planned by work)")  # fmt: skip
     parser.add_argument("--exits", type=int, default=2, metavar="N",
@@ -62,6 +66,7 @@ def exits(parsed: argparse.Namespace) -> int:
         head=parsed.head,
         measure=parsed.measure,
         accuracy_drop=parsed.drop,
+        certainty=parsed.certainty,
     )
     task = options.open_task(parsed.task, parsed.model)
     model = options.open_model(parsed.model, task, keep=False)
@@ -109,11 +114,22 @@ def _exits_text(found: EarlyExits, out: str) -> str:
         for one in found.judged
     ]
     lines += [show.table(head, rows, width=show.room()), ""]
-    times = [show.milliseconds(value) for value in (found.given_ms, found.cascade_ms)]
-    lines.append(
-        f"Mean of one sample: {times[0]} as given, {times[1]} with exits, {show.interval(found.speedup, unit=' x')}. "
-        f"In turns: {found.engine}."
-    )
-    if found.speedup.high < 1:
-        lines.append("Slower: handing samples from part to part takes longer here than what is left out.")
+    lines += [*(_paying(times) for times in found.times), f"Timed in turns: {found.engine}."]
     return "\n".join([*lines, f"Bundle: {out}"])
+
+
+def _paying(times: Times) -> str:
+    """What a sample takes, what of that is no computing, and whether exits pay."""
+    one = "One sample at a time" if times.batch == 1 else f"In batches of {times.batch}"
+    given, exits, computing = map(show.milliseconds, (times.given_ms, times.exits_ms, times.computing_ms))
+    words = f"{one}: {given} as given, {exits} with exits, {computing} of it computing; " + show.interval(
+        times.speedup, unit=" x"
+    )
+    if times.speedup.low > 1:
+        return f"{words}: faster."
+    if times.pays_from_ms is None:
+        return f"{words}. Too few samples leave: the parts together compute no less than the whole."
+    return (
+        f"{words}. Handing samples from part to part costs what is saved: leaving like this pays where a sample takes "
+        f"more than {show.milliseconds(times.pays_from_ms)} as given."
+    )

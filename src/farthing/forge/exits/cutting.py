@@ -74,7 +74,8 @@ def parted(
             found = outputs(opened, model.manifest, task, split)
         scores = [found[name] for name in in_order(model)]
         labels = np.asarray(split.labels)
-        exits = chosen(Held(scores, labels, split.groups, costs), exits, task.metric, options.accuracy_drop)
+        held = Held(scores, labels, split.groups)
+        exits = chosen(held, exits, task.metric, options.accuracy_drop, options.certainty)
     early = in_order(model)[:-1]
     made = cut(model, path, at=early, exits=exits, feeds=few, engine=engine, options=settings)
     return Parted(made.bundle, exits, costs)

@@ -1,9 +1,14 @@
-"""Thresholds of exits: the cheapest ones that keep the accuracy, on data that was held out from training."""
+"""Thresholds of exits: the lowest that keeps the accuracy, on data that was held out from training.
+
+The lowest threshold that keeps a drop on these data lies right at its edge, and loses more on others as often as not.
+So it is an upper bound of the drop that must be kept, as in risk control for early exits (Jazbec et al. 2024,
+https://arxiv.org/abs/2405.20915); here from the normal approximation of the paired difference.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,14 +16,15 @@ from numpy.typing import NDArray
 
 from farthing.bundle import Exits
 from farthing.errors import UnsupportedError
+from farthing.measure import Interval
 from farthing.metrics import Metric
 from farthing.ops.sureness import sureness
 
 Array = NDArray[Any]
-TRIES = 10_000
-MOST = 200  # thresholds of one exit
+MOST = 300  # thresholds that are tried
 DIGITS = 6
 ROUNDING = 1e-9
+TWO_SIDED = 0.975  # the quantile that 95 % intervals end at
 
 
 class Held(NamedTuple):
@@ -27,13 +33,11 @@ class Held(NamedTuple):
     Attributes:
         scores: of each exit, (n, classes), the last one at the end.
         labels, groups: of the samples.
-        costs: of a sample that leaves at each exit, in multiply-accumulates.
     """
 
     scores: Sequence[Array]
     labels: Array
     groups: Array | None
-    costs: Sequence[int]
 
 
 def leaving(scores: Sequence[Array], exits: Exits) -> Array:
@@ -47,34 +51,62 @@ def answered(scores: Sequence[Array], by: Array) -> Array:
     return np.asarray(np.stack(scores)[by, np.arange(len(by))])
 
 
-def chosen(held: Held, exits: Exits, metric: Metric, drop: float) -> Exits:
-    """The thresholds with the lowest mean cost that lose no more than ``drop`` of the metric against the last exit.
+def chosen(held: Held, exits: Exits, metric: Metric, drop: float, certainty: float) -> Exits:
+    """The lowest threshold, one for all exits, that loses no more than ``drop`` of the metric against the last exit.
 
-    Each exit gets a grid of thresholds, at even shares of the samples; the cheapest combinations are tried first.
+    Thresholds are tried from 1 downwards, at even shares of the samples, until the first that may lose more. A sequence
+    that is fixed beforehand keeps its certainty whatever its length; the best of all combinations does not.
+
+    Args:
+        held: the samples.
+        exits: how sure an exit is, and what it gives.
+        metric: of the answers.
+        drop: what it may lose.
+        certainty: with which the drop is kept on other samples of the same kind, from 0.5, which takes these samples at
+            their word.
 
     Raises:
-        UnsupportedError: none keeps the accuracy.
+        UnsupportedError: none under which any sample leaves early.
     """
     sure = np.stack([sureness(exits.measure, exits.scores)(part) for part in held.scores[:-1]])
-    least = _value(metric, held.scores[-1], held) - drop - ROUNDING
-    costs = np.asarray(held.costs, np.float64)
-    tried = sorted(((costs[_first(sure, one)].mean(), one) for one in _grid(sure)), key=lambda pair: pair[0])
-    seen: set[bytes] = set()
-    for _, thresholds in tried:
-        by = _first(sure, thresholds)
-        if (key := by.tobytes()) in seen:
+    found, nearly = None, False
+    for threshold in _levels(sure):
+        by = _first(sure, [threshold] * len(sure))
+        if (by == len(sure)).all():
             continue
-        seen.add(key)
-        if _value(metric, answered(held.scores, by), held) >= least:
-            return Exits(measure=exits.measure, scores=exits.scores, thresholds=thresholds)
-    raise UnsupportedError(
+        lost = _lost(metric, held, by)
+        nearly = nearly or lost.value <= drop + ROUNDING
+        if bound(lost, certainty) > drop + ROUNDING:
+            break
+        found = threshold
+    if found is None:
+        raise UnsupportedError(_refusal(drop, certainty, len(held.labels), nearly))
+    return Exits(measure=exits.measure, scores=exits.scores, thresholds=(found,) * len(sure))
+
+
+def bound(lost: Interval, certainty: float) -> float:
+    """What a drop stays below with a certainty, one-sided, from its 95 % interval."""
+    share = NormalDist().inv_cdf(certainty) / NormalDist().inv_cdf(TWO_SIDED)
+    return lost.value + share * (lost.high - lost.value)
+
+
+def _refusal(drop: float, certainty: float, samples: int, nearly: bool) -> str:
+    if nearly:
+        return (
+            f"{samples} validation samples are too few to tell with a certainty of {certainty:g} that early answers "
+            f"keep the accuracy within {drop:g}: allow for a larger drop, give the split more samples, or lower the "
+            "certainty (0.5 takes these samples at their word); what was trained is kept"
+        )
+    return (
         f"no thresholds keep the accuracy within {drop:g}: exits are wrong where they are surest; train them "
-        "longer, or put them later"
+        "longer, put them later, or allow for a larger drop"
     )
 
 
-def _value(metric: Metric, scores: Array, held: Held) -> float:
-    return metric.score({"scores": scores}, held.labels, None, held.groups).value
+def _lost(metric: Metric, held: Held, by: Array) -> Interval:
+    """What the answers of these exits lose against the last one's, on the same samples."""
+    last, given = {"scores": held.scores[-1]}, {"scores": answered(held.scores, by)}
+    return metric.drop(last, given, held.labels, None, held.groups)
 
 
 def _first(sure: Array, thresholds: Sequence[float]) -> Array:
@@ -83,16 +115,10 @@ def _first(sure: Array, thresholds: Sequence[float]) -> Array:
     return np.asarray(np.vstack([enough, np.ones((1, sure.shape[1]), bool)]).argmax(0))
 
 
-def _grid(sure: Array) -> Iterator[tuple[float, ...]]:
-    """Combinations of thresholds."""
-    count = max(2, min(MOST, int(TRIES ** (1 / len(sure)))))
-    return itertools.product(*(_levels(row, count) for row in sure))
-
-
-def _levels(sure: Array, count: int) -> list[float]:
-    """Thresholds between what an exit is sure of, so that no rounding moves a sample over one."""
+def _levels(sure: Array) -> list[float]:
+    """Thresholds between what exits are sure of, high ones first, so that no rounding moves a sample over one."""
     known = np.unique(sure[np.isfinite(sure)])
     between = (known[:-1] + known[1:]) / 2
-    picks = np.linspace(0, len(between) - 1, min(count - 2, len(between))).round().astype(int)
+    picks = np.linspace(0, len(between) - 1, min(MOST, len(between))).round().astype(int)
     levels = np.clip(np.round(between[picks], DIGITS), 0.0, 1.0)
-    return sorted({0.0, *levels.tolist(), 1.0})
+    return sorted({0.0, *levels.tolist(), 1.0}, reverse=True)

@@ -38,10 +38,11 @@ class ExitTraining(TrainingPass, frozen=True, kw_only=True):
         width: channels of that convolution.
         weight: of an exit's loss beside the last one's, which is 1.
         from_last: share of an exit's loss that is the distance to the last exit's answer; the rest is the task's.
-        accuracy_drop: what the metric may lose on validation when thresholds are chosen, 0..1.
+        accuracy_drop: what the metric may lose against the last exit, 0..1, when thresholds are chosen on validation.
+        certainty: with which it loses no more on other samples, from 0.5 (right at the edge on validation) to below 1.
         measure: how sure an exit is, see `farthing.bundle.Exits`.
         thresholds: of all exits but the last; empty: chosen when the trained model is cut. Training needs neither them
-            nor ``accuracy_drop`` and ``measure``.
+            nor ``accuracy_drop``, ``certainty`` and ``measure``.
         norms: train with batch normalization where the file has none, folded away again.
     """
 
@@ -55,6 +56,7 @@ class ExitTraining(TrainingPass, frozen=True, kw_only=True):
     weight: float = 0.5
     from_last: float = 0.0
     accuracy_drop: float = 0.005
+    certainty: float = 0.9
     measure: Literal["confidence", "entropy"] = "confidence"
     thresholds: tuple[float, ...] = ()
     norms: bool = True
@@ -66,6 +68,10 @@ class ExitTraining(TrainingPass, frozen=True, kw_only=True):
         for name in ("from_last", "accuracy_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if not 0.5 <= self.certainty < 1:
+            raise ConfigError(
+                f"certainty is a share from 0.5 (validation taken at its word) to below 1, not {self.certainty}"
+            )
         if not 0 < self.weight < math.inf:
             raise ConfigError(
                 f"weight is above 0, not {self.weight}: an exit that learns nothing is of no use"
