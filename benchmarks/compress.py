@@ -1,13 +1,13 @@
-"""The figures of compression: pruning, students and 8 bits on trained networks, and the effort `normal` on the demo's.
+"""The figures of compression: pruning, students and few bits on trained networks, beside other tools; effort `normal`.
 
     python benchmarks/compress.py [--only CASE] [--json FILE] [--cache DIR] [--quick] [--seeds N]
 
 Size is the deployed file against the smallest float file of any engine. Speed is the best float32 engine against the
-deployed file in LiteRT, one thread, all in one interleaved race, compared by medians; float goes in and comes out, so
-quantizing the input is in the time. Drops are differences on the test split, sample by sample, which nothing before has
-looked at: the mean over seeds must keep the bar and each seed one and a half times of it. Networks and what recipes
-make of them are kept in the cache directory, so that a second run only measures. Other tools are compared with by
-`benchmarks/engines.py --only peers`.
+deployed file in LiteRT (in ONNX Runtime for `minilm`), one thread, all in one interleaved race, compared by medians;
+float goes in and comes out, so quantizing the input is in the time. Of several seeds the one that does worst counts.
+Drops are differences on the test split, sample by sample, which nothing before has looked at: the mean over seeds must
+keep the bar and each seed one and a half times of it. Networks and what recipes make of them are kept in the cache
+directory, so that a second run only measures.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # both before what they speak to is imported
@@ -30,12 +31,14 @@ from farthing import bench
 from farthing.bench import Rule
 from farthing.bench.machine import Here
 from farthing.bench.racing import Timed
-from farthing.forge.optimize import optimize
+from farthing.config import changed
+from farthing.errors import MeasurementError
+from farthing.forge.output import read_summary
 from farthing.measure import Scenario
 from farthing.options import EngineOptions
-from harness import artefacts, compressing, table
+from harness import artefacts, compressing, embedding, peers, table
 from harness.artefacts import Setting
-from harness.compressing import BATCH, CASES, ENGINE, Case
+from harness.compressing import BATCH, CASES, ENGINE, Case, Compressed
 from harness.table import Bar, Row
 
 QUICK = Rule(warmup=2, min_count=20, min_seconds=0.3, max_seconds=5.0)
@@ -44,29 +47,36 @@ ONE = EngineOptions()
 
 
 def rows(setting: Setting, name: str, seeds: int) -> list[Row]:
-    """Size, speeds and drop of a recipe."""
+    """Size, speeds and drop of a recipe; size and speed are those of the seed that does worst."""
     case = CASES[name]
-    found = compressing.compressed(setting, name, 0)
-    float_bytes = compressing.smallest(setting, found)
-    made = [
-        Row(
-            case=f"{name}: size",
-            ours=found.result.size_bytes / 1e3,
-            unit="kB",
-            limit=float_bytes / 4e3,
-            ratio=float_bytes / found.result.size_bytes,
-            bar=Bar(figure="ratio", sign=">=", value=case.bars.smaller),
-            note=f"smallest float file {float_bytes / 1e3:.4g} kB; the limit is a byte for each weight of four",
-        )
-    ]
+    count = min(seeds, case.seeds)
+    found = [compressing.compressed(setting, name, seed) for seed in range(count)]
+    made = [_size(setting, name, case, found)]
     for scenario, bar in (("offline", case.bars.offline), ("single_stream", case.bars.single)):
         if bar is not None:
-            made.append(_speed(setting, name, found, scenario, bar))  # type: ignore[arg-type]
-    return [*made, _drop(setting, name, case, min(seeds, case.seeds))]
+            raced = [_speed(setting, name, one, scenario, bar) for one in found]  # type: ignore[arg-type]
+            made.append(_worst(raced))
+    return [*made, *_drops(setting, name, case, count)]
 
 
-def _speed(setting: Setting, name: str, found: compressing.Compressed, scenario: Scenario, bar: float) -> Row:
-    floats = compressing.floats(setting, found)
+def _size(setting: Setting, name: str, case: Case, found: Sequence[Compressed]) -> Row:
+    floats = [compressing.smallest(setting, one.baseline, one.task) for one in found]
+    ratios = [size / one.result.size_bytes for size, one in zip(floats, found, strict=True)]
+    worst = ratios.index(min(ratios))
+    return Row(
+        case=f"{name}: size",
+        ours=found[worst].result.size_bytes / 1e3,
+        unit="kB",
+        limit=floats[worst] / 4e3,
+        ratio=ratios[worst],
+        bar=Bar(figure="ratio", sign=">=", value=case.bars.smaller),
+        note=f"smallest float file {floats[worst] / 1e3:.4g} kB; the limit is a byte for each weight of four"
+        + _by_seed(f"{ratio:.3g}x" for ratio in ratios),
+    )
+
+
+def _speed(setting: Setting, name: str, found: Compressed, scenario: Scenario, bar: float) -> Row:
+    floats = compressing.floats(setting, found.baseline, found.task)
     entrants = [*((model, engine, ONE) for engine, model in floats.items()), (found.result, ENGINE, ONE)]
     raced = bench.race_models(entrants, scenario, found.task, BATCH, setting.rule, Here())
     timed = [one for _, one in raced]
@@ -86,61 +96,95 @@ def _speed(setting: Setting, name: str, found: compressing.Compressed, scenario:
     )
 
 
+def _worst(raced: Sequence[Row]) -> Row:
+    """The slowest of the same race for several seeds."""
+    worst = min(raced, key=lambda row: row.ratio or 0.0)
+    return changed(worst, note=worst.note + _by_seed(f"{row.ratio:.3g}x" for row in raced))
+
+
+def _by_seed(each: Iterable[str]) -> str:
+    """What the seeds gave, if there are several."""
+    listed = [*each]
+    return f"; by seed {', '.join(listed)}" if len(listed) > 1 else ""
+
+
 def _milliseconds(timed: Timed) -> float:
     return float(np.median(timed.calls)) * 1000
 
 
-def _drop(setting: Setting, name: str, case: Case, seeds: int) -> Row:
+def _drops(setting: Setting, name: str, case: Case, seeds: int) -> list[Row]:
+    """The mean over seeds, which must keep the bar, and the worst of several seeds, which must keep 1.5 of it."""
     mean, each = compressing.drops(setting, name, seeds)
-    points = 100 * mean.value
-    worst = 100 * max(each)
     bar = case.bars.drop
-    tells = (
-        "" if 100 * mean.high <= bar or 100 * mean.low > bar else "; cannot tell: the interval holds the bar"
-    )
-    return Row(
+    unsure = mean.low < bar / 100 < mean.high
+    row = Row(
         case=f"{name}: mean drop",
-        ours=max(points, worst / 1.5),
+        ours=100 * mean.value,
         unit="points",
         low=100 * mean.low,
         high=100 * mean.high,
         bar=Bar(figure="ours", sign="<=", value=bar),
-        note=f"mean {points:.3g} over {seeds} of {case.seeds} seeds ({_listed(each)}), worst {worst:.3g}{tells}",
+        note=f"{seeds} of {case.seeds} seeds on {len(case.task(setting).split('test'))} test samples"
+        + _by_seed(f"{100 * value:.3g}" for value in each)
+        + ("; cannot tell: the interval holds the bar" if unsure else ""),
     )
+    if seeds == 1:
+        return [row]
+    worst = Row(
+        case=f"{name}: worst seed's drop",
+        ours=100 * max(each),
+        unit="points",
+        bar=Bar(figure="ours", sign="<=", value=1.5 * bar),
+    )
+    return [row, worst]
 
 
-def _listed(each: Sequence[float]) -> str:
-    return ", ".join(f"{100 * value:.3g}" for value in each)
-
-
-def effort(setting: Setting, seeds: int) -> list[Row]:
-    """`--effort normal` on the network of the demo, from nothing and again."""
-    del seeds
-    model, task = artefacts.baseline(setting, "cnn-mnist", 0), artefacts.data(setting, "cnn-mnist")
-    spent: list[float] = []
+def effort(setting: Setting) -> list[Row]:
+    """`farthing optimize --effort normal` on the network of the demo, from nothing and again, as a user calls it."""
+    model = artefacts.baseline(setting, "cnn-mnist", 0)
     with tempfile.TemporaryDirectory() as name:
-        for _ in range(2):
-            began = time.perf_counter()
-            result = optimize(
-                model, task, "this", out=Path(name) / "best", effort="normal", cache=Path(name) / "cache"
-            )
-            spent.append(time.perf_counter() - began)
-    most = ((600.0, "from nothing"), (5.0, "from the cache"))
+        cache, out = Path(name) / "cache", Path(name) / "best"
+        cache.mkdir()
+        (cache / "assets").symlink_to((setting.assets / "assets").resolve())  # the data are there already
+        asked = [str(model.path), "--task", "mnist-5k", "--effort", "normal", "--out", str(out)]
+        spent = [_command(["optimize", *asked], cache) for _ in range(2)]
+        sentence = read_summary(out).sentence
+    limits = ((600.0, "from nothing"), (5.0, "from the cache"))
     return [
         Row(
             case=f"effort normal, {words}",
             ours=seconds,
             unit="s",
             bar=Bar(figure="ours", sign="<=", value=limit),
-            note=result.summary.sentence,
+            note=sentence,
         )
-        for seconds, (limit, words) in zip(spent, most, strict=True)
+        for seconds, (limit, words) in zip(spent, limits, strict=True)
     ]
+
+
+def _command(arguments: Sequence[str], cache: Path) -> float:
+    """Seconds that a command of Farthing takes, the start of Python included.
+
+    Raises:
+        MeasurementError: it fails.
+    """
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "farthing", *arguments],
+        env={**os.environ, "FARTHING_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    spent = time.perf_counter() - began
+    if done.returncode > 1:  # 1 says that a budget is not met
+        raise MeasurementError(f"farthing {arguments[0]} ended with {done.returncode}: {done.stderr.strip()}")
+    return spent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 if a bar is not reached."""
-    parser = table.parser("Figures of compression", [*CASES, "effort"])
+    parser = table.parser("Figures of compression", [*CASES, "minilm", "effort", "peers"])
     parser.add_argument("--cache", type=Path, metavar="DIR", help="networks and results are kept here")
     parser.add_argument("--quick", action="store_true", help="short races: rough figures")
     parser.add_argument(
@@ -153,7 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measures: dict[str, Callable[[], list[Row]]] = {
         name: functools.partial(rows, setting, name, parsed.seeds) for name in CASES
     }
-    measures["effort"] = functools.partial(effort, setting, parsed.seeds)
+    measures["minilm"] = functools.partial(embedding.rows, setting)
+    measures["effort"] = functools.partial(effort, setting)
+    measures["peers"] = functools.partial(peers.rows, setting)
     only = parsed.only or [name for name in measures if name != TRIAL]
     remark = "short races: rough figures" if parsed.quick else ""
     return table.run(measures, only, parsed.json, remark)

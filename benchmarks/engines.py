@@ -3,9 +3,9 @@
     python benchmarks/engines.py [--only CASE] [--json FILE] [--cache DIR] [--quick] [--litert-torch PYTHON]
 
 Everything is timed interleaved on this machine at one thread and compared by medians. A winner is compared with the
-fastest float32 model of any engine; the note gives the ratio to the float32 model of its own engine. Peers are the
-default calls of ``onnxruntime.quantization``, ``nncf`` and ai-edge-quantizer on the same float model and the same
-calibration samples, and each engine's float32 model. Where NNCF is the peer, none of our candidates is made by it.
+fastest float32 model of any engine; the note gives the ratio to the float32 model of its own engine. Peers are each
+engine's float32 model, and the default calls of ``onnxruntime.quantization``, ``nncf``, ai-edge-quantizer and torchao's
+PT2E on the same float model with the same calibration samples. No candidate of ours is a peer's file, or made by NNCF.
 Networks and searches are kept in the cache directory, so that a second run only measures.
 """
 
@@ -32,19 +32,16 @@ from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.tflite.export import ExportTflite
 from farthing.measure import Interval
 from farthing.metrics import AGREEMENT, MEAN_COSINE
-from farthing.model import Manifest, Model, Preprocess
+from farthing.model import Manifest, Preprocess
 from farthing.options import EngineOptions
-from farthing.recipe import Candidate
 from farthing.target import Target
-from harness import artefacts, fleet, remeasure, table
+from harness import artefacts, fleet, peers, remeasure, table
 from harness.artefacts import Setting
 from harness.fleet import Searched
 from harness.table import Bar, Row
 
 HARM = 0.97
 QUICK = Rule(warmup=2, min_count=20, min_seconds=0.3, max_seconds=5.0)
-NNCF = "quantize.nncf.v1"
-PEERED = ("resnet8-mnist", "cnn-mnist", "efficientnet-lite0")
 TWINS = ("resnet8-mnist", "cnn-mnist", "efficientnet-lite0")
 HARMLESS = ("efficientnet-lite0", "centerface", "cnn-mnist", "digits", "watch", "shuttle")
 ONE = EngineOptions()
@@ -204,83 +201,6 @@ def _twin(setting: Setting, name: str) -> Row:
     )
 
 
-def peers(setting: Setting) -> list[Row]:
-    """For every point of another tool, one of ours that is as good, as small and as fast."""
-    return [row for name in PEERED for row in _peers(setting, name)]
-
-
-def _peers(setting: Setting, name: str) -> list[Row]:
-    found = fleet.searched(setting, name)
-    points: dict[str, tuple[Model, str]] = {
-        f"{engine} float32": (model, engine) for engine, model in found.floats().items()
-    }
-    makers: dict[str, tuple[Callable[[Searched], Model], str]] = {
-        "onnxruntime.quantization": (lambda one: artefacts.peer(one.baseline, one.task), "onnxruntime"),
-        "nncf": (fleet.nncf_default, "openvino"),
-        "ai-edge-quantizer": (fleet.ai_edge_quantizer, "litert"),
-    }
-    points |= {tool: (make(found), engine) for tool, (make, engine) in makers.items()}
-    views = fleet.everything(found, "validation", "test")
-    base = fleet.outputs(views, found.baseline, "onnxruntime")
-    ours = [
-        (one, found.made(one.steps))
-        for one in found.result.candidates
-        if one.model and one.over_float is not None
-    ]
-    entrants = [
-        *((model, engine, ONE) for model, engine in points.values()),
-        *((model, one.engine, one.options) for one, model in ours),
-    ]
-    timed = remeasure.race(found.task, entrants, setting.rule)
-    p50 = [float(np.median(one.calls)) * 1000 for one in timed]
-    metric = found.task.metric
-    scores = [
-        fleet.compared(metric, views, base, fleet.outputs(views, *entrant)).value for entrant in entrants
-    ]
-    sizes = [model.size_bytes for model, _, _ in entrants]
-    count, rows = len(points), []
-    for place, tool in enumerate(points):
-        good = [
-            count + number
-            for number, (one, _) in enumerate(ours)
-            if not (tool == "nncf" and any(step.use == NNCF for step in one.steps))
-            and scores[count + number] >= scores[place] - 0.001
-            and sizes[count + number] <= 1.02 * sizes[place]
-        ]
-        best = min(good, key=lambda index: p50[index], default=None)
-        rows.append(_matched(name, tool, ours, count, place, best, p50, scores, sizes))
-    return rows
-
-
-def _matched(
-    name: str,
-    tool: str,
-    ours: Sequence[tuple[Candidate, Model]],
-    count: int,
-    place: int,
-    best: int | None,
-    p50: Sequence[float],
-    scores: Sequence[float],
-    sizes: Sequence[int],
-) -> Row:
-    words = "none of ours is within 0.1 point and 1.02 times its size"
-    if best is not None:
-        one = ours[best - count][0]
-        words = (
-            f"{one.name} in {one.engine}: {scores[best]:.4f} against {scores[place]:.4f}, "
-            f"{sizes[best] / sizes[place]:.2f} of its bytes"
-        )
-    return Row(
-        case=f"peer {name}: {tool}",
-        ours=None if best is None else p50[best],
-        unit="ms",
-        peers={tool: p50[place]},
-        ratio=None if best is None else p50[best] / p50[place],
-        bar=Bar(figure="ratio", sign="<=", value=1.05),
-        note=words,
-    )
-
-
 def no_harm(setting: Setting) -> list[Row]:
     """Nothing returned for any task in any engine is slower or worse than what was given."""
     rows = []
@@ -325,7 +245,7 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "resnet18": resnet18,
     "efficientnet-lite0": efficientnet,
     "twins": twins,
-    "peers": peers,
+    "peers": peers.rows,
     "no-harm": no_harm,
 }
 

@@ -8,11 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from farthing.testing import fake_model
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ["case", "ours", "peers", "limit", "ratio", "bar"]
@@ -120,6 +123,57 @@ def test_own_work_and_that_of_others_fit_into_the_machine(table: ModuleType) -> 
     own = sum(os.times()[:4]) - sum(before[:4])
     assert own > 0
     assert 0 <= others.cores() <= (os.cpu_count() or 1) + 0.2 - own / (time.perf_counter() - begin)
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return lambda name: importlib.import_module(f"harness.{name}")
+
+
+def test_every_recipe_of_the_figures_is_made_of_steps_and_options_that_there_are(
+    harness: Callable[[str], ModuleType],
+) -> None:
+    from farthing.forge.apply import build
+    from farthing.target import Target
+
+    for name, case in harness("compressing").CASES.items():
+        for step in case.steps:
+            resolved = build(step, Target.detect())[1]
+            assert step.options.keys() <= resolved.options.keys(), name
+
+
+def test_the_searched_students_are_those_that_the_docs_say_were_found(
+    harness: Callable[[str], ModuleType],
+) -> None:
+    page = (ROOT / "docs/how-to/search-an-architecture.md").read_text()
+    for student in (harness("compressing").CNN_STUDENT, harness("compressing").RESNET8_STUDENT):
+        assert f"| `{student}` |" in page
+
+
+def test_a_peer_is_met_by_the_fastest_of_ours_that_is_as_good_and_as_small(
+    harness: Callable[[str], ModuleType],
+) -> None:
+    peers = harness("peers")
+
+    def point(name: str, score: float, size: int, p50: float) -> Any:
+        return peers.Point(peers.Entrant(name, fake_model(), "fake"), score, size, p50)
+
+    theirs = point("tool", 0.97, 1000, 1.0)
+    ours = [
+        point("good and slow", 0.98, 900, 1.2),
+        point("nearly as good, hardly larger", 0.9691, 1019, 1.04),
+        point("worse", 0.9689, 900, 0.1),
+        point("larger", 0.98, 1021, 0.1),
+    ]
+    row = peers.matched("net", theirs, ours)
+    assert (row.ours, row.ratio, row.holds) == (1.04, 1.04, True)
+    assert "nearly as good" in row.note
+    slow = peers.matched("net", theirs, ours[:1])
+    assert (slow.ratio, slow.holds) == (1.2, False)
+    none = peers.matched("net", theirs, ours[2:])
+    assert (none.ratio, none.holds) == (None, False)
 
 
 @pytest.mark.slow

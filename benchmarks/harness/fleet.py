@@ -256,7 +256,7 @@ def nncf_default(found: Searched) -> Model:
     import openvino
 
     graph = openvino.Core().read_model(str(found.baseline.file))
-    quantized = nncf.quantize(graph, nncf.Dataset(_samples(found, found.baseline)))
+    quantized = nncf.quantize(graph, nncf.Dataset(samples(found, found.baseline)))
     with tempfile.TemporaryDirectory() as folder:
         openvino.save_model(quantized, str(Path(folder) / "model.xml"), compress_to_fp16=False)
         manifest = checked(found.baseline.manifest, format="openvino")
@@ -271,7 +271,7 @@ def ai_edge_quantizer(found: Searched) -> Model:
     given = found.floats()["litert"]
     tool = quantizer.Quantizer(str(given.file))
     tool.load_quantization_recipe(recipe.static_wi8_ai8())
-    calibration = {"serving_default": _samples(found, given)}
+    calibration = {"serving_default": samples(found, given)}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "model.tflite"
         tool.quantize(tool.calibrate(calibration)).export_model(str(place))
@@ -299,7 +299,8 @@ def _integers(manifest: Manifest, data: bytes) -> Manifest:
     )
 
 
-def _samples(found: Searched, model: Model) -> list[Any]:
+def samples(found: Searched, model: Model) -> list[dict[str, Any]]:
+    """Calibration samples for another tool, one by one: those that our own passes see."""
     split = found.task.split("calibration")
     return [
         bench.feeds(found.task, split, model.manifest, [index])
