@@ -21,7 +21,7 @@ from farthing.errors import TaskError
 from farthing.forge.apply import apply, stored
 from farthing.forge.cache import Cache
 from farthing.forge.exits.cutting import Parted, costs_of, in_order, parted
-from farthing.forge.exits.places import check_classifier, some
+from farthing.forge.exits.places import check_classifier
 from farthing.forge.exits.training import NAME, ExitTraining
 from farthing.forge.workshop import Workshop
 from farthing.measure import Interval
@@ -343,7 +343,9 @@ class _Measuring:
             engine=f"{self._given.name} {self._given.version}, {settings}",
             step=step,
             exits=tuple(Exit(name=n, place=p, threshold=t, macs=m) for n, p, t, m in rows),
-            given_macs=costs_of(self._model, some(self._model, self._task, "validation"))[-1],
+            given_macs=costs_of(
+                self._model, bench.first_feeds(self._task, "validation", self._model.manifest)
+            )[-1],
             judged=judged,
             times=pace.times(),
         )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 from msgspec.structs import replace
 
 from farthing import bench
-from farthing.bench import padded_to_batch
 from farthing.forge import graph, macs
 from farthing.forge.search.estimate import Limits
 from farthing.model import Model
@@ -39,6 +37,5 @@ def _work(model: Model, task: Task) -> int | None:
     manifest = model.manifest
     if manifest.format != "onnx":
         return None
-    fed = bench.feeds(task, task.split("train"), manifest, padded_to_batch(np.zeros(1, np.int64), manifest))
-    found, _ = macs.count(graph.load(model.file), fed)
+    found, _ = macs.count(graph.load(model.file), bench.first_feeds(task, "train", manifest))
     return None if found is None else found // bench.batch_size(manifest, 1)
