@@ -89,6 +89,14 @@ def exits(parsed: argparse.Namespace) -> int:
 
 def _exits_text(found: EarlyExits, out: str) -> str:
     """The exits, what they do on each split, and the time."""
+    times = [_paying(one) for one in found.times]
+    return "\n".join(
+        [_exits(found), "", _splits(found), "", *times, f"Timed in turns: {found.engine}.", f"Bundle: {out}"]
+    )
+
+
+def _exits(found: EarlyExits) -> str:
+    """Each exit: where it is, when samples leave there, and how many do."""
     rows = [
         [
             one.name,
@@ -101,7 +109,11 @@ def _exits_text(found: EarlyExits, out: str) -> str:
     ]
     splits = [judged.split for judged in found.judged]
     head = ["exit", "behind", "threshold", "work so far", *(f"leave, {name}" for name in splits)]
-    lines = [show.table(head, rows, width=show.room()), ""]
+    return show.table(head, rows, width=show.room())
+
+
+def _splits(found: EarlyExits) -> str:
+    """The metric on each split, and the work saved."""
     head = [f"{found.metric} on", "samples", "as given", "last exit", "with exits", "drop", "work saved"]
     rows = [
         [
@@ -113,9 +125,7 @@ def _exits_text(found: EarlyExits, out: str) -> str:
         ]
         for one in found.judged
     ]
-    lines += [show.table(head, rows, width=show.room()), ""]
-    lines += [*(_paying(times) for times in found.times), f"Timed in turns: {found.engine}."]
-    return "\n".join([*lines, f"Bundle: {out}"])
+    return show.table(head, rows, width=show.room())
 
 
 def _paying(times: Times) -> str:

@@ -83,26 +83,8 @@ def _measured(
     module: fx.GraphModule, names: Sequence[str], batches: Iterable[Sequence[Tensor]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and variance of each channel that some layers give, in evaluation mode."""
-    sums: dict[str, list[Any]] = {}
-
-    def watch(name: str) -> Any:
-        def note(_layer: nn.Module, _args: object, result: Tensor) -> None:
-            flat = result.detach().double().movedim(1, 0).flatten(1)
-            seen = sums.setdefault(name, [0, 0.0, 0.0])
-            count = seen[0] + flat.shape[1]
-            mean = flat.mean(1)
-            gap = mean - seen[1]
-            seen[2] = (
-                seen[2]
-                + flat.var(1, correction=0) * flat.shape[1]
-                + gap**2 * (seen[0] * flat.shape[1] / count)
-            )
-            seen[1] = seen[1] + gap * (flat.shape[1] / count)
-            seen[0] = count
-
-        return note
-
-    handles = [module.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    found = {name: _Channels() for name in names}
+    handles = [module.get_submodule(name).register_forward_hook(found[name].note) for name in names]
     try:
         with evaluating(module):
             for inputs in batches:
@@ -110,9 +92,32 @@ def _measured(
     finally:
         for handle in handles:
             handle.remove()
-    if len(sums) < len(names):
+    if not all(each.count for each in found.values()):
         raise TaskError("there are no samples to measure the statistics of batch normalization on")
-    return {name: (mean, square / count) for name, (count, mean, square) in sums.items()}
+    return {name: (each.mean, each.squares / each.count) for name, each in found.items()}
+
+
+class _Channels:
+    """Mean and variance of each channel, batch after batch (Chan, Golub and LeVeque 1979, "Updating formulae").
+
+    Attributes:
+        count: numbers of a channel so far.
+        mean, squares: of each channel, the mean, and the sum of squared distances from it; float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros(1, dtype=torch.float64)
+
+    def note(self, _layer: nn.Module, _args: object, result: Tensor) -> None:
+        """Take in what a layer gives, (n, channels, ...)."""
+        flat = result.detach().double().movedim(1, 0).flatten(1)
+        before, more = self.count, flat.shape[1]
+        self.count += more
+        gap = flat.mean(1) - self.mean
+        own = flat.var(1, correction=0) * more
+        self.squares = self.squares + own + gap**2 * (before * more / self.count)
+        self.mean = self.mean + gap * (more / self.count)
 
 
 def _norm(layer: nn.Module, mean: Tensor, variance: Tensor) -> nn.Module:

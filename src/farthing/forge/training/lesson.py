@@ -66,25 +66,18 @@ def lesson(
     if not teachers:
         yield module, loss_of(task, manifest)
         return
-    names = [feature.student for feature in options.features]
-    if names and not isinstance(student, Trainable):
-        raise UnsupportedError(
-            "features are named as tensors of an ONNX graph, and this student is made anew: leave `features` out, or "
-            "train the finished student on with train.finetune.v1"
-        )
-    if names and len(teachers) != 1:
-        raise TaskError(
-            f"features are compared with those of one teacher, and there are {len(teachers)}: give one, or leave "
-            "`features` out"
-        )
+    if options.features:
+        module = _tapped(student, options, len(teachers))
+    inner = [feature.teacher or feature.student for feature in options.features]
+    augmented = schedule.augment != "none"
     with ExitStack() as stack:
         asked = [
             stack.enter_context(
                 Teacher(
                     model,
                     samples,
-                    features=[feature.teacher or feature.student for feature in options.features],
-                    augmented=schedule.augment != "none",
+                    features=inner,
+                    augmented=augmented,
                     threads=schedule.threads,
                     listener=listener,
                 )
@@ -92,10 +85,23 @@ def lesson(
             for model in teachers
         ]
         hard = loss_of(task, manifest, asked[0]) if options.hard else None
-        if names and isinstance(student, Trainable):
-            module = tapped(student, names)
         classes = task.metric.name in CLASSES and task.loss is None
         yield module, _taught(module, samples, asked, options, hard, classes)
+
+
+def _tapped(student: Trainable | nn.Module, options: Distillation, teachers: int) -> nn.Module:
+    """The student's module with its features as further outputs."""
+    if not isinstance(student, Trainable):
+        raise UnsupportedError(
+            "features are named as tensors of an ONNX graph, and this student is made anew: leave `features` out, or "
+            "train the finished student on with train.finetune.v1"
+        )
+    if teachers != 1:
+        raise TaskError(
+            f"features are compared with those of one teacher, and there are {teachers}: give one, or leave "
+            "`features` out"
+        )
+    return tapped(student, [feature.student for feature in options.features])
 
 
 def _taught(
