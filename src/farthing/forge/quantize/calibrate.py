@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
@@ -48,17 +49,23 @@ def ranges(
         percentile: share kept by ``percentile``, per cent.
         samples: most calibration samples to run.
 
+    Tensors whose range is infinite, as that of a mask of attention is, have none.
+
     Raises:
-        TaskError: the task has no calibration data, or the model answers NaN to it.
+        TaskError: the task has no calibration data, or the model computes NaN on it.
     """
     known = _ranges.setdefault(task.split("calibration"), {})  # the same in every view of a task
     key = (model.digest, task.form, calibrator, percentile, samples, operators)
     if key not in known:
         shared = (model.digest, task.form, calibrator in HISTOGRAMS or calibrator, samples, operators)
         if shared not in known:
-            known[shared] = _observed(model, task, calibrator, samples, operators)
-        known[key] = _ranges_of(known[shared], calibrator, percentile)
-        _check_finite(known[key], model)
+            bounded = None
+            if calibrator != "minmax":
+                bounded = {*ranges(model, task, "minmax", percentile, samples, operators)}
+            known[shared] = _observed(model, task, calibrator, samples, operators, bounded)
+        found = _ranges_of(known[shared], calibrator, percentile)
+        _check_numbers(found, model)
+        known[key] = _bounded(found)
     return known[key]
 
 
@@ -68,8 +75,22 @@ def extremes(found: Any) -> dict[str, tuple[float, float]]:
     return {name: (float(np.min(low)), float(np.max(high))) for name, (low, high) in known}
 
 
-def _observed(model: Model, task: Task, method: Calibrator, samples: int, operators: tuple[str, ...]) -> Any:
-    """One of ONNX Runtime's calibrators that has seen the calibration data."""
+def _bounded(found: Any) -> Any:
+    """The finite ranges."""
+    infinite = {name for name, ends in extremes(found).items() if np.isinf(ends).any()}
+    kept = {name: data for name, data in found.items() if name not in infinite}
+    return type(found)(found.calibration_method, kept) if infinite else found
+
+
+def _observed(
+    model: Model,
+    task: Task,
+    method: Calibrator,
+    samples: int,
+    operators: tuple[str, ...],
+    bounded: Collection[str] | None,
+) -> Any:
+    """One of ONNX Runtime's calibrators that has seen the calibration data; of some tensors, if they are named."""
     runtime()
     calibrate = require("onnxruntime.quantization.calibrate", "forge")
     task.check(model.manifest)
@@ -84,6 +105,8 @@ def _observed(model: Model, task: Task, method: Calibrator, samples: int, operat
         place = str(folder / "augmented.onnx")
         calibrater = kinds[kind](given, operators or None, place, symmetric=False)
         calibrater.augment_graph()
+        if bounded is not None:
+            calibrater.tensors_to_calibrate = {*calibrater.tensors_to_calibrate}.intersection(bounded)
         calibrater.create_inference_session()
         order = np.arange(min(samples, len(task.split("calibration"))))
         size = chunk(model, task)
@@ -138,12 +161,10 @@ def coarse(held: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _check_finite(found: Any, model: Model) -> None:
-    for name, data in found.items():
-        if not np.isfinite(np.asarray(data.range_value, np.float64)).all():
-            raise TaskError(
-                f"tensor {name} of {model.manifest.name} is NaN or infinite on the calibration data"
-            )
+def _check_numbers(found: Any, model: Model) -> None:
+    for name, ends in extremes(found).items():
+        if np.isnan(ends).any():
+            raise TaskError(f"tensor {name} of {model.manifest.name} is NaN on the calibration data")
 
 
 def _nearest(calibrate: Any, seen: Any) -> Any:
@@ -188,7 +209,7 @@ class Once:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence ONNX Runtime's quantization tools for a while: they print, and give advice on the root logger."""
+    """Silence ONNX Runtime's quantization tools for a while: they print, warn, and give advice on the root logger."""
     root = logging.getLogger()
 
     def drop(record: logging.LogRecord) -> bool:
@@ -196,7 +217,8 @@ def quiet() -> Iterator[None]:
 
     root.addFilter(drop)
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
             yield
     finally:
         root.removeFilter(drop)

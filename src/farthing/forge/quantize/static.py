@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from farthing.bench import Tick
 from farthing.engines.onnxruntime import runtime
@@ -31,7 +31,8 @@ class StaticInt8(PassSection, frozen=True, kw_only=True):
     What is left None is chosen from the target's instruction set: on x86 uint8 activations and int8 weights,
     whose products VNNI sums without saturation; without VNNI the weights keep 7 bits (``reduce_range``), because
     ``vpmaddubsw`` adds pairs of products in 16 bits; on ARM both are int8. Activations keep a zero point either
-    way: ranges of both signs and of one fill all 8 bits, and a ReLU after a convolution costs nothing.
+    way: ranges of both signs and of one fill all 8 bits, and a ReLU after a convolution costs nothing. Operators that
+    read or give what is infinite on the calibration data, as masks of attention are, stay float.
 
     Attributes:
         calibrator: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
@@ -172,12 +173,23 @@ def quantizable() -> list[str]:
     return sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
 
 
+def _unbounded(source: ModelProto, known: Collection[str], products: Collection[str]) -> list[str]:
+    """Names of the nodes that read or give floats without a known range: those are infinite."""
+    inferred = graph.inferred(source).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    lost = floats - {tensor.name for tensor in source.graph.initializer} - {*known}
+    looked_at = [node for node in source.graph.node if not products or node.name in products]
+    return [node.name for node in looked_at if lost.intersection([*node.input, *node.output])]
+
+
 def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
     runtime()
     tools = require("onnxruntime.quantization", "forge")
     qdq = require("onnxruntime.quantization.qdq_quantizer", "forge")
     types = {"uint8": tools.QuantType.QUInt8, "int8": tools.QuantType.QInt8}
     graph.name_nodes(source)
+    products = options.products(source) if options.products_only else []
     with quiet():
         quantizer = qdq.QDQQuantizer(
             graph.inferred(source),
@@ -186,8 +198,8 @@ def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
             types[options.weights],
             types[options.activations or "uint8"],
             found,
-            options.products(source) if options.products_only else [],
-            list(options.exclude),
+            products,
+            [*options.exclude, *_unbounded(source, {*found}, products)],
             quantizable(),
             {
                 "ActivationSymmetric": False,

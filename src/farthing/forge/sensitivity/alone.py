@@ -137,13 +137,14 @@ def _value(name: str, array: NDArray[Any]) -> onnx.ValueInfoProto:
 def sqnr(signal: NDArray[Any], found: NDArray[Any]) -> float | None:
     """Signal-to-quantization-noise ratio, decibels: ten times the logarithm of mean square over mean square error.
 
-    Between `LOWEST` and `HIGHEST`; None where what was found is NaN or infinite.
+    Between `LOWEST` and `HIGHEST`; None where what was found is NaN or infinite, and the signal is not.
 
     >>> sqnr(np.array([1.0, -1.0]), np.array([1.1, -1.1]))
     20.0
     """
-    wanted = signal.astype(np.float64)
-    noise = float(np.mean((wanted - found) ** 2)) if wanted.size else 0.0
+    moved = np.isfinite(signal) | (signal != found)  # what is infinite in both is no noise
+    wanted = signal[moved].astype(np.float64)
+    noise = float(np.mean((wanted - found[moved]) ** 2)) if wanted.size else 0.0
     if not np.isfinite(noise):
         return None
     ratio = max(float(np.mean(wanted**2)) if wanted.size else 0.0, 1e-30) / max(noise, 1e-30)

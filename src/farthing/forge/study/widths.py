@@ -39,7 +39,7 @@ WHAT: tuple[What, ...] = ("weights", "activations", "both")
 
 
 def observed(model: Model, task: Task) -> dict[str, Ends]:
-    """The ranges of all tensors of a model, on the calibration samples that static int8 looks at.
+    """The ranges of the tensors of a model, on the calibration samples that static int8 looks at.
 
     Raises:
         FarthingError: the model does not run on them.
@@ -87,7 +87,7 @@ class Widths:
             rounded = [rounded_weights(array, axes, bits) for array, axes in weights]
             before, after = (np.concatenate([np.ravel(part) for part in parts]) for parts in
                              ([array for array, _ in weights], rounded))  # fmt: skip
-            then = rounded_activations(results, *self._ranges[tensor], bits)
+            then = rounded_activations(results, *self._ranges.get(tensor, (0.0, 0.0)), bits)
             found.append(
                 Rounded(
                     bits=bits,
