@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from farthing.engines.onnxruntime import CPU, runtime
 from farthing.errors import UnsupportedError, require
 from farthing.forge import graph
+from farthing.forge.folding import fold
 from farthing.model import Model
 from farthing.recipe import FLOATS, PassSection
 from farthing.scratch import Scratch
@@ -22,10 +23,11 @@ OPSET = 13  # the first whose quantized operators take a scale for each channel
 
 
 class Fuse(PassSection, frozen=True, kw_only=True):
-    """Fold constants, fold batch normalization into convolutions, drop nodes that do nothing.
+    """Fold constants, fold batch normalization into convolutions and dense layers, drop nodes that do nothing.
 
-    ONNX Runtime's portable ("basic") rewrites, applied ahead of time: the result is standard ONNX, and
-    quantization sees the operators that will run. An older opset is brought to 13, which int8 needs, if onnx can.
+    ONNX Runtime's portable ("basic") rewrites, applied ahead of time, and what they leave of batch normalization
+    behind dense layers and transposed convolutions: the result is standard ONNX, and quantization sees the operators
+    that will run. An older opset is brought to 13, which int8 needs, if onnx can.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
@@ -47,6 +49,7 @@ class Fuse(PassSection, frozen=True, kw_only=True):
             except graph.failures() as error:
                 raise UnsupportedError(f"{model.file} cannot be fused: {error}") from error
             fused = graph.load(place)
+        fold(fused)
         return Model.create(model.manifest, {"model.onnx": graph.save_bytes(fused)})
 
 

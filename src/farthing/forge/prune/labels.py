@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from farthing.forge import graph
 from farthing.forge.prune import stated
-from farthing.forge.prune.stated import attribute
 from farthing.forge.trainable.stored import is_constant, tensors
 
 Array = NDArray[Any]
@@ -194,10 +193,10 @@ class Following:
 
     def _reduced(self, node: onnx.NodeProto, rank: int) -> set[int]:
         """The axes that an operator goes over; all that it may, if they are not stated."""
-        axes = attribute(node, "axes", None)
+        axes = graph.attribute(node, "axes", None)
         if len(node.input) > 1 and node.input[1]:
             axes = self._numbers.get(node.input[1])
-        elif axes is None and attribute(node, "noop_with_empty_axes", 0):
+        elif axes is None and graph.attribute(node, "noop_with_empty_axes", 0):
             return set()
         if node.op_type in OVER or not axes:
             return set(range(rank))
@@ -234,7 +233,7 @@ class Following:
 
     def _conv(self, node: onnx.NodeProto) -> None:
         x, weight = self._of(node.input[0]), node.input[1]
-        groups, labels = attribute(node, "group", 1), x[1]
+        groups, labels = graph.attribute(node, "group", 1), x[1]
         if not self._is_stored(weight):
             self._unknown(node)
             return
@@ -264,7 +263,7 @@ class Following:
 
     def _conv_transpose(self, node: onnx.NodeProto) -> None:
         x, weight = self._of(node.input[0]), node.input[1]
-        groups = attribute(node, "group", 1)
+        groups = graph.attribute(node, "group", 1)
         if not self._is_stored(weight) or groups != 1:
             self._unknown(node)
             return
@@ -284,10 +283,10 @@ class Following:
 
     def _gemm(self, node: onnx.NodeProto) -> None:
         data, weight = node.input[:2]
-        if not self._is_stored(weight) or self._is_stored(data) or attribute(node, "transA", 0):
+        if not self._is_stored(weight) or self._is_stored(data) or graph.attribute(node, "transA", 0):
             self._unknown(node)
             return
-        x, back = self._of(data), attribute(node, "transB", 0)
+        x, back = self._of(data), graph.attribute(node, "transB", 0)
         given = self._fresh(self._weights[weight][0 if back else 1])
         self._label(weight, 1 if back else 0, x[1])
         self._label(weight, 0 if back else 1, given)
@@ -334,7 +333,7 @@ class Following:
 
     def _concat(self, node: onnx.NodeProto) -> None:
         shape = self.shapes[node.output[0]]
-        along = attribute(node, "axis", 0) % len(shape)
+        along = graph.attribute(node, "axis", 0) % len(shape)
         every = [
             (self.stored if self._is_stored(n) else self.axes).get(n) or [None] * len(shape)
             for n in node.input
@@ -358,11 +357,11 @@ class Following:
     def _split(self, node: onnx.NodeProto) -> None:
         """Each part has its own channels; parts of equal size whose sizes are not stated lose as many each."""
         x = self._of(node.input[0])
-        along = attribute(node, "axis", 0) % len(x)
+        along = graph.attribute(node, "axis", 0) % len(x)
         labels = x[along]
         alike = len({self.shapes[name][along] for name in node.output}) == 1
         if labels is not None and not (len(node.input) > 1 and node.input[1] in self._numbers):
-            if alike and attribute(node, "split", None) is None:
+            if alike and graph.attribute(node, "split", None) is None:
                 self._even(labels, len(node.output))
             else:
                 self._keep(labels)
@@ -375,7 +374,7 @@ class Following:
 
     def _transpose(self, node: onnx.NodeProto) -> None:
         x = self._of(node.input[0])
-        order = attribute(node, "perm", list(range(len(x)))[::-1])
+        order = graph.attribute(node, "perm", list(range(len(x)))[::-1])
         self._give(node, [x[axis] for axis in order])
 
     def _pad(self, node: onnx.NodeProto) -> None:

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from farthing.forge import graph
 from farthing.forge.trainable.stored import free_name, is_constant, tensor_names
 
 Array = NDArray[Any]
@@ -18,11 +19,6 @@ Left = Callable[[str], list[int | None]]
 
 PLACE = {"Reshape": 1, "Split": 1, "Resize": 3}
 """Operator -> the input in which it states sizes."""
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """An attribute of a node."""
-    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
 
 
 def numbers(proto: onnx.ModelProto) -> dict[str, list[int]]:
@@ -80,7 +76,7 @@ def _sizes(
         fresh = [was if one is None else one for one, was in zip(left(node.output[0]), sizes, strict=True)]
         return None if fresh == sizes else fresh
     if node.op_type == "Split":
-        axis = attribute(node, "axis", 0)
+        axis = graph.attribute(node, "axis", 0)
         found = [left(name)[axis] for name in node.output]
     else:
         found = left(node.output[0])

@@ -16,12 +16,13 @@ from torch.nn.utils import parametrize
 from farthing.bench import first_feeds
 from farthing.errors import UnsupportedError
 from farthing.forge import graph
+from farthing.forge.folding import foldable
 from farthing.forge.quantize import compensate
 from farthing.forge.quantize.calibrate import ranges
 from farthing.forge.quantize.qat import QuantizationAware
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.trainable import Trainable, trainable
-from farthing.forge.trainable.norms import BACK
+from farthing.forge.trainable.norms import BACK, BATCH_NORMS
 from farthing.forge.training.loop import Hook, Moment
 from farthing.forge.training.losses import understood
 from farthing.forge.training.samples import Samples
@@ -55,7 +56,7 @@ def trained(
     options: QuantizationAware, model: Model, target: Target, task: Task, workshop: Workshop
 ) -> Model:
     """The model in 8 bits, trained with the rounding; see `QuantizationAware`."""
-    if any(node.op_type == "BatchNormalization" for node in graph.load(model.file).graph.node):
+    if any(foldable(graph.load(model.file))):
         raise UnsupportedError(
             f"{model.manifest.name} has batch normalization that 8 bits would keep apart: put graph.fuse.v1 before "
             "quantize.qat.v1, which folds it"
@@ -141,10 +142,15 @@ class Fakes:
 
 
 class Freezing(Hook):
-    """Stops the ranges after a share of the steps."""
+    """Stops the ranges after a share of the steps, and statistics that were not folded away from the beginning on."""
 
     def __init__(self, fakes: Fakes, share: float) -> None:
         self._fakes, self._share = fakes, share
+
+    def start(self, moment: Moment) -> None:
+        for layer in moment.module.modules():
+            if isinstance(layer, BATCH_NORMS):  # nothing stands before it that takes it up
+                layer.eval()
 
     def before_step(self, moment: Moment) -> None:
         if moment.step >= self._share * moment.steps:
