@@ -160,6 +160,11 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from nodes(inner)
 
 
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """The value of a node's attribute, text as bytes; ``default`` where it has none of that name."""
+    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
+
+
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Tensors that a node reads, and those that graphs inside it take from outside."""
     yield from (name for name in node.input if name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from torch import Tensor, fx
 
 from farthing.errors import UnsupportedError
@@ -94,7 +94,7 @@ class _Mender:
         if made is None or after is None or made.target is not shapes.reshape_by:
             return
         target = self._constants.get(node.input[1])
-        literal = bool(_attribute(node, "allowzero", 0))
+        literal = bool(graph.attribute(node, "allowzero", 0))
         if target is None:
             if after == made.meta["sizes"]:
                 return
@@ -127,7 +127,7 @@ class _Mender:
             self._state(node, 1, numbers)
 
     def _split(self, node: onnx.NodeProto) -> None:
-        axis = int(_attribute(node, "axis", 0))
+        axis = int(graph.attribute(node, "axis", 0))
         parts = [self._sizes[name][axis][0] for name in node.output if name in self._sizes]
         if len(parts) < len(node.output):
             return
@@ -171,11 +171,6 @@ def _stated(size: Size, place: int, entry: object, literal: bool) -> int:
     if size[0] == size[1] and size[0] > 0:
         return size[0]
     return 0 if entry == ((place,), 1) and not literal else -1
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    found = next((attribute for attribute in node.attribute if attribute.name == name), None)
-    return default if found is None else helper.get_attribute_value(found)
 
 
 def drop_dead(proto: onnx.ModelProto) -> None:
