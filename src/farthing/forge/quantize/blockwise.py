@@ -185,7 +185,7 @@ def _tensors(blocks: Blocks, name: str) -> Iterator[TensorProto]:
 
 
 def _across(node: NodeProto) -> bool:
-    return not any(item.name == "transB" and item.i for item in node.attribute)
+    return not graph.attribute(node, "transB", 0)
 
 
 def _products(node: NodeProto, blocks: Blocks, options: Blockwise) -> Iterator[NodeProto]:

@@ -74,7 +74,7 @@ def tables(proto: ModelProto, least: int = Tables().least) -> set[str]:
     }
     looked_up: set[str] = set()
     for node in proto.graph.node:
-        if node.op_type == "Gather" and node.input[0] in found and not any(item.i for item in node.attribute):
+        if node.op_type == "Gather" and node.input[0] in found and not graph.attribute(node, "axis", 0):
             looked_up.add(node.input[0])
             found -= set(graph.reads(node)) - {node.input[0]}
         else:

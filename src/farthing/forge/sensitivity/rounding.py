@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from farthing.forge import graph
+
 Array = NDArray[Any]
 MATRICES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"}
 
@@ -68,7 +70,7 @@ def _channels(node: onnx.NodeProto, place: int, rank: int) -> tuple[int, ...]:
     if node.op_type == "ConvTranspose":
         return (1,)
     if node.op_type == "Gemm":
-        return (0,) if any(item.name == "transB" and item.i for item in node.attribute) else (1,)
+        return (0,) if graph.attribute(node, "transB", 0) else (1,)
     if node.op_type == "MatMul":
         return (*range(rank - 2), rank - 1 if place else rank - 2)
     return (0, 1) if node.op_type in {"LSTM", "GRU", "RNN"} else (0,)
