@@ -397,11 +397,6 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(fresh)
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """An attribute of a node; the default if it is not there."""
-    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
-
-
 def name_nodes(model: onnx.ModelProto) -> None:
     """Give nodes without a name, or with one already taken, a name of their own, in place, by type and position."""
     taken: set[str] = set()
