@@ -13,7 +13,7 @@ from farthing.forge.arguments import Effort
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.climb import Artefact, Climber
 from farthing.forge.ladder import FUSE, INTEGERS, STATIC, Rung, rounded
-from farthing.forge.training.schedule import Schedule, has_bf16
+from farthing.forge.training.schedule import Augment, Schedule, has_bf16
 from farthing.model import Model
 from farthing.recipe import Listener, Progress, Step
 from farthing.target import Budget, Target
@@ -102,8 +102,8 @@ class Courses:
             return []
         found: list[Artefact] = []
         found += self._in_8_bits("", (FUSE,), made)
-        found += self._pruned(made)
-        found += self._student(made)
+        found += self._pruned()
+        found += self._student()
         return found
 
     def _refusal(self) -> str:
@@ -143,7 +143,7 @@ class Courses:
                 rungs.append(replace(rung, name=words, steps=(*steps, *rest)))
         return self._timed(rungs, qat) if rungs else []
 
-    def _pruned(self, made: Sequence[Artefact]) -> list[Artefact]:
+    def _pruned(self) -> list[Artefact]:
         """Fewer channels, as few as the accuracy allows: each ratio lies between what was enough and what was not."""
         found: list[Artefact] = []
         kept, broken = 0.0, 1.0
@@ -165,7 +165,7 @@ class Courses:
                 broken = ratio
         return found
 
-    def _student(self, made: Sequence[Artefact]) -> list[Artefact]:
+    def _student(self) -> list[Artefact]:
         """A small network of another architecture, taught by the model; searched if the effort allows for it."""
         if self._task.metric.name not in CLASS_METRICS or len(self._model.manifest.inputs) != 1:
             return []
@@ -264,7 +264,7 @@ class Courses:
     def _epochs(self, epochs: int, **options: Any) -> dict[str, Any]:
         return {"epochs": epochs, "augment": self._augment(), **options}
 
-    def _augment(self) -> str:
+    def _augment(self) -> Augment:
         """Pictures that are to be told apart may be turned and moved a little."""
         image = self._task.form == "image" and self._task.metric.name in CLASS_METRICS
         return "affine" if image else "none"
@@ -274,7 +274,7 @@ class Courses:
         self._listener(Progress(stage="passes", text="timing an epoch of training"))
         train = self._task.split("train").digest
         key = key_of("pace", self._model.digest, train, self._task.metric.name, self._target, has_bf16())
-        schedule = Schedule(augment="affine" if self._augment() == "affine" else "none")
+        schedule = Schedule(augment=self._augment())
 
         def look() -> Pace:
             from farthing.forge.training.pace import pace  # a search that is repeated needs no PyTorch

@@ -160,6 +160,15 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from nodes(inner)
 
 
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Tensors that the outer graph stores, by name, open to change: initializers, and what Constant nodes state."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            found[node.output[0]] = node.attribute[0].t
+    return found
+
+
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     """The value of a node's attribute, text as bytes; ``default`` where it has none of that name."""
     return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)

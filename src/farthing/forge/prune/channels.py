@@ -16,7 +16,7 @@ from farthing.forge.prune import stated
 from farthing.forge.prune.labels import STAYS, Axes, Following, Labels
 from farthing.forge.prune.structured import Importance
 from farthing.forge.trainable import trying
-from farthing.forge.trainable.stored import free_name, tensor_names, tensors
+from farthing.forge.trainable.stored import free_name, tensor_names
 from farthing.forge.trainable.writing import drop_unused
 from farthing.model import Model
 
@@ -72,7 +72,7 @@ class Channels:
         _unshare(self._proto)
         self._feeds = trying.trials(model.manifest, None)[1]
         self._following = Following(self._proto, self._feeds)
-        self._tensors = tensors(self._proto)
+        self._tensors = graph.constants(self._proto)
         root = self._following.root
         self._gives = {name: root(labels) for name, labels in self._following.gives.items()}
         self._axes = {
@@ -312,7 +312,7 @@ def _summed(numbers: Array, labels: Labels, places: Mapping[int, int], whole: bo
 def _cut(proto: onnx.ModelProto, axes: Mapping[str, Axes], removed: Labels) -> None:
     """Take the places of removed labels out of every stored tensor, and out of what is declared of it."""
     declared = {value.name: value for value in proto.graph.input}
-    for name, tensor in tensors(proto).items():
+    for name, tensor in graph.constants(proto).items():
         array = numpy_helper.to_array(tensor)
         before = array.shape
         for axis, labels in enumerate(axes.get(name, ())):

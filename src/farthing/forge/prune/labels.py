@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from farthing.forge import graph
 from farthing.forge.prune import stated
-from farthing.forge.trainable.stored import is_constant, tensors
+from farthing.forge.trainable.stored import is_constant
 
 Array = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -57,7 +57,7 @@ class Following:
     """
 
     def __init__(self, proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
-        self._weights = {name: tuple(tensor.dims) for name, tensor in tensors(proto).items()}
+        self._weights = {name: tuple(tensor.dims) for name, tensor in graph.constants(proto).items()}
         self._numbers = stated.numbers(proto)
         nodes = [node for node in proto.graph.node if not is_constant(node)]
         names = [name for node in nodes for name in node.output if name and name not in feeds]

@@ -57,13 +57,7 @@ class _Halving:
         self._stored = {tensor.name: tensor for tensor in self._graph.initializer}
         self._single = {value.name for value in values if value.type.tensor_type.elem_type == SINGLE}
         self._single |= {name for name, tensor in self._stored.items() if tensor.data_type == SINGLE}
-        self._constants = {
-            node.output[0]: item.t
-            for node in self._graph.node
-            if node.op_type == "Constant"
-            for item in node.attribute
-            if item.name == "value"
-        }
+        self._constants = graph.constants(proto)
         self._blocked, self._integers = blocked, in_integers(self._graph)
         self._halves: set[str] = set()  # tensors that have a twin in float16
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
+from farthing.forge import graph
 from farthing.forge.trainable import stored
 
 Place = tuple[str, int]
@@ -25,7 +26,7 @@ def part(proto: onnx.ModelProto) -> dict[Place, str]:
     Returns:
         What each node read before, where it reads a copy now.
     """
-    tensors = stored.tensors(proto)
+    tensors = graph.constants(proto)
     sources = _aliases(proto, tensors)
     layers = _layers(proto, tensors, sources)
     taken = stored.tensor_names(proto)
@@ -69,7 +70,7 @@ def _layers(
 
 def join(proto: onnx.ModelProto, moved: Mapping[Place, str]) -> None:
     """Let nodes read again what they read before `part`, in place, where that is still what their copies hold."""
-    tensors = stored.tensors(proto)
+    tensors = graph.constants(proto)
     sources = _aliases(proto, tensors)
     for node in proto.graph.node:
         for place, name in enumerate(node.input):

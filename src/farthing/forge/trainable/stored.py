@@ -1,4 +1,4 @@
-"""Stored tensors of an ONNX graph, as they lie and in torch's form; names that are free in it."""
+"""Stored tensors of an ONNX graph in torch's form, and names that are free in it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ from farthing.errors import UnsupportedError
 def is_constant(node: onnx.NodeProto) -> bool:
     """Whether a node only states a tensor."""
     return node.op_type == "Constant" and node.domain in {"", "ai.onnx"}
-
-
-def tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Stored tensors by name, open to change: initializers, and the tensors that Constant nodes state."""
-    found = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in filter(is_constant, proto.graph.node):
-        if node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
-    return found
 
 
 def stored(proto: onnx.ModelProto) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from farthing.errors import UnsupportedError
 from farthing.forge import graph
 from farthing.forge.trainable import norms
 from farthing.forge.trainable.binding import Binding
-from farthing.forge.trainable.stored import free_name, is_constant, tensor_names, tensor_of, tensors
+from farthing.forge.trainable.stored import free_name, is_constant, tensor_names, tensor_of
 from farthing.forge.trainable.weights import attribute
 
 
@@ -67,7 +67,7 @@ class _Store:
             if node.attribute[0].name == "value_floats":
                 plain = numpy_helper.from_array(np.asarray(node.attribute[0].floats, np.float32))
                 node.attribute[0].CopyFrom(helper.make_attribute("value", plain))
-        self._tensors = tensors(proto)
+        self._tensors = graph.constants(proto)
         self._declared = {value.name: value for value in proto.graph.input if value.name in self._tensors}
         self._written: dict[str, Tensor] = {}
 
