@@ -225,6 +225,13 @@ def test_a_decoder_that_stretches_some_columns_is_found_named_and_left_in_float(
     assert warning.found.startswith("Mul ")
 
 
+def test_a_search_leaves_such_a_decoder_in_float(stretching: Model, scenes_task: Task, search: Any) -> None:
+    result = search(stretching, scenes_task, budget="accuracy_drop<=0.03", allow_slower=True)
+    [mixed] = [one for one in result.candidates if one.name.endswith("head float")]
+    assert mixed.status in {"accepted", "winner"}, mixed.verdict
+    assert [note for note in result.summary.notes if note.startswith("Mul ") and "left in float" in note]
+
+
 @given(
     st.lists(st.floats(0.01, 1000), min_size=2, max_size=4),
     st.lists(st.floats(-1000, 1000).filter(lambda by: abs(by) > 0.01), min_size=2, max_size=4),

@@ -136,7 +136,7 @@ def stretched(
         proto, known: as for `unlike`.
         feeds: inputs to see the columns on.
     """
-    flow, stored = _Flow(proto, set(known)), graph.constants(proto)
+    flow, stored = _Flow(proto, set(known)), _constants(proto)
     scaled = [
         (node, data, by) for node in proto.graph.node for data, by in _factors(node, stored) if data in known
     ]
@@ -152,6 +152,17 @@ def stretched(
             yield Join(
                 node=node.name, kind=node.op_type, step=step, parts=parts, head=tuple(heads[node.name])
             )
+
+
+def _constants(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    inline = {
+        node.output[0]: item.t
+        for node in proto.graph.node
+        if node.op_type == "Constant"
+        for item in node.attribute
+        if item.name == "value"
+    }
+    return {tensor.name: tensor for tensor in proto.graph.initializer} | inline
 
 
 def _factors(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Iterator[tuple[str, Array]]:
@@ -181,14 +192,9 @@ def _columns(name: str, data: Array, factors: Array) -> tuple[float, tuple[Joine
     scaled = np.sort(ends * factors, axis=0)
     wide, least = int(np.ptp(scaled, axis=0).argmax()), int(np.where(lost, after, np.inf).argmin())
     every = np.broadcast_to(factors, lost.shape).ravel()
-    low, high = scaled.reshape(2, -1)
+    low, high = scaled.reshape(2, -1).tolist()
     parts = [
-        Joined(
-            tensor=f"{name} * {every[at]:.4g}",
-            low=float(low[at]),
-            high=float(high[at]),
-            values=int(after.ravel()[at]),
-        )
+        Joined(tensor=f"{name} * {every[at]:.4g}", low=low[at], high=high[at], values=int(after.ravel()[at]))
         for at in (wide, least)
     ]
     return _step(scaled), tuple(parts)
