@@ -33,6 +33,7 @@ from farthing.forge.quantize.gptq import Gptq
 from farthing.forge.quantize.smooth import Smooth
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.quantize.tables import Tables
+from farthing.forge.quantize.weights import WeightsOnly
 from farthing.forge.sensitivity.result import Effect, Mixture, Operator, Sensitivity, Whole
 from farthing.forge.study.result import Layer, Rounded, Study, Width
 from farthing.forge.training.distillation import Distillation, Feature
@@ -176,6 +177,7 @@ def test_errors_page_shows_the_tree() -> None:
         ("reference/recipe.md", Gptq),
         ("reference/recipe.md", Blockwise),
         ("reference/recipe.md", Tables),
+        ("reference/recipe.md", WeightsOnly),
         ("reference/recipe.md", Smooth),
         ("reference/recipe.md", Float16),
         ("reference/recipe.md", FineTune),

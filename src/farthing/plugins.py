@@ -30,6 +30,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "quantize.static.v1": "farthing.forge.quantize.static:StaticInt8",
         "quantize.gptq.v1": "farthing.forge.quantize.gptq:Gptq",
         "quantize.blockwise.v1": "farthing.forge.quantize.blockwise:Blockwise",
+        "quantize.weights.v1": "farthing.forge.quantize.weights:WeightsOnly",
         "quantize.tables.v1": "farthing.forge.quantize.tables:Tables",
         "quantize.smooth.v1": "farthing.forge.quantize.smooth:Smooth",
         "quantize.dynamic.v1": "farthing.forge.quantize.dynamic:DynamicInt8",

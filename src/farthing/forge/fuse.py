@@ -17,7 +17,7 @@ from farthing.scratch import Scratch
 from farthing.target import Target
 from farthing.task import Task
 
-ONNX = (*FLOATS, "float16", "int8", "mixed", "dynamic", "blocks", "reduced")
+ONNX = (*FLOATS, "float16", "int8", "mixed", "dynamic", "blocks", "stored", "reduced")
 """All forms of ONNX models."""
 OPSET = 13  # the first whose quantized operators take a scale for each channel
 

@@ -25,6 +25,7 @@ GPTQ = "quantize.gptq.v1"
 DYNAMIC = "quantize.dynamic.v1"
 BLOCKS = "quantize.blockwise.v1"
 TABLES = "quantize.tables.v1"
+WEIGHTS = "quantize.weights.v1"
 SMOOTH = "quantize.smooth.v1"
 EQUALIZE = "quantize.equalize.v1"
 NNCF = "quantize.nncf.v1"
@@ -41,6 +42,7 @@ INT8 = (
     "float32",
 )  # 8 bits inside, numbers at inputs and outputs and in operators that have no 8-bit form
 INTEGERS = {io: f", {io} in and out" for io in ("uint8", "int8")}  # in the names of rungs without any float
+RECURRENT = {"LSTM", "GRU", "RNN"}
 CALIBRATORS = ("minmax", "percentile")  # entropy is an option only: it takes longest, and helped nowhere
 QUANTIZED = {
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"),
@@ -143,6 +145,7 @@ def _openvino(engine: str, proto: ModelProto, plain: bool, target: Target) -> li
         rungs.append(Rung("bfloat16", engine, (FUSE, export), "bfloat16", dtypes=("bfloat16", "float32")))
     static = _of_transformer(proto)[:3] if attends(proto) else [(name, (step,)) for name, step in _static()]
     rungs += [Rung(name, engine, (FUSE, *steps, export), dtypes=INT8) for name, steps in static]
+    rungs += _stored(engine, proto, export)
     if find_spec("nncf"):
         rungs.append(Rung("int8 nncf", engine, (FUSE, Step(use=NNCF)), dtypes=INT8))
     return rungs
@@ -178,6 +181,7 @@ def _onnx(engine: str, proto: ModelProto, plain: bool, target: Target) -> list[R
         return rungs
     made = _of_transformer(proto) if attends(proto) else _of_layers(proto)
     rungs += [Rung(name, engine, (FUSE, *steps, COMPACT), dtypes=INT8) for name, steps in made]
+    rungs += _stored(engine, proto, COMPACT)
     halved = (FUSE, Step(use=FLOAT16), COMPACT)
     return [*rungs, Rung("float16", engine, halved, dtypes=("float16",))]
 
@@ -206,6 +210,17 @@ def _of_transformer(proto: ModelProto) -> list[tuple[str, tuple[Step, ...]]]:
     if not tables(proto):
         made = [(name, steps[:-1]) for name, steps in made]
     return [("int8 minmax", (int8("minmax"),)), *made]
+
+
+def _stored(engine: str, proto: ModelProto, last: Step) -> list[Rung]:
+    """Weights alone in 8 bits, where layers keep state: few engines compute those in 8 bits."""
+    kinds = {node.op_type for node in proto.graph.node}
+    return [stored(engine, last)] if kinds & RECURRENT else []
+
+
+def stored(engine: str, last: Step) -> Rung:
+    """Weights in 8 bits in the file, all that computes in float."""
+    return Rung("int8 weights", engine, (FUSE, Step(use=WEIGHTS), last))
 
 
 def attends(proto: ModelProto) -> bool:

@@ -22,13 +22,14 @@ WORDS = {
     "mixed": "an ONNX model in int8 and float16",
     "dynamic": "a dynamic int8 ONNX model",
     "blocks": "an ONNX model with weights in blocks",
+    "stored": "a float ONNX model with weights stored in 8 bits",
     "reduced": "an ONNX model that was quantized before",
     "openvino": "an OpenVINO model",
     "openvino-int8": "an int8 OpenVINO model",
     "tflite": "a TFLite model",
 }
 """Forms of models as passes declare them in ``forms``, and what they are called."""
-NARROW = {"int8", "mixed", "dynamic", "blocks", "reduced", "openvino-int8"}
+NARROW = {"int8", "mixed", "dynamic", "blocks", "stored", "reduced", "openvino-int8"}
 
 
 class _Link(NamedTuple):

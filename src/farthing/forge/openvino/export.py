@@ -26,7 +26,7 @@ class ExportOpenvino(PassSection, frozen=True, kw_only=True):
     libraries: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
     forms: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys((*FLOATS, "float16"), "openvino"),
-        **dict.fromkeys(("int8", "dynamic", "reduced"), "openvino-int8"),
+        **dict.fromkeys(("int8", "dynamic", "stored", "reduced"), "openvino-int8"),
     }  # fmt: skip
 
     weights: Literal["float32", "float16"] = "float32"

@@ -35,7 +35,7 @@ class Tables(PassSection, frozen=True, kw_only=True):
 
     reads: ClassVar[tuple[str, ...]] = ()
     forms: ClassVar[Mapping[str, str]] = {
-        form: form for form in (*FLOATS, "int8", "mixed", "dynamic", "blocks", "reduced")
+        form: form for form in (*FLOATS, "int8", "mixed", "dynamic", "blocks", "stored", "reduced")
     }
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
 

@@ -16,9 +16,11 @@ from farthing.forge.ladder import (
     FUSE,
     GPTQ,
     INT8,
+    OPENVINO,
     Rung,
     int8,
     ladder,
+    stored,
     target_format,
 )
 from farthing.forge.quantize.blockwise import Blockwise
@@ -53,7 +55,7 @@ def post_training(model: Model, engines: Sequence[str], target: Target) -> list[
         UnsupportedError: no float ONNX model, or an engine that nothing can be made for.
     """
     tried = ladder(model, engines, target)
-    others = [other for rung in tried for other in _others(rung)] + _in_blocks(model, engines)
+    others = [other for rung in tried for other in _others(rung)] + _of_weights(model, engines)
     known = {(rung.engine, rung.name) for rung in tried}
     return [*tried, *(other for other in others if (other.engine, other.name) not in known)]
 
@@ -69,16 +71,19 @@ def _others(rung: Rung) -> list[Rung]:
     ]
 
 
-def _in_blocks(model: Model, engines: Sequence[str]) -> list[Rung]:
-    """For engines that run ONNX files, if there are matrix products with weights of their own."""
-    if next(Blockwise().layers(graph.load(model.file)), None) is None:
-        return []
-    return [
-        Rung(name, engine, (FUSE, Step(use=BLOCKS, options=dict(options)), COMPACT), dtypes=INT8)
-        for engine in engines
-        if target_format(engine) == "onnx"
-        for name, options in UNTRIED_BLOCKS.items()
-    ]
+def _of_weights(model: Model, engines: Sequence[str]) -> list[Rung]:
+    """Weights alone in few bits; in blocks if there are matrix products, for engines that run ONNX files."""
+    products = next(Blockwise().layers(graph.load(model.file)), None)
+    rungs = []
+    for engine in engines:
+        last = {"onnx": COMPACT, "openvino": Step(use=OPENVINO)}.get(target_format(engine))
+        rungs += [stored(engine, last)] if last else []
+        if products and last == COMPACT:
+            rungs += [
+                Rung(name, engine, (FUSE, Step(use=BLOCKS, options=dict(options)), COMPACT), dtypes=INT8)
+                for name, options in UNTRIED_BLOCKS.items()
+            ]
+    return rungs
 
 
 def of_recipe(path: Path, model: Model) -> Rung:
