@@ -152,12 +152,45 @@ class Sizes(nn.Module):
         return found
 
 
+class Shuffled(nn.Module):
+    """Channels of two groups change places, as in ShuffleNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.own = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1, groups=2)
+        self.last = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = x.reshape(-1, 2, 16, 8, 8).transpose(1, 2).reshape(-1, 32, 8, 8)
+        found: Tensor = self.last(torch.relu(self.own(x)).mean((2, 3)))
+        return found
+
+
+class Unfolded(nn.Module):
+    """A dense layer that gives a picture, as decoders begin, and one that gives a signal to slide over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.slid = nn.Linear(64, 16 * 4), nn.Linear(64, 24)
+        self.conv, self.along, self.last = nn.Conv2d(16, 16, 1), nn.Conv1d(1, 16, 3), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        picture = torch.relu(self.conv(torch.relu(self.dense(flat)).reshape(-1, 16, 2, 2))).amax((2, 3))
+        signal = torch.relu(self.along(torch.relu(self.slid(flat))[:, None])).amax(2)
+        found: Tensor = self.last(torch.cat([picture, signal], 1))
+        return found
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
         (Means, {"first": 16, "second": 24}),
         (Parts, {"first": 32, "own": 16}),
         (Sizes, {"first": 16, "second": 16, "dense": 24}),
+        (Shuffled, {"first": 32, "own": 32}),
+        (Unfolded, {"dense": 64, "conv": 16, "along": 16}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -271,7 +271,8 @@ class Following:
         self._finish(node, self._fresh(self._weights[weight][1]), 1, x)
 
     def _finish(self, node: onnx.NodeProto, given: Labels, axis: int, x: Axes) -> None:
-        """Label what a convolution gives: its weight, its bias and its output."""
+        """Label what a convolution gives: its weight, its bias and its output; places it slides over stay."""
+        self._keep(*x[2:])
         self._label(node.input[1], axis, given)
         if len(node.input) > 2 and node.input[2]:
             if self._is_stored(node.input[2]):
@@ -384,7 +385,10 @@ class Following:
         self._give(node, [labels if passes else None for labels, passes in zip(x, same, strict=True)])
 
     def _reshape(self, node: onnx.NodeProto) -> None:
-        """Axes that are merged carry the labels of the one that has them, as often as it is repeated; and back."""
+        """Axes that are merged carry the labels of the one that has them, as often as it is repeated; and back.
+
+        An axis that is cut into several loses the same places in each part: the longest part keeps the labels.
+        """
         before, after = self.shapes[node.input[0]], self.shapes[node.output[0]]
         x, axes = self._of(node.input[0]), Axes([None] * len(after))
         for olds, news in _blocks(before, after):
@@ -394,6 +398,11 @@ class Following:
             spread = _spread(x[labelled[0]], [before[a] for a in olds], olds.index(labelled[0]))
             table = None if spread is None else spread.reshape([after[a] for a in news])
             place = None if table is None or len(labelled) > 1 else self._varying(table)
+            if table is not None and place is None and len(labelled) == len(olds) == 1:
+                place = int(np.argmax(table.shape))
+                parts = np.moveaxis(table, place, 0).reshape(table.shape[place], -1)
+                for other in parts.T[1:]:
+                    self._join(parts[:, 0], other)
             if table is None or place is None:
                 self._keep(*(x[axis] for axis in labelled))
             else:
