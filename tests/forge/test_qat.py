@@ -164,3 +164,58 @@ def test_signals_and_dense_layers(digits: tuple[Any, Any]) -> None:
     with open_engine(made) as engine:
         found = next(iter(engine.run({made.manifest.inputs[0].name: rows[800:]}).values()))
     assert float((found.argmax(1) == y[800:]).mean()) > 0.85
+
+
+class Attentive(nn.Module):
+    """Matrix products whose biases are added by operators of their own, as in dense layers of sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Linear(8, 16), nn.Linear(16, 48)
+        self.norm, self.last = nn.LayerNorm(16), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        queries, keys, values = self.mix(x).split(16, -1)
+        x = self.norm(x + torch.softmax(queries @ keys.transpose(1, 2) / 4, -1) @ values)
+        found: torch.Tensor = self.last(x.mean(1))
+        return found
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"activations": "int8", "per_channel": False}, {"reduce_range": True}], ids=str
+)
+def test_biases_that_are_added_apart_are_rounded_where_the_file_rounds_them(
+    options: dict[str, Any], digits: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from farthing.forge.convert import convert
+
+    x, y = digits
+    rows = x[:, 0]
+    torch.manual_seed(0)
+    model = convert(Attentive(), name="rows", example=rows[:2]).model
+    splits = {
+        "train": Split({"": rows[:600]}, y[:600]),
+        "validation": Split({"": rows[600:1000]}, y[600:1000]),
+    }
+    task = Task("rows", splits, "top1")
+    seen: list[np.ndarray[Any, Any]] = []
+    end = faking.Fakes.end
+
+    def noted(self: faking.Fakes) -> None:
+        self._made.module.eval()
+        seen.append(predict(self._made.module, rows[600:1000]))
+        end(self)
+
+    monkeypatch.setattr(faking.Fakes, "end", noted)
+    schedule = Schedule(epochs=6, batch=64, lr=5e-3)
+    made = QuantizationAware(schedule=schedule, teacher="", **options)(Fuse()(model, THIS, task), THIS, task)
+    assert {"MatMul", "Add"} <= {node.op_type for node in graph.load(made.file).graph.node}
+    name = made.manifest.inputs[0].name
+    found = next(iter(graph.run(graph.load(made.file), {name: rows[600:1000]}, optimise=False).values()))
+    (faked,) = seen
+    assert (found.argmax(1) == faked.argmax(1)).mean() >= 0.995
+    assert np.abs(found - faked).mean() <= np.abs(faked).max() / 127 / 20
+    with open_engine(made) as engine:  # which rounds anew what it computes in one go
+        found = next(iter(engine.run({name: rows[600:1000]}).values()))
+    assert (found.argmax(1) == faked.argmax(1)).mean() >= 0.97

@@ -35,6 +35,8 @@ Array = NDArray[Any]
 Kind = Literal["learned", "observed", "fixed"]
 FEW = 4
 MOMENTUM = 0.05  # of observed ranges: how far a batch moves them
+SETTLED = {"Softmax"}
+"""Operators whose results have ranges that the quantizer knows without looking."""
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
@@ -90,26 +92,35 @@ class Fakes:
         kind: Kind,
     ) -> None:
         self._made = made
+        made.part_biases()
         self._layers = list(_weighted(made, quantized))
         for layer, per_channel in self._layers:
-            parametrize.register_parametrization(
-                layer, "weight", FakeWeight(layer, options, per_channel), unsafe=True
-            )
+            axis = (1 if isinstance(layer, BACK) else 0) if per_channel else None
+            rounding = FakeStored(options, options.weights, options.weights == "int8", axis)
+            parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
         self._ranges: list[tuple[FakeRange, tuple[str, ...]]] = []
+        limits = LIMITS[options.activations or "uint8"]
+        settled = {node.output[0] for node in quantized.graph.node if node.op_type in SETTLED}
         for names, low, high in _ranged(quantized, options.activations or "uint8"):
-            self._put(names, FakeRange(low, high, LIMITS[options.activations or "uint8"], kind))
+            fake = FakeRange(low, high, limits, "fixed" if settled.intersection(names) else kind)
+            if self._put(f"fake_{len(self._ranges)}", names, fake):
+                self._ranges.append((fake, tuple(names)))
+        self._stored = [
+            (name, FakeStored(options, type_)) for name, type_ in _summands(made, quantized).items()
+        ]
+        for number, (name, rounding) in enumerate(self._stored):
+            self._put(f"fake_stored_{number}", [name], rounding)
         made.module.recompile()
         if not self._ranges:
             raise UnsupportedError(
                 f"{made.model.manifest.name} computes nothing in 8 bits that could be trained"
             )
 
-    def _put(self, names: Sequence[str], fake: FakeRange) -> None:
-        """One range behind every tensor that shares it."""
+    def _put(self, place: str, names: Sequence[str], fake: nn.Module) -> bool:
+        """One rounding behind every tensor that shares it; False if the module has none of them."""
         module, here = self._made.module, [name for name in names if name in self._made.traced]
         if not here:
-            return
-        place = f"fake_{len(self._ranges)}"
+            return False
         module.add_module(place, fake)
         for name in here:
             value = self._made.traced[name]
@@ -117,7 +128,7 @@ class Fakes:
                 after = module.graph.call_module(place, (value,))
             for user in [user for user in value.users if user is not after]:
                 user.replace_input_with(value, after)
-        self._ranges.append((fake, tuple(names)))
+        return True
 
     def freeze(self) -> None:
         """Ranges stay as they are from now on."""
@@ -137,6 +148,8 @@ class Fakes:
         """Take the rounding out again; weights keep the values that they were rounded to."""
         for fake, _ in self._ranges:
             fake.rounds = False
+        for _, rounding in self._stored:
+            rounding.rounds = False
         for layer, _ in self._layers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
@@ -200,16 +213,30 @@ class FakeRange(nn.Module):
         return (torch.clamp(_rounded(x / scale) + zero, least, most) - zero) * scale
 
 
-class FakeWeight(nn.Module):
-    """Rounds a layer's weights as the quantizer does: by their largest value now, of each channel or of all."""
+class FakeStored(nn.Module):
+    """Rounds stored numbers as the quantizer does: by their largest value now, of each channel or of all.
 
-    def __init__(self, layer: nn.Module, options: StaticInt8, per_channel: bool) -> None:
+    Args:
+        options: of the quantizer.
+        kind: the type they are stored in: that of weights, or of activations for what is added to these.
+        symmetric: whether zero lies in the middle.
+        axis: along which channels lie; None for one scale.
+
+    Attributes:
+        rounds: False lets everything through.
+    """
+
+    def __init__(
+        self, options: StaticInt8, kind: str, symmetric: bool = False, axis: int | None = None
+    ) -> None:
         super().__init__()
-        self._axis = (1 if isinstance(layer, BACK) else 0) if per_channel else None
-        self._symmetric = options.weights == "int8"
-        self._limits = compensate.LIMITS[options.weights, bool(options.reduce_range)]
+        self._symmetric, self._axis, self.rounds = symmetric, axis, True
+        reduced = bool(options.reduce_range)
+        self._limits = compensate.LIMITS[kind, reduced] if symmetric or reduced else LIMITS[kind]
 
     def forward(self, weight: Tensor) -> Tensor:
+        if not self.rounds:
+            return weight
         others = tuple(axis for axis in range(weight.ndim) if axis != self._axis)
         least, most = self._limits
         low = weight.detach().amin(others, keepdim=True).clamp_max(0)
@@ -262,3 +289,20 @@ def _ranged(quantized: onnx.ModelProto, kind: str) -> Iterator[tuple[tuple[str, 
         scale = float(numpy_helper.to_array(stored[node.input[1]]))
         zero = int(numpy_helper.to_array(stored[node.input[2]])) if len(node.input) > 2 else 0
         yield tuple(dict.fromkeys(names)), (least - zero) * scale, (most - zero) * scale
+
+
+def _summands(made: Trainable, quantized: onnx.ModelProto) -> dict[str, str]:
+    """Stored tensors that are rounded and are no layer's, as a bias that an Add of its own has: name -> type."""
+    stored = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    makers = {node.output[0]: node for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+    found: dict[str, str] = {}
+    for node in quantized.graph.node:
+        if node.name not in made.inputs or node.name in made.layers:
+            continue
+        for place, name in enumerate(node.input):
+            maker = makers.get(name)
+            if maker is not None and maker.input[0] in stored and place < len(made.inputs[node.name]):
+                kind = graph.dtype_name(stored[maker.input[0]].data_type)
+                if kind in LIMITS:
+                    found[made.inputs[node.name][place]] = kind
+    return found

@@ -9,6 +9,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
+from torch.nn import functional
 
 from farthing.errors import UnsupportedError
 from farthing.forge import graph
@@ -68,6 +69,7 @@ class Trainable:
         layers: ONNX node name -> name of the layer in the module.
         samples: inputs that it is checked on.
         traced: ONNX tensor name -> what computes it in the module's graph.
+        inputs: ONNX node name -> names of the tensors it reads, as ``traced`` has them.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Trainable:
         self.module = fx.GraphModule(built.root, built.graph).eval()
         self.bindings: tuple[Binding, ...] = tuple(built.weights.bindings)
         self.norms: dict[str, str] = {}
+        self.inputs = {node.name: tuple(node.input) for node in proto.graph.node}
         self._proto = proto
         self._moved = moved
         kept = set(self.module.graph.nodes)
@@ -109,6 +112,34 @@ class Trainable:
         after = {made.args[0]: made for made in self.module.graph.nodes if made.target in added.values()}
         self.traced = {name: after.get(made, made) for name, made in self.traced.items()}
         self.norms |= added
+
+    def part_biases(self) -> None:
+        """Add biases by an operator of their own where the ONNX graph does, so that what comes between has its name.
+
+        A MatMul and the Add behind it are one layer otherwise. Numbers and parameters stay as they are.
+        """
+        for add in self._proto.graph.node:
+            total = self.traced.get(add.output[0]) if add.op_type == "Add" else None
+            product = next((n for n in add.input if total is not None and self.traced.get(n) is total), None)
+            if total is None or product is None or total.op != "call_module":
+                continue
+            other = next(name for name in add.input if name != product)
+            weight, bias = (
+                self._beside(total, "weight"),
+                self.traced.get(other) or self._beside(total, "bias"),
+            )
+            with self.module.graph.inserting_before(total):
+                made = self.module.graph.call_function(functional.linear, (total.args[0], weight))
+                summed = self.module.graph.call_function(torch.add, (made, bias))
+            total.replace_all_uses_with(summed)
+            self.module.graph.erase_node(total)
+            self.traced |= {product: made, other: bias, add.output[0]: summed}
+        self.module.recompile()
+
+    def _beside(self, layer: fx.Node, field: str) -> fx.Node:
+        """A parameter of a layer, fetched before the layer is called."""
+        with self.module.graph.inserting_before(layer):
+            return self.module.graph.get_attr(f"{layer.target}.{field}")
 
     def gradients(self) -> dict[str, Array]:
         """The gradients in the module, by the names of the stored tensors they belong to, and of their shapes.
