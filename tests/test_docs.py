@@ -263,6 +263,15 @@ def test_architecture_page_shows_the_modules_there_are() -> None:
     assert shown == {name for name in there if name not in {"__pycache__/", "data/"}}
 
 
+def test_architecture_page_places_every_file_of_forge() -> None:
+    page = (DOCS / "architecture.md").read_text()
+    table = page.partition("## Forge, by what its files do")[2].partition("## ")[0]
+    shown = re.findall(r"`(\w+/?)`", table)
+    forge = ROOT / "src" / "farthing" / "forge"
+    there = {p.stem if p.is_file() else f"{p.name}/" for p in forge.iterdir()} - {"__init__", "__pycache__/"}
+    assert sorted(shown) == sorted(there)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_shell_blocks_are_valid_and_no_block_is_left_without_a_language(page: Path) -> None:
     for language, text in FENCE.findall(page.read_text()):

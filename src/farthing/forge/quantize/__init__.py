@@ -1,1 +1,1 @@
-"""Post-training quantization of ONNX files, one file a scheme."""
+"""Quantization of ONNX files, with and without training: a file for each pass, and those that passes share."""
