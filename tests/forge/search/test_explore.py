@@ -167,7 +167,7 @@ def test_a_training_that_fails_is_a_trial_that_is_not_chosen(
 ) -> None:
     calls = iter(range(100))
 
-    def diverging(module: object, score: Callable[[object], float] = toy.score) -> float:
+    def diverging(module: object, done: bool, score: Callable[[object], float] = toy.score) -> float:
         if next(calls) == 0:
             raise TrainingError("the loss is no longer a number")
         return score(module)

@@ -104,7 +104,7 @@ class Explorer:
         place: the directory that the processes share.
         first: what is tried first.
         trainer: trains a network.
-        score: of a network on validation, more is better.
+        score: of a network on validation, and of whether its training is over; more is better.
         listener: hears of each trial, stage ``search``.
         clock: seconds.
         hours: after which it ends, at the end of an epoch, as soon as one network is trained to its end. The network
@@ -118,7 +118,7 @@ class Explorer:
         estimator: Estimator,
         first: Choices,
         trainer: Trainer,
-        score: Callable[[nn.Module], float],
+        score: Callable[[nn.Module, bool], float],
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
         hours: float | None = None,
@@ -266,7 +266,7 @@ class Explorer:
             if self._over():
                 raise _Late
             return
-        score = self._score(module)
+        score = self._score(module, epoch == self._rungs[-1])
         self._study.note(taken.number, _rung(epoch), score)
         others = [
             Standing(trial.notes[_rung(epoch)], _taken(trial).estimate.costs)

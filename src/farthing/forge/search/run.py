@@ -151,7 +151,7 @@ class _Search:
             seed=options.schedule.seed,
             startup=options.start,
         )
-        validation = Validation(self.task, self.samples.manifest, model)
+        validation = Validation(self.task, self.samples.manifest, model, self.samples)
         listener = self.workshop.listener
         explorer = Explorer(
             self.place,
