@@ -17,8 +17,9 @@ from farthing.forge.courses import Courses, Plan
 from farthing.forge.replay import replay
 from farthing.forge.search.architecture import SearchArchitecture
 from farthing.forge.search.estimate import Limits
+from farthing.forge.workshop import Workshop
 from farthing.model import Model
-from farthing.recipe import Result, Step, ignore
+from farthing.recipe import Result, Step
 from farthing.target import Budget, Target
 from farthing.task import Task
 
@@ -80,7 +81,7 @@ def test_too_slow_a_network_is_not_trained(
     assert any("too long for this effort" in note for note in found.summary.notes)
 
 
-@pytest.mark.parametrize("pace", [0.1, 2.0, 10.0])
+@pytest.mark.parametrize("pace", [0.1, 2.0, 10.0, 30.0])
 def test_a_search_of_the_student_keeps_to_its_share_of_the_time(
     cnn: Model, digits_task: Task, tmp_path: Path, pace: float
 ) -> None:
@@ -93,7 +94,7 @@ def test_a_search_of_the_student_keeps_to_its_share_of_the_time(
         (),
         "thorough",
         Cache(tmp_path),
-        ignore,
+        Workshop(),
         budget,  # type: ignore[arg-type]
     )
     planned._pace, share = pace, planned._slot * courses.SEARCHED
@@ -118,12 +119,12 @@ def test_a_student_is_not_searched_in_less_time_than_that_takes(
         (),
         "thorough",
         Cache(tmp_path),
-        ignore,
+        Workshop(),
         Budget(),  # type: ignore[arg-type]
     )
-    planned._pace = 60.0
+    planned._pace = 120.0
     assert planned._searched() is None
-    assert "12 networks would take longer than the 20 minutes" in planned.notes[0]
+    assert "4 networks would take longer than the 20 minutes" in planned.notes[0]
     assert planned._left == 3600
 
 
@@ -135,7 +136,7 @@ def test_what_takes_longer_than_was_thought_leaves_less_to_the_others(
     for seconds in (20.0 + 5 * 50 * 4, 0.0):
         ticks = iter([0.0, seconds])
         one = Courses(
-            None, cnn, digits_task, Target.detect(), (), "thorough", Cache(tmp_path), ignore, Budget(),  # type: ignore[arg-type]
+            None, cnn, digits_task, Target.detect(), (), "thorough", Cache(tmp_path), Workshop(), Budget(),  # type: ignore[arg-type]
             clock=lambda ticks=ticks: next(ticks, 0.0),
         )  # fmt: skip
         one._pace = 5.0

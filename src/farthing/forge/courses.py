@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 from farthing.config import Section
 from farthing.errors import FarthingError
+from farthing.forge.apply import apply, build, versions
 from farthing.forge.arguments import Effort
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.climb import Artefact, Climber
 from farthing.forge.ladder import FUSE, INTEGERS, STATIC, Rung, rounded
 from farthing.forge.training.schedule import Augment, Schedule, has_bf16
+from farthing.forge.workshop import Workshop
 from farthing.model import Model
-from farthing.recipe import Listener, Progress, Step
+from farthing.recipe import Progress, Step
 from farthing.target import Budget, Target
 from farthing.task import CLASS_METRICS, Task
 
@@ -46,6 +48,7 @@ class Plan(NamedTuple):
 PLANS = {"normal": Plan(300.0, (4, 24), 2, 0), "thorough": Plan(3600.0, (8, 60), 5, 12)}
 SEARCHED = 4.0  # slots of the time that a search may take
 SCORING = 20.0  # seconds that making files of what was trained, and scoring them, may take beside
+FEWEST = 4  # networks that a search trains at least
 TRAINED = 0.6  # of the epochs of all its networks those that are trained: most networks are given up before their end
 
 
@@ -65,6 +68,7 @@ class Courses:
         rungs: of the ladder: their engines and their ways to quantize.
         effort: how far to go.
         cache: keeps how long an epoch and each training took, so that the same search plans the same again.
+        workshop: hears of progress; its machine is where networks are timed.
         budget: a student's architecture is searched under its limits on accuracy, size and time.
         clock: seconds.
     """
@@ -78,12 +82,12 @@ class Courses:
         rungs: Sequence[Rung],
         effort: Effort,
         cache: Cache,
-        listener: Listener,
+        workshop: Workshop,
         budget: Budget,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._climber, self._model, self._task, self._target = climber, model, task, target
-        self._rungs, self._cache, self._listener = rungs, cache, listener
+        self._rungs, self._cache, self._workshop = rungs, cache, workshop
         self._plan = PLANS[effort]
         self._effort, self._budget = effort, budget
         self._left = self._plan.seconds
@@ -147,23 +151,45 @@ class Courses:
         """Fewer channels, as few as the accuracy allows: each ratio lies between what was enough and what was not."""
         found: list[Artefact] = []
         kept, broken = 0.0, 1.0
+        known: list[tuple[dict[str, int], bool]] = []
         for _ in range(self._plan.prunings):
             ratio = round((kept + broken) / 2, 3)
+            widths = self._widths(ratio)
+            if twin := [
+                good for other, good in known if other == widths
+            ]:  # layers keep a few channels in any case
+                kept, broken = (ratio, broken) if twin[0] else (kept, ratio)
+                continue
             if (schedule := self._schedule(1.0, lr=2e-3)) is None:
                 break
             name = f"{ratio:.0%} pruned"
-            options = {"ratio": ratio, "teacher": "self", "schedule": schedule}
+            options = {"ratio": ratio, "widths": widths, "teacher": "self", "schedule": schedule}
             steps = (FUSE, Step(use=PRUNE, options=options))
             own = self._course(name, steps)
             if all(one.model is None for one in own):
                 return [*found, *own]
             own += self._in_8_bits(name, steps, own)
             found += own
-            if any(not one.refusal for one in own):
-                kept = ratio
-            else:
-                broken = ratio
+            good = any(not one.refusal for one in own)
+            known.append((widths, good))
+            kept, broken = (ratio, broken) if good else (kept, ratio)
         return found
+
+    def _widths(self, ratio: float) -> dict[str, int]:
+        """How wide a ratio leaves the layers, planned once; empty where it cannot be."""
+        target, task = self._target, self._task
+        step = Step(use=PRUNE, options={"ratio": ratio})
+        try:
+            fused, _ = apply((FUSE,), self._model, target, task, self._cache, self._workshop)
+            about = [task.split("train").digest, target, self._workshop.machine.target, versions(PRUNE)]
+            made: Any = build(step, target)[0]
+            return self._cache.value(
+                key_of("widths", fused.digest, step, *about),
+                dict[str, int],
+                lambda: made.planned(fused, target, task, self._workshop).widths,
+            )
+        except FarthingError:  # the course fails for the same reason, and says so
+            return {}
 
     def _student(self) -> list[Artefact]:
         """A small network of another architecture, taught by the model; searched if the effort allows for it."""
@@ -181,13 +207,15 @@ class Courses:
         least, most = self._plan.epochs
         seconds = min(self._left, self._slot * SEARCHED)
         pace = self._pace * self._slowdown
-        epochs = min(most, int(seconds / pace / (self._plan.trials * TRAINED + 1)))
-        if epochs < least:
+        schedules = seconds / pace / least  # that could be trained from end to end
+        trials = min(self._plan.trials, int((schedules - 1) / TRAINED))
+        if trials < FEWEST:
             self.notes.append(
-                f"The student's architecture was not searched: {self._plan.trials} networks would take longer than the "
+                f"The student's architecture was not searched: {FEWEST} networks would take longer than the "
                 f"{seconds / 60:.0f} minutes that are left for it within --effort {self._effort}."
             )
             return None
+        epochs = min(most, int(seconds / pace / (trials * TRAINED + 1)))
         self._left -= seconds
         budget = self._budget
         limits = {
@@ -197,7 +225,7 @@ class Courses:
         options: dict[str, Any] = {
             "teacher": "self",
             "schedule": self._epochs(epochs, lr=5e-3),
-            "trials": self._plan.trials,
+            "trials": trials,
             "hours": round((seconds - epochs * pace) / 3600, 3),
             "limits": {name: limit for name, limit in limits.items() if limit is not None},
         }
@@ -226,7 +254,7 @@ class Courses:
         return self._climber.climb(rungs) if rungs else []
 
     def _timed(self, rungs: Sequence[Rung], training: Step) -> list[Artefact]:
-        """Climb; if the training among their steps took longer than was thought, the next ones get fewer epochs."""
+        """Climb; if the training among their steps took longer than was thought, the next one gets fewer epochs."""
         steps = [rung.steps for rung in rungs]
         key = key_of("took", self._model.digest, steps, self._task.split("train").digest, self._target)
         began = self._clock()
@@ -234,8 +262,9 @@ class Courses:
         took = self._cache.value(key, Pace, lambda: Pace(seconds=self._clock() - began)).seconds
         if training.use != SEARCH:  # a search keeps to its time by itself
             thought = training.options["schedule"]["epochs"] * self._pace * self._slowdown
-            self._left -= max(0.0, took - SCORING - thought)
-            self._slowdown *= max(1.0, (took - SCORING) / thought)
+            self._left -= max(0.0, took - SCORING) - thought
+            self._slowdown *= (took - SCORING) / thought
+            self._slowdown = max(1.0, self._slowdown)
         return made
 
     # Time -------------------------------------------------------------------------------------------------------
@@ -271,7 +300,7 @@ class Courses:
 
     def _paced(self) -> float:
         """Seconds of an epoch, from a few steps of training, measured once."""
-        self._listener(Progress(stage="passes", text="timing an epoch of training"))
+        self._workshop.listener(Progress(stage="passes", text="timing an epoch of training"))
         train = self._task.split("train").digest
         key = key_of("pace", self._model.digest, train, self._task.metric.name, self._target, has_bf16())
         schedule = Schedule(augment=self._augment())

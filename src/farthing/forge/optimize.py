@@ -214,7 +214,7 @@ class _Search:
             rungs,
             self.effort,
             self.cache,
-            self.listener,
+            Workshop(listener=self.listener, machine=self.machine),
             self.budget,
         )
         found = courses.run(made)
