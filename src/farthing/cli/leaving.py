@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from farthing.cli import options, show
 from farthing.config import plain
+from farthing.measure import compare
 
 if TYPE_CHECKING:
     from farthing.apps.exits import EarlyExits, Times
@@ -30,7 +31,7 @@ def exits_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="bundle directory to write")
     parser.add_argument("--drop", type=float, default=0.005, metavar="X",
                         help="what the metric may lose against the last exit (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--certainty", type=float, default=0.9, metavar="P",
+    parser.add_argument("--certainty", type=float, default=0.95, metavar="P",
                         help="with which it loses no more on other samples; 0.5 goes right to the edge on validation "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--at", nargs="+", default=[], metavar="TENSOR",
@@ -135,11 +136,13 @@ def _paying(times: Times) -> str:
     words = f"{one}: {given} as given, {exits} with exits, {computing} of it computing; " + show.interval(
         times.speedup, unit=" x"
     )
-    if times.speedup.low > 1:
+    verdict = compare(times.speedup)
+    if verdict == "better":
         return f"{words}: faster."
     if times.pays_from_ms is None:
         return f"{words}. Too few samples leave: the parts together compute no less than the whole."
+    slower = "slower" if verdict == "worse" else "too near to tell"
     return (
-        f"{words}. Handing samples from part to part costs what is saved: leaving like this pays where a sample takes "
-        f"more than {show.milliseconds(times.pays_from_ms)} as given."
+        f"{words}: {slower}. With as many leaving, exits pay where a sample takes more than "
+        f"{show.milliseconds(times.pays_from_ms)} as given; the rest of the time goes into handing samples on."
     )

@@ -56,7 +56,7 @@ class ExitTraining(TrainingPass, frozen=True, kw_only=True):
     weight: float = 0.5
     from_last: float = 0.0
     accuracy_drop: float = 0.005
-    certainty: float = 0.9
+    certainty: float = 0.95
     measure: Literal["confidence", "entropy"] = "confidence"
     thresholds: tuple[float, ...] = ()
     norms: bool = True
