@@ -26,7 +26,7 @@ PINS = [
 # Small extras whose floors are run. What `forge` needs is large; its floors are not run.
 FLOORS_OF = ("onnxruntime", "image", "parquet", "serve", "grpc")
 # To write tests' ONNX files, for photos and oracles, and to run the tests; what wants numpy 2 is left to the resolver.
-TEST_TOOLS = ("pytest", "hypothesis", "sybil", "onnx", "prometheus_client", "scikit-learn")
+TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "sybil", "onnx", "prometheus_client", "scikit-learn")
 NOT_PINNED = {"ml-dtypes", "scikit-learn", "scipy"}
 # The tests of what runs on a workstation or a server.
 WORKSTATION = (
@@ -111,6 +111,7 @@ def lowest() -> None:
     install_farthing(python)
     print("lowest versions:", ", ".join(pinned), flush=True)
     options = ["-q", "-p", "no:cacheprovider", "-o", "filterwarnings=", "-m", "not slow and not browser"]
+    options += ["-n", "2", "--dist", "loadfile"]
     run(str(python), "-m", "pytest", *options, "tests", *[f"--ignore={path}" for path in WORKSTATION])
 
 

@@ -71,7 +71,7 @@ def test_sensitivity_prints_a_table_and_writes_json_and_a_page(
     found = msgspec.json.decode((desk / "found.json").read_bytes(), type=Sensitivity)
     assert [one.kind for one in found.operators] == ["Conv", "Gemm"]
     assert found.subset == 50
-    assert found.command.startswith("farthing ")
+    assert found.command.startswith("farthing")
     page = (desk / "found.html").read_text()
     assert "<circle" in page
     assert "What each operator of net suffers" in page
