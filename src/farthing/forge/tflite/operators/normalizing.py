@@ -18,7 +18,7 @@ def layer(builder: Builder, node: Node) -> None:
     first = int(node.get("axis", -1)) % rank
     if any(builder.readers.get(name) for name in node.outputs[1:]):
         node.refuse("mean and deviation are not given out")
-    _normalized(builder, node, range(first, rank), rank - first)
+    _normalized(builder, node, range(first, rank))
 
 
 def instance(builder: Builder, node: Node) -> None:
@@ -28,12 +28,10 @@ def instance(builder: Builder, node: Node) -> None:
         data = builder.constant(name, node).real
         builder.net.constants[f"{name}/{rank}"] = Constant(data.reshape(-1, *[1] * (rank - 2)))
     wide = (node.inputs[0], *(f"{name}/{rank}" for name in node.inputs[1:3]))
-    _normalized(
-        builder, Node(node.kind, node.name, wide, node.outputs, node.attributes), range(2, rank), rank
-    )
+    _normalized(builder, Node(node.kind, node.name, wide, node.outputs, node.attributes), range(2, rank))
 
 
-def _normalized(builder: Builder, node: Node, axes: Sequence[int], rank: int) -> None:
+def _normalized(builder: Builder, node: Node, axes: Sequence[int]) -> None:
     """``(x - mean) / sqrt(variance + epsilon) * scale + bias``."""
     view = builder.float_view(node.inputs[0], node)
     tensor = builder.physical(view)
