@@ -131,6 +131,9 @@ def test_a_recipe_replays_to_the_same_digest(
     )
     assert main([*words[:-1], str(tmp_path / "odd.yaml"), "--out", str(tmp_path / "other")]) == 2
     assert "the recipe is for an engine called 'foo', which is not known" in capsys.readouterr().err
+    (tmp_path / "steps.yaml").write_text("- use: graph.fuse.v1\n")
+    assert main([*words[:-1], str(tmp_path / "steps.yaml"), "--out", str(tmp_path / "other")]) == 2
+    assert "`farthing apply --steps" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

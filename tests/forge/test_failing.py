@@ -230,7 +230,7 @@ def test_a_board_that_is_gone_ends_the_search_at_once(search: Any, cnn: Model, t
     machine = Leaving()
 
     def listen(event: Progress) -> None:
-        machine.gone = machine.gone or event.text.startswith("fused:")
+        machine.gone = machine.gone or event.text.startswith("fused, onnxruntime:")
 
     with pytest.raises(LinkError, match="bench-board cannot be reached"):
         search(cnn, machine=machine, cache=tmp_path / "cache", listener=listen)

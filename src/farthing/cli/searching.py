@@ -149,12 +149,10 @@ def place(name: str, threads: Sequence[int]) -> Iterator[tuple[Machine, Target]]
 
 
 def _replay(parsed: argparse.Namespace) -> int:
-    from farthing.config import read
     from farthing.errors import ConfigError, StorageError
     from farthing.forge.cache import Cache
     from farthing.forge.inspect import inspect
-    from farthing.forge.replay import replay
-    from farthing.recipe import Recipe
+    from farthing.forge.replay import read_recipe, replay
 
     for name, empty in SEARCHING.items():
         if getattr(parsed, name) != empty:
@@ -165,7 +163,7 @@ def _replay(parsed: argparse.Namespace) -> int:
     out = Path(parsed.out)
     if out.exists() and any(out.iterdir()):
         raise StorageError(f"{out} is not empty: a replay writes a model into a new directory")
-    recipe = read(Path(parsed.recipe), Recipe)
+    recipe = read_recipe(Path(parsed.recipe))
     task = options.open_task(parsed.task, parsed.model)
     model = options.open_model(parsed.model, task, keep=False)
     with show.progress(parsed.json) as listener:

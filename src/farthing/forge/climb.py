@@ -105,7 +105,7 @@ class Climber:
         """One artefact a rung, in their order."""
         made: list[Artefact] = []
         for number, rung in enumerate(rungs):
-            self._say(rung.name, number, len(rungs))
+            self._say(f"{rung.name}, {rung.engine}", number, len(rungs))
             made.append(self._make(rung, made))
             self._say(self._outcome(made[-1]), number + 1, len(rungs), outcome=True)
         return made
@@ -278,7 +278,7 @@ class Climber:
         if not words and artefact.score:
             sign = -1.0 if metric.higher_is_better else 1.0
             words = f"{metric.name} {points(sign * artefact.score.drop.value, metric)}"
-        return f"{artefact.rung.name}: {words}"
+        return f"{artefact.rung.name}, {artefact.rung.engine}: {words}"
 
     def _say(self, text: str, done: int = 0, total: int = 0, outcome: bool = False) -> None:
         event = Progress(stage="passes", text=text, done=done, total=total, outcome=outcome)

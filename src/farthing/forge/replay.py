@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from msgspec.structs import fields
+
 from farthing import bench, plugins
-from farthing.errors import ModelError, PluginError, TaskError, nearest
+from farthing.config import convert, parse
+from farthing.errors import ConfigError, ModelError, PluginError, TaskError, nearest
 from farthing.forge.apply import apply, reads, versions_of
 from farthing.forge.cache import Cache
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.recipe import Listener, Recipe, ignore
 from farthing.task import Task
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a YAML, JSON or TOML file, complete as a search writes it.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else: steps alone are for `farthing apply`.
+    """
+    try:
+        data = parse(path.read_bytes(), path.suffix, str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    needed = [field.name for field in fields(Recipe) if field.required]
+    missing = [name for name in needed if not isinstance(data, dict) or name not in data]
+    if missing:
+        raise ConfigError(
+            f"{path} is no whole recipe, it lacks {', '.join(missing)}: there is nothing to hold a replay against; "
+            f"`farthing apply --steps {path}` runs steps alone, and writes a whole one"
+        )
+    return convert(data, Recipe, str(path))
 
 
 def replay(recipe: Recipe, model: Model, task: Task, cache: Cache, *, listener: Listener = ignore) -> Model:
