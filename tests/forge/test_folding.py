@@ -14,6 +14,7 @@ from farthing.forge import graph
 from farthing.forge.folding import NORM, foldable
 from farthing.forge.fuse import Fuse
 from farthing.forge.quantize.qat import QuantizationAware
+from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.training.schedule import Schedule
 from farthing.model import Model
 from farthing.target import Target
@@ -106,3 +107,20 @@ def test_what_cannot_be_folded_is_trained_in_8_bits_with_the_statistics_it_has(
     )
     for name, twin in zip(norms[0][0], norms[1][0], strict=True):
         np.testing.assert_array_equal(after[twin], before[name])
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_transposed_convolutions_in_groups_can_be_quantized_with_the_rest(
+    per_channel: bool, make_model: Any, digits_task: Task
+) -> None:
+    fused = Fuse()(make_model(worn(up(2))), THIS, digits_task)
+    made = StaticInt8(per_channel=per_channel)(fused, THIS, digits_task)
+    x = {"image": digits_task.split("validation").inputs[""][:50]}
+    wanted, found = (graph.run(graph.load(one.file), x)["logits"] for one in (fused, made))
+    assert (wanted.argmax(1) == found.argmax(1)).mean() > 0.9
+    weight = next(node for node in graph.load(made.file).graph.node if node.op_type == "ConvTranspose").input[
+        1
+    ]
+    assert weight.endswith("DequantizeLinear_Output") is not per_channel, (
+        "with a scale for each channel it stays float"
+    )

@@ -183,6 +183,17 @@ def _unbounded(source: ModelProto, known: Collection[str], products: Collection[
     return [node.name for node in looked_at if lost.intersection([*node.input, *node.output])]
 
 
+def _beyond(source: ModelProto) -> list[str]:
+    """Names of nodes that ONNX Runtime's quantizer cannot give a scale for each channel: their bias would have other
+    scales than their products.
+    """
+    return [
+        node.name
+        for node in source.graph.node
+        if node.op_type == "ConvTranspose" and len(node.input) > 2 and graph.attribute(node, "group", 1) > 1
+    ]
+
+
 def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
     runtime()
     tools = require("onnxruntime.quantization", "forge")
@@ -190,6 +201,7 @@ def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
     types = {"uint8": tools.QuantType.QUInt8, "int8": tools.QuantType.QInt8}
     graph.name_nodes(source)
     products = options.products(source) if options.products_only else []
+    beyond = _beyond(source) if options.per_channel else []
     with quiet():
         quantizer = qdq.QDQQuantizer(
             graph.inferred(source),
@@ -199,7 +211,7 @@ def _quantize(source: Any, found: Any, options: StaticInt8) -> Any:
             types[options.activations or "uint8"],
             found,
             products,
-            [*options.exclude, *_unbounded(source, {*found}, products)],
+            [*options.exclude, *beyond, *_unbounded(source, {*found}, products)],
             quantizable(),
             {
                 "ActivationSymmetric": False,
