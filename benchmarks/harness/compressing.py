@@ -113,7 +113,7 @@ CASES: dict[str, Case] = {
         fleet.watch,
         lambda setting: tasks.watch(setting.assets),
         5,
-        pruned(0.6, 20, augment="jitter"),
+        pruned(0.6, 60, lr=1e-2, augment="jitter"),
         Bars(9, 4, None, 1.0),
     ),
     "shuttle, pruned": Case(
