@@ -122,7 +122,13 @@ def test_more_trials_go_on_from_those_there_are(
 
 def test_joining_writes_nothing(cnn: Model, digits_task: Task, place: Path, found: Found) -> None:
     before = sorted(path.name for path in place.iterdir())
-    assert find(digits_task, None, teacher=cnn, options=OPTIONS, cache=place / "cache") is None
+    heard: list[str] = []
+    none = find(
+        digits_task, None, teacher=cnn, options=OPTIONS, cache=place / "cache",
+        listener=lambda event: heard.append(event.text),
+    )  # fmt: skip
+    assert none is None
+    assert not [text for text in heard if "making it ready" in text], "that is left to who writes the result"
     assert sorted(path.name for path in place.iterdir()) == before
 
 

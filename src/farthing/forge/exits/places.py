@@ -113,7 +113,7 @@ class _Network:
         if not sites:
             raise UnsupportedError(
                 f"{self.name} has no place for an exit: no layer is behind one that does a good part of the work, "
-                "where one tensor of features alone goes on; name tensors in `places`"
+                "where one tensor of features alone goes on; name tensors in `places` (`--at` of `farthing exits`)"
             )
         chosen: dict[float, Site] = {}
         for number in range(1, count + 1):
@@ -125,7 +125,8 @@ class _Network:
         """The best tensor for each share of the work: the last of the smallest that are not flat."""
         if self._work is None:
             raise UnsupportedError(
-                f"the work of {self.name} is not known ({self._why}): name tensors in `places`"
+                f"the work of {self.name} is not known ({self._why}): name tensors in `places` (`--at` of `farthing "
+                "exits`)"
             )
         whole, done = max(1, sum(self._work.values())), 0
         found: dict[int, Site] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +76,7 @@ def find(
     """
     job = _Job(task, teacher, manifest, target, options, machine, cache, listener)
     if out is None:
-        job.run()
+        job.take_part()
         return None
     with claimed(Path(out), OURS) as directory:
         start = time.perf_counter()
@@ -121,12 +123,23 @@ class _Job:
         """The search, in a directory of the cache that whoever wants the same finds again."""
         from farthing.forge.search.run import search
 
+        with self._at_work() as workshop:
+            return search(self.options, self.subject, self.target, self.task, workshop)
+
+    def take_part(self) -> None:
+        """Only the trials."""
+        from farthing.forge.search.run import take_part
+
+        with self._at_work() as workshop:
+            take_part(self.options, self.subject, self.target, self.task, workshop)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[Workshop]:
         self.cache.sweep()
         place = self.root / "work" / self._key()[:2] / self._key()
         files.make_directory(place)
         with files.hold(place):
-            workshop = Workshop(self.workshop.listener, place, self.machine, self.cache)
-            return search(self.options, self.subject, self.target, self.task, workshop)
+            yield Workshop(self.workshop.listener, place, self.machine, self.cache)
 
     def _key(self) -> str:
         """What decides the trials; how many of them are wanted, and in what time, does not."""

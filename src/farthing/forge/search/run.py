@@ -105,6 +105,13 @@ def search(
         return _Search(options, subject, target, task, workshop).run()
 
 
+def take_part(
+    options: SearchArchitecture, subject: Subject, target: Target, task: Task, workshop: Workshop
+) -> None:
+    """Try networks of a search that other processes run, in the directory of its workshop, until there are enough."""
+    _Search(options, subject, target, task, workshop).explored()
+
+
 class _Search:
     def __init__(
         self, options: SearchArchitecture, subject: Subject, target: Target, task: Task, workshop: Workshop
@@ -137,6 +144,11 @@ class _Search:
         )
 
     def run(self) -> Outcome:
+        tried, least, judge = self.explored()
+        return Outcome(self._finalists(tried, least, judge), tried, self.engine, self.runtime)
+
+    def explored(self) -> tuple[list[Tried], float | None, Judge | None]:
+        """All networks that were tried, the score one needs to be of use, and what knows the model as given."""
         options, model = self.options, self.subject.model
         judge = least = None
         if model is not None:
@@ -163,8 +175,7 @@ class _Search:
             listener,
             hours=options.hours,
         )
-        tried = explorer.run()
-        return Outcome(self._finalists(tried, least, judge), tried, self.engine, self.runtime)
+        return explorer.run(), least, judge
 
     def _limits(self) -> Limits:
         """The limits, with those that nobody gave said."""
