@@ -62,6 +62,22 @@ def test_eight_bits_are_trained_where_they_cost_too_much(search: Search, scaled:
     assert any("int8 trained" in candidate.name for candidate in found.candidates)
 
 
+@pytest.mark.slow
+def test_the_same_widths_are_not_trained_twice(
+    search: Search, cnn: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers keep a few channels whatever the ratio."""
+    monkeypatch.setattr(courses, "PLANS", {"normal": Plan(60.0, (1, 1), 6, 0)})
+    found = search(cnn, budget="accuracy_min>=0.05", effort="normal")
+    steps = {
+        one.name: one.steps[1].options["widths"]
+        for one in found.candidates
+        if one.name.endswith("pruned, fused")
+    }
+    assert 2 <= len(steps) < 6
+    assert len({str(widths) for widths in steps.values()}) == len(steps)
+
+
 @pytest.mark.usefixtures("brief")
 def test_nothing_is_trained_without_need(search: Search, cnn: Model, digits_task: Task) -> None:
     found = search(cnn, budget="accuracy_drop<=0.1, size_mb<=10", effort="normal")
