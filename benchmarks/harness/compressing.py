@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,9 +58,19 @@ class Case:
     bars: Bars
 
 
-def pruned(ratio: float, epochs: int, **schedule: Any) -> tuple[Step, ...]:
-    """Channels out, the float network teaching what is left, then 8 bits."""
-    options = {"ratio": ratio, "teacher": "self", "schedule": {"epochs": epochs, "lr": 2e-3, **schedule}}
+WATCH = {"/0/Conv": 16, "/4/Conv": 24, "/8/Conv": 32}
+"""Less than half of the channels: ranked together, most would go from one layer, to the loss of new people."""
+
+
+def pruned(left: float | Mapping[str, int], epochs: int, **schedule: Any) -> tuple[Step, ...]:
+    """Channels out, the float network teaching what is left, then 8 bits.
+
+    Args:
+        left: the share of all channels to take out, or how many stay in each layer.
+        epochs, schedule: of the training.
+    """
+    which = {"ratio": left} if isinstance(left, float) else {"widths": dict(left)}
+    options = {**which, "teacher": "self", "schedule": {"epochs": epochs, "lr": 2e-3, **schedule}}
     return (FUSE, Step(use="prune.structured.v1", options=options), *END)
 
 
@@ -113,7 +123,7 @@ CASES: dict[str, Case] = {
         fleet.watch,
         lambda setting: tasks.watch(setting.assets),
         5,
-        pruned(0.6, 60, lr=1e-2, augment="jitter"),
+        pruned(WATCH, 60, lr=3e-3, batch=64, weight_decay=0.5, augment="jitter"),
         Bars(9, 4, None, 1.0),
     ),
     "shuttle, pruned": Case(
