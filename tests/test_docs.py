@@ -23,20 +23,20 @@ from farthing.device.serving.server.settings import Batching, Entry, Limits, Set
 from farthing.device.watch.advice import Thresholds
 from farthing.engines.oip import Remote
 from farthing.engines.remote.retrying import BreakerRule, RetryRule
-from farthing.forge.distill import Student
-from farthing.forge.finetune import FineTune
-from farthing.forge.heads import Join, Joined
 from farthing.forge.quantize.blockwise import Blockwise
 from farthing.forge.quantize.dynamic import DynamicInt8
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.gptq import Gptq
+from farthing.forge.quantize.heads import Join, Joined
 from farthing.forge.quantize.smooth import Smooth
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.quantize.tables import Tables
 from farthing.forge.quantize.weights import WeightsOnly
 from farthing.forge.sensitivity.result import Effect, Mixture, Operator, Sensitivity, Whole
 from farthing.forge.study.result import Layer, Rounded, Study, Width
+from farthing.forge.training.distill import Student
 from farthing.forge.training.distillation import Distillation, Feature
+from farthing.forge.training.finetune import FineTune
 from farthing.forge.training.schedule import Schedule
 from farthing.model import Manifest, Preprocess, Quantization, Resize, TensorSpec
 from farthing.plugins import BUILTIN

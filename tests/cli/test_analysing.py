@@ -13,8 +13,8 @@ from torch import nn
 
 from farthing.bench import Rule
 from farthing.cli import main
-from farthing.forge import rounds
 from farthing.forge.convert import convert
+from farthing.forge.ladder import rounds
 from farthing.forge.sensitivity import Sensitivity
 from farthing.forge.study import Study
 

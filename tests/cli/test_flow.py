@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 
 from farthing.bench import Rule
 from farthing.cli import main
-from farthing.forge import rounds
+from farthing.forge.ladder import rounds
 from farthing.model import Model
 
 FACTORY = """

@@ -20,7 +20,8 @@ from torch import nn
 
 from farthing import plugins
 from farthing.bench import Rule
-from farthing.forge import optimize, rounds
+from farthing.forge import optimize
+from farthing.forge.ladder import rounds
 from farthing.forge.training.loop import train
 from farthing.forge.training.losses import CrossEntropy
 from farthing.forge.training.samples import Samples

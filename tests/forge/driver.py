@@ -22,7 +22,8 @@ import numpy as np
 from farthing.bench import Rule
 from farthing.errors import FarthingError
 from farthing.files import file_digest
-from farthing.forge import optimize, output, rounds
+from farthing.forge import optimize, output
+from farthing.forge.ladder import rounds
 from farthing.model import Model
 from farthing.recipe import Progress
 from farthing.task import Split, Task

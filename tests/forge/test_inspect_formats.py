@@ -15,9 +15,9 @@ import torch
 from farthing.bench import Rule
 from farthing.errors import ModelError
 from farthing.forge import nets
-from farthing.forge.candidates import Listing
 from farthing.forge.convert import convert
 from farthing.forge.inspect import Inspection, inspect
+from farthing.forge.ladder.candidates import Listing
 from farthing.model import Model, checked
 from farthing.target import Budget, Target
 from farthing.testing import fake_model

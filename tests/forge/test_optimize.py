@@ -27,9 +27,10 @@ from farthing.errors import (
     UnsupportedError,
 )
 from farthing.files import file_digest
-from farthing.forge import candidates, graph, output
+from farthing.forge import graph, output
 from farthing.forge.cache import Cache
 from farthing.forge.fuse import Fuse
+from farthing.forge.ladder import candidates
 from farthing.forge.optimize import optimize
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.replay import replay

@@ -17,7 +17,7 @@ from farthing.bench import Rule, Tick
 from farthing.bench.machine import Entrant
 from farthing.bench.racing import Timed
 from farthing.bench.remote import Board, Remote
-from farthing.forge import rounds
+from farthing.forge.ladder import rounds
 from farthing.forge.optimize import optimize
 from farthing.task import Split, Task
 

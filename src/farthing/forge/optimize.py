@@ -21,18 +21,18 @@ from farthing.assets import default_cache
 from farthing.bench import Tick
 from farthing.bench.machine import Here, Machine
 from farthing.errors import FarthingError
-from farthing.forge import arguments, inside, output, rounds
+from farthing.forge import arguments, inside, output
 from farthing.forge.apply import versions_of
 from farthing.forge.cache import Cache, key_of
-from farthing.forge.candidates import Listing
-from farthing.forge.climb import Artefact, Climber
-from farthing.forge.courses import Courses
 from farthing.forge.evaluate import Judge, proxy
-from farthing.forge.ladder import Rung, fitting, ladder
-from farthing.forge.rounds import Rounds
+from farthing.forge.ladder import Rung, fitting, ladder, rounds
+from farthing.forge.ladder.candidates import Listing
+from farthing.forge.ladder.climb import Artefact, Climber
+from farthing.forge.ladder.courses import Courses
+from farthing.forge.ladder.rounds import Rounds
+from farthing.forge.ladder.verdict import accuracy_refusal, harmless, points, sentence, unresolved
 from farthing.forge.runtime import find_runtimes
 from farthing.forge.timing import Clock, Variant
-from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
 from farthing.forge.workshop import Workshop
 from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model, as_model

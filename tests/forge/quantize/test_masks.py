@@ -16,10 +16,10 @@ from farthing.forge import graph
 from farthing.forge.apart import in_child
 from farthing.forge.convert import convert
 from farthing.forge.fuse import Fuse
-from farthing.forge.heads import joins
 from farthing.forge.quantize.calibrate import ranges
 from farthing.forge.quantize.float16 import Float16
 from farthing.forge.quantize.gptq import Gptq
+from farthing.forge.quantize.heads import joins
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.sensitivity.alone import HIGHEST, sqnr
 from farthing.forge.study.widths import observed

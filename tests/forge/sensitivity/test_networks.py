@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from farthing.assets import ASSETS, fetch
 from farthing.bench import evaluate
 from farthing.errors import AssetError
-from farthing.forge import graph, heads, nets
+from farthing.forge import graph, nets
 from farthing.forge.fuse import Fuse
 from farthing.forge.pretrained import centerface
+from farthing.forge.quantize import heads
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.sensitivity import PRECISIONS, sensitivity
 from farthing.model import Model

@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from farthing.bench import Rule
 from farthing.config import plain, to_yaml
 from farthing.errors import ConfigError, ModelError, UnsupportedError
-from farthing.forge import graph, rounds
+from farthing.forge import graph
 from farthing.forge.cache import Cache
 from farthing.forge.evaluate import Judge
 from farthing.forge.fuse import Fuse
-from farthing.forge.ladder import FUSE, Rung, int8, ladder
+from farthing.forge.ladder import FUSE, Rung, int8, ladder, rounds
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.sensitivity.alone import Source
 from farthing.forge.sensitivity.losses import calibration, whole_loss

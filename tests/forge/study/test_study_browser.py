@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from farthing.bench import Rule
-from farthing.forge import rounds
+from farthing.forge.ladder import rounds
 from farthing.forge.sensitivity import sensitivity
 from farthing.forge.sensitivity.page import render as render_sensitivity
 from farthing.forge.study import study

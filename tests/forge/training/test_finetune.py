@@ -20,9 +20,9 @@ from farthing.config import to_yaml
 from farthing.errors import ConfigError, ModelError, TaskError, TrainingError
 from farthing.forge.apply import apply, build
 from farthing.forge.cache import Cache
-from farthing.forge.finetune import FineTune
 from farthing.forge.replay import replay
 from farthing.forge.training.distillation import Distillation
+from farthing.forge.training.finetune import FineTune
 from farthing.forge.training.schedule import Schedule
 from farthing.forge.workshop import Workshop
 from farthing.measure import Interval

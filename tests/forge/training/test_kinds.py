@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import farthing
 from farthing.forge.convert import convert
-from farthing.forge.finetune import FineTune
+from farthing.forge.training.finetune import FineTune
 from farthing.forge.training.schedule import Schedule
 from farthing.model import Manifest, Model, TensorSpec
 from farthing.target import Target

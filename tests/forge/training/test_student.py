@@ -18,9 +18,9 @@ from farthing.config import read, to_yaml
 from farthing.errors import ConfigError, UnsupportedError
 from farthing.forge.apply import apply, build
 from farthing.forge.cache import Cache
-from farthing.forge.distill import SMALL, Student
 from farthing.forge.families import Architecture, Stage
 from farthing.forge.training import standin
+from farthing.forge.training.distill import SMALL, Student
 from farthing.forge.training.samples import Samples
 from farthing.forge.training.schedule import Schedule
 from farthing.forge.workshop import Workshop

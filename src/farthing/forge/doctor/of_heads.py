@@ -24,7 +24,7 @@ def of_heads(model: Model, task: Task) -> Iterator[Finding]:
     if model.manifest.format != "onnx" or model.manifest.quantization is not None:
         return
     try:
-        from farthing.forge import heads
+        from farthing.forge.quantize import heads
         from farthing.forge.quantize.static import StaticInt8
 
         found = heads.joins(model, task, StaticInt8(samples=SAMPLES))

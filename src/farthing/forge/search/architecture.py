@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 from msgspec.structs import replace
 
 from farthing.errors import ConfigError
-from farthing.forge.distill import SMALL, Student
 from farthing.forge.families import Architecture, Family
 from farthing.forge.search.deployment import Number
 from farthing.forge.search.estimate import Limits
+from farthing.forge.training.distill import SMALL, Student
 from farthing.forge.training.passes import SELF, TrainingPass
 from farthing.forge.training.schedule import Schedule
 from farthing.forge.workshop import Workshop

@@ -14,7 +14,6 @@ from torch import nn
 
 from farthing.errors import NotInstalled, TargetError, TrainingError
 from farthing.forge.cache import Cache
-from farthing.forge.distill import SMALL
 from farthing.forge.evaluate import Judge
 from farthing.forge.families import Architecture
 from farthing.forge.runtime import Runtime
@@ -30,6 +29,7 @@ from farthing.forge.search.space import Space
 from farthing.forge.search.start import promising
 from farthing.forge.search.validation import Validation
 from farthing.forge.training import standin
+from farthing.forge.training.distill import SMALL
 from farthing.forge.training.lesson import lesson
 from farthing.forge.training.loop import Hook, Moment
 from farthing.forge.training.samples import Samples

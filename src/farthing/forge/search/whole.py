@@ -5,10 +5,10 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from farthing.errors import NotInstalled
-from farthing.forge import rounds
 from farthing.forge.apply import apply
 from farthing.forge.cache import Cache
 from farthing.forge.evaluate import Judge
+from farthing.forge.ladder import rounds
 from farthing.forge.runtime import Runtime
 from farthing.forge.search.architecture import ARITHMETIC
 from farthing.forge.search.deployment import Deployment, Number

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from farthing.bench import Tick
 from farthing.bench.machine import Here
 from farthing.errors import FarthingError, StorageError, TaskError, UnsupportedError
-from farthing.forge import graph, heads
+from farthing.forge import graph
 from farthing.forge.evaluate import Judge, Score
 from farthing.forge.ladder import FUSE, STATIC
+from farthing.forge.quantize import heads
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.runtime import Runtime
 from farthing.forge.sensitivity.alone import HIGHEST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farthing.forge.heads import Join
+from farthing.forge.quantize.heads import Join
 from farthing.forge.report.findings import METRICS
 from farthing.forge.sensitivity.result import Effect, Mixture, Operator, Sensitivity
 from farthing.measure import Interval

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from farthing.config import Section
-from farthing.forge.heads import Join
+from farthing.forge.quantize.heads import Join
 from farthing.measure import Interval
 
 
@@ -90,7 +90,7 @@ class Sensitivity(Section, frozen=True, kw_only=True):
         precisions: those looked at, in order.
         operators: in the order of the graph.
         whole: the model as a whole, one for each precision.
-        joins: operators that put unlike ranges on one scale; see `farthing.forge.heads.Join`.
+        joins: operators that put unlike ranges on one scale; see `farthing.forge.quantize.heads.Join`.
         mixture: which operators should stay float; None if not asked for.
         samples: calibration samples behind each SQNR; ``subset``: validation samples behind each drop of an operator.
         engine: what ran it, with its version.

@@ -16,14 +16,13 @@ from farthing.assets import default_cache
 from farthing.bench import Tick
 from farthing.bench.machine import Here, Machine
 from farthing.errors import ConfigError, TaskError
-from farthing.forge import rounds
 from farthing.forge.apply import apply, read_by, versions
 from farthing.forge.cache import Cache, key_of
-from farthing.forge.candidates import Listing
-from farthing.forge.climb import Artefact, Climber
 from farthing.forge.evaluate import PROXY_SAMPLES, Judge
-from farthing.forge.ladder import FUSE, STATIC, Rung, fitting
-from farthing.forge.rounds import Rounds
+from farthing.forge.ladder import FUSE, STATIC, Rung, fitting, rounds
+from farthing.forge.ladder.candidates import Listing
+from farthing.forge.ladder.climb import Artefact, Climber
+from farthing.forge.ladder.rounds import Rounds
 from farthing.forge.runtime import Runtime, find_runtimes
 from farthing.forge.sensitivity import check_model
 from farthing.forge.sensitivity.losses import SAMPLES, calibration

@@ -19,9 +19,11 @@ from torch import nn
 from torch.nn import functional
 
 from farthing.bench import Rule, evaluate
-from farthing.forge import graph, heads, rounds
+from farthing.forge import graph
 from farthing.forge.doctor.of_heads import of_heads
 from farthing.forge.fuse import Fuse
+from farthing.forge.ladder import rounds
+from farthing.forge.quantize import heads
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.study import study
 from farthing.model import Manifest, Model, TensorSpec

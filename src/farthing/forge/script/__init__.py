@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from farthing.errors import UnsupportedError
-from farthing.forge.starting import STARTS
+from farthing.forge.script.starting import STARTS
 from farthing.model import Manifest, Preprocess, Resize, TensorSpec
 from farthing.ops.image import check_input
 from farthing.options import EngineOptions

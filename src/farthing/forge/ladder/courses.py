@@ -12,8 +12,8 @@ from farthing.errors import FarthingError
 from farthing.forge.apply import apply, build, versions
 from farthing.forge.arguments import Effort
 from farthing.forge.cache import Cache, key_of
-from farthing.forge.climb import Artefact, Climber
 from farthing.forge.ladder import FUSE, INTEGERS, STATIC, Rung, rounded
+from farthing.forge.ladder.climb import Artefact, Climber
 from farthing.forge.training.schedule import Augment, Schedule, has_bf16
 from farthing.forge.workshop import Workshop
 from farthing.model import Model

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from farthing.bench import Rule, Tick
 from farthing.errors import FarthingError, RaceError
-from farthing.forge.candidates import Times
-from farthing.forge.climb import Artefact
+from farthing.forge.ladder.candidates import Times
+from farthing.forge.ladder.climb import Artefact
 from farthing.forge.timing import Clock, Lap, Variant
 from farthing.measure import Scenario
 from farthing.model import Model

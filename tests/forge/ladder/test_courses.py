@@ -11,9 +11,10 @@ from torch import nn
 
 from farthing.config import convert
 from farthing.errors import ConfigError
-from farthing.forge import courses, graph
+from farthing.forge import graph
 from farthing.forge.cache import Cache
-from farthing.forge.courses import Courses, Plan
+from farthing.forge.ladder import courses
+from farthing.forge.ladder.courses import Courses, Plan
 from farthing.forge.replay import replay
 from farthing.forge.search.architecture import SearchArchitecture
 from farthing.forge.search.estimate import Limits

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from farthing.config import convert
 from farthing.errors import FarthingError
-from farthing.forge import heads
 from farthing.forge.apply import apply, read_by, versions
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.evaluate import Judge, Score, proxy
@@ -23,12 +22,13 @@ from farthing.forge.ladder import (
     with_exclusions,
     with_half,
 )
+from farthing.forge.ladder.verdict import accuracy_refusal, hopeless, points
+from farthing.forge.quantize import heads
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.runtime import Runtime
 from farthing.forge.sensitivity.losses import fewest, losses, ranked
 from farthing.forge.sensitivity.precisions import Place
 from farthing.forge.timing import Clock, Variant
-from farthing.forge.verdict import accuracy_refusal, hopeless, points
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.recipe import Candidate, Progress, Step
