@@ -19,6 +19,8 @@ from sybil import Document, Example, Region, Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
+from farthing import plugins
+
 ROOT = Path(__file__).parent
 
 
@@ -54,13 +56,15 @@ class InOrder:
 def start(namespace: dict[str, Any]) -> None:
     """A page begins in an empty directory; files of the checkout are reached through ``ROOT``."""
     place = tempfile.TemporaryDirectory(prefix="farthing-docs-")
-    namespace.update(ROOT=ROOT, _place=place, _before=Path.cwd())
+    namespace.update(ROOT=ROOT, _place=place, _before=Path.cwd(), _known={**plugins._registered})
     os.environ["ROOT"] = str(ROOT)
     os.chdir(place.name)
 
 
 def finish(namespace: dict[str, Any]) -> None:
     os.chdir(namespace["_before"])
+    plugins._registered.clear()  # what a page registered is not there for others in this process
+    plugins._registered.update(namespace["_known"])
     namespace["_place"].cleanup()
 
 

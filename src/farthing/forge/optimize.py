@@ -30,9 +30,9 @@ from farthing.forge.ladder.candidates import Listing
 from farthing.forge.ladder.climb import Artefact, Climber
 from farthing.forge.ladder.courses import Courses
 from farthing.forge.ladder.rounds import Rounds
-from farthing.forge.ladder.verdict import accuracy_refusal, harmless, points, sentence, unresolved
 from farthing.forge.runtime import find_runtimes
 from farthing.forge.timing import Clock, Variant
+from farthing.forge.verdict import accuracy_refusal, harmless, points, sentence, unresolved
 from farthing.forge.workshop import Workshop
 from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model, as_model

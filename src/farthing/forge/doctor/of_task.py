@@ -12,7 +12,7 @@ import numpy as np
 from farthing import picture
 from farthing.errors import FarthingError
 from farthing.forge.doctor.finding import Finding, ok, problem, warning
-from farthing.forge.ladder.verdict import unresolved
+from farthing.forge.verdict import unresolved
 from farthing.measure import mean_interval
 from farthing.model import Model
 from farthing.target import Budget

@@ -14,8 +14,8 @@ from farthing.errors import EngineError, MeasurementError
 from farthing.forge.cache import Cache, key_of
 from farthing.forge.inspect import inspect
 from farthing.forge.ladder.climb import Artefact
-from farthing.forge.ladder.verdict import choose, gains, harmless, speed_words
 from farthing.forge.timing import Clock, Lap, Variant
+from farthing.forge.verdict import choose, gains, harmless, speed_words
 from farthing.measure import Figures, Interval, compare, violations
 from farthing.model import Model
 from farthing.recipe import Candidate, Listener, Progress

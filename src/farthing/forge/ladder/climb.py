@@ -22,13 +22,13 @@ from farthing.forge.ladder import (
     with_exclusions,
     with_half,
 )
-from farthing.forge.ladder.verdict import accuracy_refusal, hopeless, points
 from farthing.forge.quantize import heads
 from farthing.forge.quantize.static import StaticInt8
 from farthing.forge.runtime import Runtime
 from farthing.forge.sensitivity.losses import fewest, losses, ranked
 from farthing.forge.sensitivity.precisions import Place
 from farthing.forge.timing import Clock, Variant
+from farthing.forge.verdict import accuracy_refusal, hopeless, points
 from farthing.forge.workshop import Workshop
 from farthing.model import Model
 from farthing.recipe import Candidate, Progress, Step

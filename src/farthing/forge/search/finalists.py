@@ -10,11 +10,11 @@ from farthing.config import Section
 from farthing.forge.apply import apply
 from farthing.forge.cache import Cache
 from farthing.forge.evaluate import Judge
-from farthing.forge.ladder.verdict import accuracy_refusal
 from farthing.forge.runtime import Runtime
 from farthing.forge.search.deployment import Deployment
 from farthing.forge.search.explore import Tried
 from farthing.forge.search.halving import Standing, front
+from farthing.forge.verdict import accuracy_refusal
 from farthing.measure import Interval
 from farthing.model import Model
 from farthing.recipe import Step

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from farthing.forge.ladder.verdict import ALIKE
+from farthing.forge.verdict import ALIKE
 from farthing.recipe import Candidate
 
 ON_FRONT = "on the front"

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from farthing.forge.evaluate import Score
-from farthing.forge.ladder.verdict import (
+from farthing.forge.verdict import (
     accuracy_refusal,
     choose,
     excess,
