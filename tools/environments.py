@@ -110,9 +110,12 @@ def lowest() -> None:
     python = environment("lowest", [*pinned, *TEST_TOOLS], [*pinned, *others])
     install_farthing(python)
     print("lowest versions:", ", ".join(pinned), flush=True)
-    options = ["-q", "-p", "no:cacheprovider", "-o", "filterwarnings=", "-m", "not slow and not browser"]
-    options += ["-n", "2", "--dist", "loadfile"]
-    run(str(python), "-m", "pytest", *options, "tests", *[f"--ignore={path}" for path in WORKSTATION])
+    options = ["-q", "-o", f"cache_dir={python.parent.parent / 'pytest'}", "-o", "filterwarnings="]
+    options += ["-m", "not slow and not browser", "tests", *[f"--ignore={path}" for path in WORKSTATION]]
+    try:
+        run(str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", *options)
+    except subprocess.CalledProcessError:  # two at a time may be late for one another: what failed runs alone
+        run(str(python), "-m", "pytest", "--last-failed", *options)
 
 
 def main() -> int:
