@@ -273,7 +273,8 @@ def test_nothing_is_left_behind(x: dict[str, Any]) -> None:
 
 
 PARENT = """
-    import os, sys, time
+    import os, signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs behind
     from farthing.device.serving.parts.processes import Processes
     from farthing.testing import fake_model
     service = Processes([fake_model(4, 4, ends=("x", "a")), fake_model(4, 4, ends=("a", "y"))])
