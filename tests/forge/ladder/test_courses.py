@@ -33,6 +33,21 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(courses, "PLANS", {"normal": Plan(60.0, (3, 3), 1, 0)})
 
 
+Planned = Callable[..., Courses]
+
+
+@pytest.fixture
+def thorough(cnn: Model, digits_task: Task, tmp_path: Path) -> Planned:
+    """Makes what plans the trainings of a thorough search under a budget, and can climb nothing."""
+
+    def make(budget: Budget, **options: Any) -> Courses:
+        climber: Any = None
+        here, kept = Target.detect(), Cache(tmp_path)
+        return Courses(climber, cnn, digits_task, here, (), "thorough", kept, Workshop(), budget, **options)
+
+    return make
+
+
 @pytest.mark.usefixtures("brief")
 def test_trained_networks_go_up_the_ladder(
     search: Search, cnn: Model, digits_task: Task, tmp_path: Path
@@ -99,21 +114,8 @@ def test_too_slow_a_network_is_not_trained(
 
 
 @pytest.mark.parametrize("pace", [0.1, 2.0, 10.0, 30.0])
-def test_a_search_of_the_student_keeps_to_its_share_of_the_time(
-    cnn: Model, digits_task: Task, tmp_path: Path, pace: float
-) -> None:
-    budget = Budget(accuracy_drop=0.02, size_mb=0.05)
-    planned = Courses(
-        None,
-        cnn,
-        digits_task,
-        Target.detect(),
-        (),
-        "thorough",
-        Cache(tmp_path),
-        Workshop(),
-        budget,  # type: ignore[arg-type]
-    )
+def test_a_search_of_the_student_keeps_to_its_share_of_the_time(thorough: Planned, pace: float) -> None:
+    planned = thorough(Budget(accuracy_drop=0.02, size_mb=0.05))
     planned._pace, share = pace, planned._slot * courses.SEARCHED
     step = planned._searched()
     assert step is not None
@@ -125,37 +127,20 @@ def test_a_search_of_the_student_keeps_to_its_share_of_the_time(
     assert (options.accuracy_drop, options.limits) == (0.02, Limits(size_kb=50))
 
 
-def test_a_student_is_not_searched_in_less_time_than_that_takes(
-    cnn: Model, digits_task: Task, tmp_path: Path
-) -> None:
-    planned = Courses(
-        None,
-        cnn,
-        digits_task,
-        Target.detect(),
-        (),
-        "thorough",
-        Cache(tmp_path),
-        Workshop(),
-        Budget(),  # type: ignore[arg-type]
-    )
+def test_a_student_is_not_searched_in_less_time_than_that_takes(thorough: Planned) -> None:
+    planned = thorough(Budget())
     planned._pace = 120.0
     assert planned._searched() is None
     assert "4 networks would take longer than the 20 minutes" in planned.notes[0]
     assert planned._left == 3600
 
 
-def test_what_takes_longer_than_was_thought_leaves_less_to_the_others(
-    cnn: Model, digits_task: Task, tmp_path: Path
-) -> None:
+def test_what_takes_longer_than_was_thought_leaves_less_to_the_others(thorough: Planned) -> None:
     """On a machine that is busy, say; the same search once more plans the same, though nothing takes time any more."""
     planned = []
     for seconds in (20.0 + 5 * 50 * 4, 0.0):
         ticks = iter([0.0, seconds])
-        one = Courses(
-            None, cnn, digits_task, Target.detect(), (), "thorough", Cache(tmp_path), Workshop(), Budget(),  # type: ignore[arg-type]
-            clock=lambda ticks=ticks: next(ticks, 0.0),
-        )  # fmt: skip
+        one = thorough(Budget(), clock=lambda ticks=ticks: next(ticks, 0.0))
         one._pace = 5.0
         first = one._schedule(1.0)
         assert first is not None
