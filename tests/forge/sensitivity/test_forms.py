@@ -55,7 +55,7 @@ def test_rounded_weights_one_by_one_and_all_together(fused: Model, digits_task: 
     assert [source.nodes[name].op_type for name in form.operators()] == ["Conv", "Conv", "Conv", "Gemm"]
     for name in form.operators():
         proto = graph.load(fused.file)
-        [spot] = weights_of(source.nodes[name], source)
+        [spot] = weights_of(source.nodes[name], source.stored)
         tensor = next(t for t in proto.graph.initializer if t.name == spot.tensor)
         numbers = numpy_helper.to_array(tensor)
         rounded = rounded_weights(numbers, spot.axes, 4)
@@ -67,7 +67,7 @@ def test_rounded_weights_one_by_one_and_all_together(fused: Model, digits_task: 
     assert np.abs(answers(every, feeds) - answers(fused, feeds)).max() > 0
     stored = {t.name: numpy_helper.to_array(t) for t in graph.load(every.file).graph.initializer}
     for name in form.operators():
-        [spot] = weights_of(source.nodes[name], source)
+        [spot] = weights_of(source.nodes[name], source.stored)
         np.testing.assert_array_equal(
             stored[spot.tensor], numpy_helper.to_array(form.stored[f"{spot.tensor}/alone"])
         )
@@ -138,7 +138,9 @@ def test_recurrent_weights_and_tables_have_a_scale_a_row(
 
     model = Fuse()(make_model(Rows()), VNNI, place.task)
     source = source_of(model)
-    spots = {source.nodes[name].op_type: weights_of(source.nodes[name], source) for name in source.nodes}
+    spots = {
+        source.nodes[name].op_type: weights_of(source.nodes[name], source.stored) for name in source.nodes
+    }
     assert [spot.axes for spot in spots["LSTM"]] == [(0, 1), (0, 1)]
     found = losses(model, Weights(bits=8), place)
     assert [source.nodes[name].op_type for name in found] == ["LSTM", "Gemm"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -72,23 +71,18 @@ class WeightsOnly(PassSection, frozen=True, kw_only=True):
 
     def _chosen(self, proto: ModelProto) -> dict[str, tuple[int, ...]]:
         """The weights to store in 8 bits: name -> the axes along which each index has a scale of its own."""
-        source = _Graph({tensor.name: tensor for tensor in proto.graph.initializer})
+        stored = {tensor.name: tensor for tensor in proto.graph.initializer}
         layers = [
             node for node in proto.graph.node if node.op_type != "Gather" and node.name not in self.exclude
         ]
         kept = {name for node in proto.graph.node if node.name in self.exclude for name in node.input}
         kept |= {value.name for value in proto.graph.output}
-        found = all_weights(layers, source).items()
+        found = all_weights(layers, stored).items()
         return {
             name: axes
             for name, axes in found
-            if name not in kept and graph.elements(source.stored[name]) >= self.least
+            if name not in kept and graph.elements(stored[name]) >= self.least
         }
-
-
-@dataclass(frozen=True)
-class _Graph:
-    stored: dict[str, TensorProto]
 
 
 def _small(tensor: TensorProto, axes: tuple[int, ...]) -> Iterator[TensorProto]:

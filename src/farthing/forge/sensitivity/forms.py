@@ -96,7 +96,7 @@ class RoundedWeights:
 
     def __init__(self, source: Source, bits: int) -> None:
         self._weights = {
-            name: found for name, node in source.nodes.items() if (found := weights_of(node, source))
+            name: found for name, node in source.nodes.items() if (found := weights_of(node, source.stored))
         }
         self._bits = bits
         self.stored: Mapping[str, onnx.TensorProto] = {

@@ -71,7 +71,7 @@ def whole(model: Model, precision: Precision, place: Place) -> Model:
     if isinstance(precision, Float16):
         return place.made(model, Step(use=FLOAT16, options=plain(precision)))
     source = source_of(model)
-    round_weights(source.nodes.values(), source, precision.bits)
+    round_weights(source.nodes.values(), source.stored, precision.bits)
     return Model.create(model.manifest, {"model.onnx": graph.save_bytes(source.proto)})
 
 

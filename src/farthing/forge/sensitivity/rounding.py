@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -17,11 +17,8 @@ Array = NDArray[Any]
 MATRICES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"}
 
 
-class Stores(Protocol):
-    """A graph with stored tensors."""
-
-    @property
-    def stored(self) -> dict[str, onnx.TensorProto]: ...
+Stored = Mapping[str, onnx.TensorProto]
+"""What a graph stores, by name."""
 
 
 class Place(NamedTuple):
@@ -38,7 +35,7 @@ class Place(NamedTuple):
     axes: tuple[int, ...]
 
 
-def weights_of(node: onnx.NodeProto, source: Stores) -> list[Place]:
+def weights_of(node: onnx.NodeProto, stored: Stored) -> list[Place]:
     """The float32 weights of a layer; no biases."""
     if node.op_type not in MATRICES or node.domain not in {"", "ai.onnx"}:
         return []
@@ -47,22 +44,22 @@ def weights_of(node: onnx.NodeProto, source: Stores) -> list[Place]:
     )
     found = []
     for place in places:
-        tensor = source.stored.get(node.input[place])
+        tensor = stored.get(node.input[place])
         if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
             found.append(Place(tensor.name, place, _channels(node, place, len(tensor.dims))))
     return found
 
 
-def all_weights(nodes: Iterable[onnx.NodeProto], source: Stores) -> dict[str, tuple[int, ...]]:
+def all_weights(nodes: Iterable[onnx.NodeProto], stored: Stored) -> dict[str, tuple[int, ...]]:
     """The float32 weights of all layers: name -> the axes along which each index has a scale of its own."""
-    return {place.tensor: place.axes for node in nodes for place in weights_of(node, source)}
+    return {place.tensor: place.axes for node in nodes for place in weights_of(node, stored)}
 
 
-def round_weights(nodes: Iterable[onnx.NodeProto], source: Stores, bits: int) -> None:
+def round_weights(nodes: Iterable[onnx.NodeProto], stored: Stored, bits: int) -> None:
     """Round the weights of all layers in place; they stay float32. See `rounded_weights`."""
-    for name, axes in all_weights(nodes, source).items():
-        numbers = rounded_weights(numpy_helper.to_array(source.stored[name]), axes, bits)
-        source.stored[name].CopyFrom(numpy_helper.from_array(numbers, name))
+    for name, axes in all_weights(nodes, stored).items():
+        numbers = rounded_weights(numpy_helper.to_array(stored[name]), axes, bits)
+        stored[name].CopyFrom(numpy_helper.from_array(numbers, name))
 
 
 def _channels(node: onnx.NodeProto, place: int, rank: int) -> tuple[int, ...]:

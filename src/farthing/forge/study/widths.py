@@ -64,7 +64,7 @@ class Widths:
 
     def layers(self, widths: Sequence[int], tick: Tick) -> list[Layer]:
         """Every layer with weights, its weights and its results at each width."""
-        names = [name for name, node in self._source.nodes.items() if weights_of(node, self._source)]
+        names = [name for name, node in self._source.nodes.items() if weights_of(node, self._source.stored)]
         own = {name: self._source.own(name) for name in names}
         outputs = {value.name for value in self._source.proto.graph.output}
         inner = sorted({*own.values()} - outputs)
@@ -77,7 +77,7 @@ class Widths:
 
     def _layer(self, name: str, tensor: str, results: Array, widths: Sequence[int]) -> Layer:
         node = self._source.nodes[name]
-        places = weights_of(node, self._source)
+        places = weights_of(node, self._source.stored)
         weights = [(self._array(place.tensor), place.axes) for place in places]
         stored = [self._source.stored[item] for item in node.input if item in self._source.stored]
         numbers = sum(map(graph.elements, stored))
@@ -115,7 +115,7 @@ class Widths:
         total = sum(graph.tensor_bytes(t, graph.elements(t)) for t in self._source.stored.values())
         if what == "activations":
             return total
-        weights = all_weights(self._source.nodes.values(), self._source)
+        weights = all_weights(self._source.nodes.values(), self._source.stored)
         arrays = [(self._array(name), axes) for name, axes in weights.items()]
         return total + sum(weight_bytes(array, axes, bits) - array.nbytes for array, axes in arrays)
 
@@ -123,7 +123,7 @@ class Widths:
         """The model with its weights or activations rounded, stored and computed as float32."""
         source = source_of(self._model)
         if what != "activations":
-            round_weights(source.nodes.values(), source, bits)
+            round_weights(source.nodes.values(), source.stored, bits)
         if what != "weights" and bits < 32:
             round_activations(source, self._ranges, bits)
         return Model.create(self._model.manifest, {"model.onnx": graph.save_bytes(source.proto)})
