@@ -136,7 +136,7 @@ def stretched(
         proto, known: as for `unlike`.
         feeds: inputs to see the columns on.
     """
-    flow, stored = _Flow(proto, set(known)), _constants(proto)
+    flow, stored = _Flow(proto, set(known)), graph.constants(proto)
     scaled = [
         (node, data, by) for node in proto.graph.node for data, by in _factors(node, stored) if data in known
     ]
@@ -152,17 +152,6 @@ def stretched(
             yield Join(
                 node=node.name, kind=node.op_type, step=step, parts=parts, head=tuple(heads[node.name])
             )
-
-
-def _constants(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    inline = {
-        node.output[0]: item.t
-        for node in proto.graph.node
-        if node.op_type == "Constant"
-        for item in node.attribute
-        if item.name == "value"
-    }
-    return {tensor.name: tensor for tensor in proto.graph.initializer} | inline
 
 
 def _factors(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Iterator[tuple[str, Array]]:
